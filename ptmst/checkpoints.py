@@ -1,0 +1,171 @@
+"""Distillation that survives: the state between outer steps, written atomically, resumed to the same bits."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptmst import config as configs
+from ptmst import files
+from ptmst.config import DistillConfig
+from ptmst.errors import InputError
+from ptmst.store import TrajectoryStore
+from ptmst.synthetic import SyntheticPairs
+
+RUN = "run.json"
+_KIND, _VERSION = "distillation run", 1
+_KEEP = 2
+
+
+@dataclass(frozen=True)
+class OuterState:
+    """One phase between outer steps: leaves, their average, and the optimiser's moments; updated in place."""
+
+    step: int
+    pairs: SyntheticPairs
+    average: SyntheticPairs
+    first_moment: dict[str, Tensor]
+    second_moment: dict[str, Tensor]
+    """Of adam; empty for sgd."""
+    loss: Tensor
+    """[steps, G], filled up to `step`."""
+    lr: Tensor
+    """[steps, G], filled up to `step`."""
+
+    @classmethod
+    def begin(cls, pairs: SyntheticPairs, config: DistillConfig) -> OuterState:
+        leaves = pairs.leaves()
+        history = torch.zeros(config.steps, len(pairs.lr))
+        return cls(
+            step=0,
+            pairs=pairs,
+            average=pairs.replace({name: leaf.clone() for name, leaf in leaves.items()}),
+            first_moment={name: torch.zeros_like(leaf) for name, leaf in leaves.items()},
+            second_moment={n: torch.zeros_like(v) for n, v in leaves.items()} if config.optimizer == "adam" else {},
+            loss=history,
+            lr=history.clone(),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        parts = {
+            "leaf": self.pairs.leaves(),
+            "average": self.average.leaves(),
+            "first": self.first_moment,
+            "second": self.second_moment,
+            "history": {"loss": self.loss, "lr": self.lr},
+        }
+        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+    def restored(self, step: int, tensors: Mapping[str, Tensor]) -> OuterState:
+        """The state of a checkpoint that was written from one of this form."""
+        for name, value in self.tensors().items():
+            value.copy_(tensors[name])
+        return replace(self, step=step)
+
+
+class Checkpoints:
+    """The newest two checkpoints of every phase in the output folder; nowhere, where there is no output folder."""
+
+    def __init__(self, folder: Path | None, every_s: float) -> None:
+        self._folder, self._every_s = folder, every_s
+        self._saved_at = time.monotonic()
+
+    @classmethod
+    def begin(cls, config: DistillConfig, store: TrajectoryStore, resume: bool) -> Checkpoints:
+        """Claim the output folder. Raises InputError where it holds another run, or one that was not to be resumed."""
+        if config.out is not None:
+            record = {"format": "ptmst-distillation-run", "version": _VERSION, "store_sha256": store.fingerprint}
+            record["config"] = comparable(config)
+            path = Path(config.out) / RUN
+            if not path.exists():
+                files.write_json(path, record)
+            elif not resume:
+                raise InputError(
+                    f"{config.out}: holds a distillation already; continue it with --resume, or choose another --out"
+                )
+            elif files.read_json(path, _KIND, _VERSION) != json.loads(json.dumps(record)):
+                raise InputError(
+                    f"{config.out}: expected a run of these settings and this store, found another; resume with the "
+                    "settings it began with, or choose another --out"
+                )
+        return cls(config.out, 60 * config.checkpoint_minutes)
+
+    @property
+    def steps_done(self) -> int:
+        """Outer steps, over all phases, that need not be done again."""
+        newest: dict[str, int] = {}
+        for path in self._paths("*"):
+            _, phase, step = path.stem.split("-")
+            newest[phase] = max(newest.get(phase, 0), int(step))
+        return sum(newest.values())
+
+    def newest(self, phase: int, fresh: OuterState) -> OuterState:
+        """The newest checkpoint of a phase that can be read, or `fresh`."""
+        for path in reversed(self._paths(str(phase))):
+            try:
+                return fresh.restored(int(path.stem.split("-")[2]), files.read_tensors(path))
+            except (InputError, KeyError, RuntimeError) as error:
+                print(f"{path}: passed over, it cannot be read ({error})", file=sys.stderr)
+        return fresh
+
+    def save(self, phase: int, state: OuterState) -> None:
+        if self._folder is None:
+            return
+        files.write_tensors(self._folder / f"checkpoint-{phase}-{state.step:08d}.safetensors", state.tensors())
+        for path in self._paths(str(phase))[:-_KEEP]:
+            path.unlink()
+        self._saved_at = time.monotonic()
+
+    def save_when_due(self, phase: int, state: OuterState, now: bool) -> None:
+        if now or time.monotonic() - self._saved_at >= self._every_s:
+            self.save(phase, state)
+
+    def clear(self) -> None:
+        """Remove the checkpoints of a run whose distilled set is safe."""
+        for path in self._paths("*"):
+            path.unlink()
+
+    def _paths(self, phase: str) -> list[Path]:
+        return sorted(self._folder.glob(f"checkpoint-{phase}-*.safetensors")) if self._folder else []
+
+
+def comparable(config: DistillConfig) -> dict[str, Any]:
+    """The settings that decide the result."""
+    passing = ("out", "device", "checkpoint_minutes")
+    return {key: value for key, value in configs.to_json(config).items() if key not in passing}
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Hold back Ctrl-C (and SIGTERM) until the caller asks; a second one interrupts at once.
+
+    The leaves are updated in place, so a step must not be cut in half before its state is saved.
+    """
+    asked = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,262 @@
+"""The command line: one sub-command per arrow of the flow. Only what a sub-command needs is imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from ptmst import config as configs
+from ptmst.config import DistillConfig, Endpoints, EvaluateConfig, Phase, RenderConfig, TeachConfig
+from ptmst.errors import InputError
+
+TomlFile = Annotated[Path | None, arg(metavar="FILE")]
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Run everything on an embedded default: data, teachers, distillation, students, one HTML page."""
+
+    data: Literal["scenes", "digits"] = "scenes"
+    """Embedded data set."""
+    out: Path = Path("runs/demo")
+    """Folder for everything that is written; a stopped demo continues where it was."""
+    quick: bool = False
+    """At most 3 minutes on two cores, instead of 12: fewer experts and steps, and worse recall."""
+
+    def run(self) -> None:
+        from ptmst.demo import run_demo
+
+        run_demo(self.data, self.out, self.quick, " ".join(["ptmst", *sys.argv[1:]]))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Write a rendered data set to disk: images and Karpathy-style JSON."""
+
+    settings: Annotated[RenderConfig, arg(name="")] = field(default_factory=RenderConfig)
+    config: TomlFile = None
+    """TOML file; its [data] table gives the defaults of the other flags."""
+
+    def run(self) -> None:
+        from ptmst.data import write_rendered
+
+        written = write_rendered(self.settings)
+        say(f"{self.settings.root}: {'written' if written else 'there already, nothing to do'}")
+
+
+@dataclass(frozen=True)
+class Teach:
+    """Train experts on real pairs and keep what their shortcut trajectories need."""
+
+    settings: Annotated[TeachConfig, arg(name="")] = field(default_factory=TeachConfig)
+    config: TomlFile = None
+    """TOML file; its [teach] table gives the defaults of the other flags."""
+
+    def run(self) -> None:
+        from ptmst.teachers import train_teachers
+
+        store = train_teachers(self.settings)
+        say(f"{store.path}: {len(store)} experts of {store.layers.num_params:,} parameters, {store.bytes / 1e6:.1f} MB")
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Distil a trajectory store into synthetic pairs."""
+
+    store: Path
+    """Folder of the trajectory store."""
+    settings: Annotated[DistillConfig, arg(name="")] = field(default_factory=DistillConfig)
+    config: TomlFile = None
+    """TOML file; its [distill] table gives the defaults of the other flags."""
+    resume: bool = False
+    """Continue a stopped run."""
+
+    def run(self) -> None:
+        from ptmst.distillation import distill
+        from ptmst.store import TrajectoryStore
+
+        if self.settings.out is None:
+            raise InputError("out: expected a folder for the distilled set, found none; name one with --out")
+        distilled = distill(self.settings, TrajectoryStore.open(self.store), resume=self.resume)
+        say(f"{self.settings.out}: {distilled.num_pairs} pairs in {len(distilled)} phases")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Train fresh students on a distilled set and measure their retrieval recall."""
+
+    set: Path
+    """Folder of the distilled set."""
+    settings: Annotated[EvaluateConfig, arg(name="")] = field(default_factory=EvaluateConfig)
+    config: TomlFile = None
+    """TOML file; its [evaluate] table gives the defaults of the other flags."""
+    out: Path | None = None
+    """JSON file for the scores; none = scores.json in the set's folder."""
+
+    def run(self) -> None:
+        from ptmst import files
+        from ptmst.distilled import DistilledSet
+        from ptmst.evaluation import evaluate
+        from ptmst.report import Row, recall_table
+
+        distilled = DistilledSet.load(self.set)
+        scores = evaluate(distilled, self.settings)
+        out = self.out or self.set / SCORES
+        files.write_json(out, scores.to_json())
+        show(recall_table([Row(self.set.name, scores, distilled.num_pairs, None)]))
+        say(f"{out}: scores of {len(scores.students)} students")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML page about evaluated sets: recalls, loss curves, the pairs as pictures, settings."""
+
+    sets: Positional[tuple[Path, ...]]
+    """Folders of distilled sets that `ptmst evaluate` has scored."""
+    out: Path = Path("report.html")
+    """HTML file to write."""
+    title: str = "Distilled sets"
+    """Heading of the page."""
+
+    def run(self) -> None:
+        from ptmst.report import read_row, write_report
+
+        write_report(self.out, self.title, [read_row(path) for path in self.sets], None)
+        say(f"{self.out}: open it in a browser")
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Print versions, devices, which kernels run, and what is missing."""
+
+    def run(self) -> None:
+        from ptmst.doctor import report
+
+        for what, finding in report():
+            print(f"{what:28} {finding}")
+
+
+COMMANDS: dict[str, type] = {
+    "demo": Demo,
+    "data": Data,
+    "teach": Teach,
+    "distill": Distill,
+    "evaluate": Evaluate,
+    "report": Report,
+    "doctor": Doctor,
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A TOML file: one table per command, each with the settings of that command."""
+
+    data: RenderConfig = field(default_factory=RenderConfig)
+    teach: TeachConfig = field(default_factory=TeachConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command = parse(arguments)
+        command.run()
+    except InputError as error:
+        print(f"ptmst: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ptmst: stopped; the same command (distill: with --resume) continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command of a command line. Exits with 0 for --help and with 2 for flags that cannot be used."""
+    name = arguments[0] if arguments else "--help"
+    if name not in COMMANDS:
+        if name in ("-h", "--help"):
+            print(overview())
+            raise SystemExit(0)
+        raise InputError(f"{name}: no such command{configs.nearest(name, list(COMMANDS))}")
+    kind = COMMANDS[name]
+    with _constructors():
+        return tyro.cli(kind, prog=f"ptmst {name}", args=arguments[1:], default=_defaults(name, arguments[1:]))
+
+
+def _defaults(name: str, arguments: list[str]) -> Any:
+    """The command's defaults, from its table of the TOML file where one is named."""
+    values: dict[str, Any] = {f.name: tyro.MISSING for f in fields(COMMANDS[name]) if _required(f)}
+    path = _config_path(arguments)
+    if path is not None and "config" in (f.name for f in fields(COMMANDS[name])):
+        values["settings"] = getattr(configs.from_toml(Experiment, path), name)
+    return COMMANDS[name](**values)
+
+
+def _required(f: Field[Any]) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+def _config_path(arguments: list[str]) -> Path | None:
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if flag == "--config" and value:
+            return Path(value)
+        if flag.startswith("--config="):
+            return Path(flag.removeprefix("--config="))
+    return None
+
+
+def _constructors() -> ConstructorRegistry:
+    """How phases and end points are written on a command line."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def phase(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Phase] | None:
+        if info.type is not Phase:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PAIRS:ENDPOINT:FIRST-LAST",
+            instance_from_str=lambda words: configs.parse_phase(words[0]),
+            is_instance=lambda value: isinstance(value, Phase),
+            str_from_instance=lambda p: [f"{p.pairs}:{p.endpoint}:{p.start[0]}-{p.start[1]}"],
+        )
+
+    @registry.primitive_rule
+    def endpoints(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Endpoints] | None:
+        if info.type != Endpoints:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="K,K,…|all",
+            instance_from_str=lambda words: configs.parse_endpoints(words[0]),
+            is_instance=lambda value: value == "all" or isinstance(value, tuple),
+            str_from_instance=lambda value: [value if value == "all" else ",".join(map(str, value))],
+        )
+
+    return registry
+
+
+def overview() -> str:
+    lines = [f"  {name:10} {(kind.__doc__ or '').strip()}" for name, kind in COMMANDS.items()]
+    head = ["usage: ptmst COMMAND [FLAGS]", "", "Distil image-text pairs into a few hundred that train as well.", ""]
+    return "\n".join([*head, *lines, "", "`ptmst COMMAND --help` explains every flag."])
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def show(renderable: object) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120).print(renderable)

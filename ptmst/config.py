@@ -1,0 +1,415 @@
+"""Every setting of the engine, as frozen dataclasses.
+
+A field's docstring is its help text on the command line. `check` reports all mistakes of a config at once.
+The defaults are the paper's (arXiv 2603.25388) where it names one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from ptmst.errors import InputError
+
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+T = TypeVar("T")
+LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl"]
+Endpoints = tuple[int, ...] | Literal["all"]
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """A rendered data set, written to disk as image files and Karpathy-style JSON."""
+
+    name: Literal["scenes", "digits"] = "scenes"
+    """scenes (coloured shapes) or digits (real handwriting)."""
+    root: Path = Path("data/scenes")
+    """Folder to write."""
+    image_size: int = 32
+    """Height and width, pixels."""
+    train: int = 4000
+    """Training images."""
+    val: int = 500
+    """Validation images."""
+    test: int = 500
+    """Test images."""
+    warmup: int = 2000
+    """Images for the warm-up of a tower, apart from all other splits."""
+    captions: int = 5
+    """Differently worded captions of each image."""
+    seed: int = 0
+    """Seed of every random draw."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the image-text pairs lie and how they are read."""
+
+    name: str = "scenes"
+    """Data set: scenes, digits, flickr30k, coco or cc3m."""
+    root: Path = Path("data/scenes")
+    """Folder with the annotation JSON files and the images they name."""
+    image_size: int = 32
+    """Height and width that images are resized to, pixels."""
+    max_words: int = 30
+    """Words kept of each caption."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _positive(self, "image_size", "max_words")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The student: image tower, text tower and the heads on them."""
+
+    image_tower: str = "convnet"
+    """convnet (built in), or timm:NAME for any timm model."""
+    image_width: int = 128
+    """Channels of the convnet's last block; timm towers have their own width."""
+    image_weights: Path | None = None
+    """Local weights of the image tower (.safetensors or a weights-only .pt); none = random, or warmed up."""
+    freeze_tower: bool = False
+    """Train heads only, on a frozen image tower (CC3M, RepBlend); otherwise the tower itself is trained."""
+    head_width: int = 512
+    """Embedding width H with a frozen tower; with a trained tower H is the tower's own width."""
+    text_tower: str = "hashed"
+    """hashed (word and bigram hashing), hf:NAME_OR_FOLDER, or open_clip:NAME. Always frozen."""
+    text_width: int = 256
+    """Dimensions of the hashed text tower; other towers have their own width."""
+    text_weights: Path | None = None
+    """Local weights of an open_clip text tower."""
+    warmup_epochs: int = 0
+    """Epochs of warm-up on the data set's warmup split, a stand-in for pretrained weights; 0 = none."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _positive(self, "image_width", "head_width", "text_width")
+        yield from _at_least(self, 0, "warmup_epochs")
+        if self.image_weights is not None and self.warmup_epochs:
+            yield "image_weights and warmup_epochs: expected one of them, found both; drop one"
+
+
+@dataclass(frozen=True)
+class TeachConfig:
+    """Expert training on real pairs (paper §3; SGD without momentum)."""
+
+    out: Path = Path("runs/store")
+    """Folder of the trajectory store."""
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    experts: int = 20
+    """Number of experts."""
+    epochs: int = 10
+    """Epochs each expert trains."""
+    lr: float = 0.1
+    """Learning rate of every group."""
+    batch_size: int = 128
+    """Real pairs per batch."""
+    temperature: float = 0.07
+    """Divisor of the cosine similarities."""
+    endpoints: Endpoints = (5, 7)
+    """Epochs whose displacement is kept, such as 5,7; or all (needed for raw trajectories)."""
+    seed: int = 0
+    """Seed of every random draw."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    @property
+    def kept_endpoints(self) -> tuple[int, ...]:
+        return tuple(range(1, self.epochs + 1)) if self.endpoints == "all" else tuple(sorted(set(self.endpoints)))
+
+    def problems(self) -> Iterator[str]:
+        yield from _positive(self, "experts", "epochs", "lr", "batch_size", "temperature")
+        yield from _at_least(self, 0, "seed")
+        for k in self.kept_endpoints:
+            if not 1 <= k <= self.epochs:
+                yield f"endpoints: expected epochs in 1..{self.epochs}, found {k}; lower it or raise epochs"
+        if not self.kept_endpoints:
+            yield "endpoints: expected at least one epoch, found none; name some, such as 5,7"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phased teacher (paper §3.2): its subset, its end point and its start range."""
+
+    pairs: int
+    """Synthetic pairs N_p of this phase's subset."""
+    endpoint: int
+    """End point K_p of the shortcut, epochs; on raw trajectories the last epoch that is matched."""
+    start: tuple[int, int]
+    """Start range [first, last) of the matching spans, epochs."""
+
+
+@dataclass(frozen=True)
+class LeafRates:
+    """Outer learning rate of each leaf."""
+
+    images: float = 1000.0
+    """Of the synthetic images x."""
+    texts: float = 1000.0
+    """Of the synthetic texts y."""
+    lr: float = 0.01
+    """Of the student learning rate η."""
+    similarity: float = 10.0
+    """Of the soft labels S; 0 keeps the identity."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, 0, "images", "texts", "lr", "similarity")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Phased distillation (paper §3; settings of Flickr30k 500 by default)."""
+
+    out: Path | None = None
+    """Folder of the distilled set and its checkpoints; none = nothing is written (Python API only)."""
+    phases: tuple[Phase, ...] = (Phase(200, 5, (0, 2)), Phase(299, 7, (1, 3)))
+    """Phases as PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2 299:7:1-3 (last is exclusive)."""
+    trajectory: Literal["shortcut", "raw"] = "shortcut"
+    """What is matched: the shortcut to the phase's end point, or the epochs as they were."""
+    expert_epochs: int = 1
+    """Length Δ of a matching span, epochs."""
+    steps: int = 2000
+    """Outer steps of every phase."""
+    inner_steps: int = 8
+    """Student steps per outer step."""
+    batch_size: int = 40
+    """Synthetic pairs per student step."""
+    loss: LossKind = "wbce"
+    """Loss of the student."""
+    temperature: float = 0.07
+    """Divisor of the cosine similarities."""
+    similarity: Literal["full", "low-rank"] = "full"
+    """Form of the soft labels S."""
+    rank: int = 10
+    """Rank of low-rank soft labels."""
+    alpha: float = 1.0
+    """Weight of the low-rank part: S = diag(a) + (alpha/rank) L Rᵀ."""
+    student_lr: float = 0.1
+    """Initial student learning rate η of every group."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Outer optimiser."""
+    momentum: float = 0.5
+    """Momentum of sgd; first β of adam (its second is 0.99)."""
+    rates: LeafRates = field(default_factory=LeafRates)
+    adjoint: float = 0.0
+    """Share of the adjoint recursion kept: 0 = truncated gradient (the paper) … 1 = exact."""
+    adjoint_clip: float | None = None
+    """Largest ‖λ_i‖/‖λ_n‖ per group; none = unclipped."""
+    ema: float = 0.99
+    """Decay of the averaged leaves, which are what is saved; 0 = the leaves themselves."""
+    checkpoint_minutes: float = 3.0
+    """Minutes between checkpoints."""
+    seed: int = 0
+    """Seed of every random draw."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    @property
+    def pairs(self) -> int:
+        return sum(phase.pairs for phase in self.phases)
+
+    def problems(self) -> Iterator[str]:
+        yield from _positive(self, "expert_epochs", "steps", "inner_steps", "batch_size", "temperature", "rank")
+        yield from _positive(self, "student_lr")
+        yield from _at_least(self, 0, "momentum", "adjoint", "ema", "checkpoint_minutes", "seed")
+        if not self.phases:
+            yield "phases: expected at least one, found none; name one, such as 99:5:0-2"
+        for name, bound in (("momentum", 1), ("ema", 1)):
+            if getattr(self, name) >= bound:
+                yield f"{name}: expected a number below {bound}, found {getattr(self, name)}; lower it"
+        if self.adjoint > 1:
+            yield f"adjoint: expected 0 (truncated) to 1 (exact), found {self.adjoint}; lower it"
+        if self.adjoint_clip is not None and self.adjoint_clip <= 0:
+            yield f"adjoint_clip: expected a positive number, found {self.adjoint_clip}; raise it or leave it out"
+        for i, phase in enumerate(self.phases):
+            first, last = phase.start
+            if not 0 <= first < last:
+                yield f"phases[{i}].start: expected 0 <= first < last, found {first}-{last}; mend the range"
+            elif last - 1 + self.expert_epochs > phase.endpoint:
+                yield (
+                    f"phases[{i}]: expected the last span {last - 1}→{last - 1 + self.expert_epochs} to end by the "
+                    f"end point, found end point {phase.endpoint}; raise it or lower the start range"
+                )
+            if phase.pairs < self.batch_size:
+                yield (
+                    f"phases[{i}].pairs: expected at least one batch of {self.batch_size}, found {phase.pairs} "
+                    "pairs; lower batch_size or raise pairs"
+                )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Training of fresh students on a distilled set, and their retrieval recall (METHOD §6)."""
+
+    root: Path | None = None
+    """Data folder, where it has moved since distillation; none = the folder recorded in the set."""
+    students: int = 5
+    """Fresh students, each with its own seed."""
+    protocol: Literal["per-phase", "reference"] = "per-phase"
+    """per-phase restarts optimiser and schedule in every phase; reference lets one span all of them."""
+    select: Literal["last", "best-val", "best-test"] = "last"
+    """Which evaluation counts: the last, the best on the val split, or the best on the test split (as published)."""
+    epochs: int = 100
+    """Epochs 0 … epochs per phase, so one more than this number."""
+    lr_drop: int = 50
+    """The learning rate falls to a tenth after this epoch."""
+    every: int = 10
+    """Epochs between evaluations."""
+    batch_size: int = 128
+    """Pairs per student batch."""
+    momentum: float = 0.9
+    """Momentum of the student's SGD."""
+    weight_decay: float = 5e-4
+    """Weight decay of the student's SGD."""
+    loss: LossKind = "wbce"
+    """Loss of the student."""
+    temperature: float = 0.07
+    """Divisor of the cosine similarities."""
+    seed: int = 0
+    """Seed of every random draw."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _positive(self, "students", "every", "batch_size", "temperature")
+        yield from _at_least(self, 0, "epochs", "lr_drop", "momentum", "weight_decay", "seed")
+
+
+def check(config: object) -> None:
+    """Raise one InputError that lists every mistake of a config and of the configs inside it."""
+    found = list(_walk(config, ""))
+    if len(found) == 1:
+        raise InputError(found[0])
+    if found:
+        raise InputError("\n  ".join([f"{len(found)} settings cannot be used:", *found]))
+
+
+def _walk(config: object, prefix: str) -> Iterator[str]:
+    for line in getattr(config, "problems", tuple)():
+        yield prefix + line
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _walk(value, f"{prefix}{f.name}.")
+
+
+def _positive(config: object, *names: str) -> Iterator[str]:
+    for name in names:
+        if not getattr(config, name) > 0:
+            yield f"{name}: expected a positive number, found {getattr(config, name)}; raise it"
+
+
+def _at_least(config: object, bound: float, *names: str) -> Iterator[str]:
+    for name in names:
+        if not getattr(config, name) >= bound:
+            yield f"{name}: expected at least {bound}, found {getattr(config, name)}; raise it"
+
+
+def to_json(config: object) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    value: dict[str, Any] = _converter().unstructure(config)
+    return value
+
+
+def from_json(kind: type[T], value: object) -> T:
+    """A config of `kind` from plain values; missing keys take their defaults.
+
+    Raises InputError that lists every unknown setting, with the nearest known one, and every value of a wrong type.
+    """
+    from cattrs import BaseValidationError, transform_error
+
+    try:
+        return _converter().structure(value, kind)
+    except BaseValidationError as error:
+        found = transform_error(error, format_exception=_explain)
+        raise InputError("\n  ".join(found) if len(found) == 1 else "\n  ".join(["settings:", *found])) from None
+
+
+def from_toml(kind: type[T], path: Path) -> T:
+    """A config of `kind` from a TOML file. Raises InputError that names the file and every mistake in it."""
+    try:
+        value = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected TOML, found a mistake ({error}); mend that line") from error
+    try:
+        return from_json(kind, value)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def parse_phase(text: str) -> Phase:
+    """`PAIRS:ENDPOINT:FIRST-LAST`, such as 200:5:0-2."""
+    try:
+        pairs, endpoint, start = text.split(":")
+        first, last = start.split("-")
+        return Phase(int(pairs), int(endpoint), (int(first), int(last)))
+    except ValueError:
+        raise ValueError(f"expected PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2, found {text}") from None
+
+
+def parse_endpoints(text: str) -> Endpoints:
+    """`5,7`, or `all`."""
+    if text == "all":
+        return "all"
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"expected epochs such as 5,7, or all, found {text}") from None
+
+
+@cache
+def _converter() -> Converter:
+    from cattrs import Converter
+
+    converter = Converter(forbid_extra_keys=True)
+    for kind, accepted in ((bool, (bool,)), (int, (int,)), (float, (int, float)), (str, (str,))):
+        converter.register_structure_hook(kind, _strict(kind, accepted))
+    converter.register_structure_hook(Path, lambda value, _: Path(_strict(str, (str,))(value, str)))
+    converter.register_unstructure_hook(Path, str)
+    converter.register_structure_hook_func(lambda t: t == Endpoints, _endpoints)
+    converter.register_unstructure_hook_func(lambda t: t == Endpoints, lambda v: v if v == "all" else list(v))
+    return converter
+
+
+def _strict(kind: type, accepted: tuple[type, ...]) -> Any:
+    def structure(value: object, _: object) -> object:
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"expected {kind.__name__}, found {value!r}")
+        return kind(value)
+
+    return structure
+
+
+def _endpoints(value: object, _: object) -> Endpoints:
+    if isinstance(value, str):
+        return parse_endpoints(value)
+    if isinstance(value, (list, tuple)) and all(type(k) is int for k in value):
+        return tuple(value)
+    raise TypeError(f"expected a list of epochs or 'all', found {value!r}")
+
+
+def _explain(error: BaseException, kind: type | None) -> str:
+    from cattrs.errors import ForbiddenExtraKeysError
+
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [f.name for f in dataclasses.fields(error.cl)]
+        return "; ".join(f"unknown setting {name}{nearest(name, known)}" for name in sorted(error.extra_fields))
+    if isinstance(error, KeyError):
+        return f"expected the key {error}, found none; add it"
+    return str(error) or f"expected {kind}"
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Advice that names the closest known words, to end an error message with."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,61 @@
+"""Contrastive losses between a batch of images and texts with soft labels (METHOD §1, paper §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptmst.config import LossKind
+from ptmst.flat import Student
+from ptmst.kernels.reference import LOSSES
+
+StudentLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def contrastive_logits(image_embeds: Tensor, text_embeds: Tensor, temperature: float) -> Tensor:
+    """Cosine similarities over the temperature: [N, H], [N, H] → [N, N], image i against text j."""
+    return F.normalize(image_embeds, dim=-1) @ F.normalize(text_embeds, dim=-1).T / temperature
+
+
+def contrastive_loss(kind: LossKind, logits: Tensor, similarity: Tensor) -> Tensor:
+    """The loss of `kind` on logits [N, N] and soft labels [N, N] → scalar. Plain ATen: any transform goes through."""
+    return LOSSES[kind](logits, similarity)
+
+
+def student_loss(student: Student, kind: LossKind, temperature: float) -> StudentLoss:
+    """ℓ(θ, x, y, S): the loss of a student on one batch, as a pure function of θ [P] and the batch."""
+
+    def loss(theta: Tensor, images: Tensor, texts: Tensor, similarity: Tensor) -> Tensor:
+        image_embeds = student.embed_images(theta, images)
+        text_embeds = student.embed_texts(theta, texts)
+        return contrastive_loss(kind, contrastive_logits(image_embeds, text_embeds, temperature), similarity)
+
+    return loss
+
+
+def hard_label_loss(logits: Tensor) -> Tensor:
+    """Symmetric cross-entropy of real pairs: logits [N, N] → scalar."""
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+class SoftContrastiveLoss(nn.Module):
+    """Drop-in soft-label contrastive loss.
+
+    `forward(image_embeds [N, H], text_embeds [N, H], similarity [N, N] | None) -> scalar`; without soft labels the
+    pairs are matched one to one (S = identity). Embeddings need not be normalised.
+    """
+
+    def __init__(self, kind: LossKind = "wbce", temperature: float = 0.07) -> None:
+        super().__init__()
+        self.kind: LossKind = kind
+        self.temperature = temperature
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor, similarity: Tensor | None = None) -> Tensor:
+        logits = contrastive_logits(image_embeds, text_embeds, self.temperature)
+        if similarity is None:
+            similarity = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
+        return contrastive_loss(self.kind, logits, similarity)

@@ -1,0 +1,8 @@
+"""Image-text pairs: the published sets, and two small ones that are rendered on the spot."""
+
+from ptmst.data.captions import clean_caption
+from ptmst.data.digits import write_digits
+from ptmst.data.pairs import Pairs, denormalise, load_pairs, normalise
+from ptmst.data.scenes import write_scenes
+
+__all__ = ["Pairs", "clean_caption", "denormalise", "load_pairs", "normalise", "write_digits", "write_scenes"]

@@ -1,0 +1,72 @@
+"""Scenes of handwritten digits: two or three of scikit-learn's 1,797 scans (8×8), in coloured ink."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ptmst.data.composition import Vocabulary, pick
+from ptmst.data.generated import Layout, Progress, Settings, write_generated
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = Vocabulary(generic="digit", kinds={name: (name,) for name in NAMES})
+EXTENTS = {"small": 0.23, "large": 0.33}
+"""Height and width of a scan, image widths."""
+SHARES = {"train": 0.5, "val": 0.15, "test": 0.15, "warmup": 0.2}
+"""Each split's share of the scans."""
+
+Scans = Mapping[str, Mapping[str, Sequence[np.ndarray]]]
+"""Split → digit → masks uint8 [8, 8]; no scan is in two splits."""
+
+
+def write_digits(
+    root: Path | str,
+    *,
+    image_size: int = 32,
+    train: int = 4000,
+    val: int = 500,
+    test: int = 500,
+    warmup: int = 2000,
+    captions: int = 5,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> bool:
+    """Write the data set "digits" under `root`; False if the same set was there already.
+
+    `train` … `warmup` count images, each with `captions` captions; no scene and no scan is in two splits. The same
+    settings give the same bytes. Raises InputError for settings out of range and for a root that holds other settings.
+    """
+    settings = Settings(image_size, train, val, test, warmup, captions, seed)
+    return write_generated("digits", root, settings, DIGITS, _paint, progress)
+
+
+@cache
+def split_scans() -> Scans:
+    """The scans, dealt out among the splits: the same for every seed, so that test scans are never trained on."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    scans, labels = load_digits(return_X_y=True)
+    masks = np.round(scans.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    dealt: dict[str, dict[str, Sequence[np.ndarray]]] = {split: {} for split in SHARES}
+    for label, name in enumerate(NAMES):
+        mine = np.random.default_rng(label).permutation(masks[labels == label])
+        ends = np.round(np.cumsum([0, *SHARES.values()]) * len(mine)).astype(int)
+        for split, (start, end) in zip(SHARES, pairwise(ends), strict=True):
+            dealt[split][name] = list(mine[start:end])
+    return dealt
+
+
+def _paint(layout: Layout, split: str, rng: np.random.Generator) -> Image.Image:
+    size = layout.image_size
+    canvas = Image.new("RGB", (size, size), layout.background)
+    for placed in layout.placed:
+        extent = round(EXTENTS[placed.thing.size] * size)
+        scan = Image.fromarray(pick(rng, split_scans()[split][placed.thing.kind]))
+        x, y = (round(c * size - extent / 2) for c in placed.centre)
+        canvas.paste(placed.ink, (x, y), scan.resize((extent, extent), Image.Resampling.BICUBIC))
+    return canvas

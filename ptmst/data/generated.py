@@ -1,0 +1,155 @@
+"""Writing a rendered data set to disk: once, whole or not at all, and the same bytes for the same settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ptmst import files
+from ptmst.data.composition import COLOURS, GRID, Scene, Thing, Vocabulary, compose, describe
+from ptmst.data.karpathy import write_annotations
+from ptmst.errors import InputError
+
+VERSION = 1
+"""Raised whenever the same settings would give other bytes."""
+SMALLEST_IMAGE = 16
+"""Pixels; below this, shapes and digits are no longer told apart."""
+MOST_CAPTIONS = 20
+"""Captions of an image that surely differ."""
+
+JITTER = 0.02
+"""How far a thing strays from the middle of its cell, image widths."""
+
+RGB = tuple[int, int, int]
+Progress = Callable[[int, int], None]
+"""Called with (images written, images in all)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a rendered data set depends on."""
+
+    image_size: int
+    """Height and width, pixels."""
+    train: int
+    val: int
+    test: int
+    """Images of these splits."""
+    warmup: int
+    """Images of a pool of its own, on which towers are warmed up; may be 0."""
+    captions: int
+    """Captions of each image."""
+    seed: int
+
+    def check(self) -> None:
+        bounds = {"image_size": SMALLEST_IMAGE, "train": 1, "val": 1, "test": 1, "warmup": 0, "captions": 1, "seed": 0}
+        for name, least in bounds.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected at least {least}, found {getattr(self, name)}; raise it")
+        if self.captions > MOST_CAPTIONS:
+            raise InputError(f"captions: expected at most {MOST_CAPTIONS}, found {self.captions}; lower it")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A thing as it is to be drawn."""
+
+    thing: Thing
+    centre: tuple[float, float]
+    """x, y from the top left, image widths: a scene looks alike at any image size."""
+    ink: RGB
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A scene as it is to be drawn."""
+
+    image_size: int
+    background: RGB
+    placed: tuple[Placed, ...]
+
+
+Painter = Callable[[Layout, str, np.random.Generator], Image.Image]
+"""Draws a layout for the named split."""
+
+
+def write_generated(
+    name: str,
+    root: Path | str,
+    settings: Settings,
+    vocabulary: Vocabulary,
+    paint: Painter,
+    progress: Progress | None,
+) -> bool:
+    """Write images, then `{name}_{split}.json`, then `{name}.json`, under `root`; False if all that was there already.
+
+    Raises InputError for settings out of range and for a root that holds other settings or cannot be written.
+    """
+    settings.check()
+    root, record = Path(root), Path(root) / f"{name}.json"
+    # The largest splits come last, so that their sizes do not change what the test split holds.
+    counts = {"test": settings.test, "val": settings.val, "warmup": settings.warmup, "train": settings.train}
+    annotations = {split: root / f"{name}_{split}.json" for split in counts if counts[split]}
+    if record.exists():
+        _refuse_other_settings(record, name, settings)
+        if all(path.exists() for path in annotations.values()):
+            return False
+    composition, *seeds = np.random.SeedSequence(settings.seed).spawn(1 + len(counts))
+    scenes = compose(vocabulary, counts, composition)
+    rngs = {split: np.random.default_rng(seed) for split, seed in zip(counts, seeds, strict=True)}
+    captioned: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in annotations}
+    done, total = 0, sum(counts.values())
+    try:
+        for split in annotations:
+            (root / "images" / split).mkdir(parents=True, exist_ok=True)
+            # What an interrupted run with other settings left must not name the images that are written now.
+            annotations[split].unlink(missing_ok=True)
+        for split in annotations:
+            for i, scene in enumerate(scenes[split]):
+                image_name = f"images/{split}/{i:05d}.png"
+                layout = _lay_out(scene, settings.image_size, rngs[split])
+                paint(layout, split, rngs[split]).save(root / image_name)
+                captioned[split].append((image_name, describe(scene, vocabulary, settings.captions, rngs[split])))
+                done += 1
+                if progress:
+                    progress(done, total)
+    except OSError as error:
+        raise InputError(f"{root}: expected a folder to write to, found {error}; choose another root") from error
+    for split, path in annotations.items():
+        write_annotations(path, captioned[split], entry_per_caption=split in ("train", "warmup"))
+    files.write_json(record, {"format": f"ptmst-{name}", "version": VERSION, **asdict(settings)})
+    return True
+
+
+def _refuse_other_settings(record: Path, name: str, settings: Settings) -> None:
+    there = files.read_json(record, name, VERSION)
+    differing = [
+        f"{key} {there.get(key)} instead of {value}"
+        for key, value in asdict(settings).items()
+        if there.get(key) != value
+    ]
+    if differing:
+        raise InputError(
+            f"{record}: expected the settings asked for, found {', '.join(differing)}; "
+            "choose another root or delete that folder"
+        )
+
+
+def _lay_out(scene: Scene, image_size: int, rng: np.random.Generator) -> Layout:
+    grey = rng.integers(10, 120)
+    placed = []
+    for thing in sorted(scene):
+        row, column = thing.cell
+        dx, dy = rng.uniform(-JITTER, JITTER, 2)
+        ink = _shade(np.array(COLOURS[thing.colour]) * rng.uniform(0.85, 1.0))
+        placed.append(Placed(thing, ((column + 0.5) / GRID + dx, (row + 0.5) / GRID + dy), ink))
+    return Layout(image_size, _shade(grey + rng.integers(-10, 11, 3)), tuple(placed))
+
+
+def _shade(values: np.ndarray) -> RGB:
+    red, green, blue = np.clip(values, 0, 255).astype(int).tolist()
+    return red, green, blue

@@ -1,0 +1,207 @@
+"""Phased distillation: expert spans in, synthetic pairs out (METHOD §3–§5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ptmst import config as configs
+from ptmst import devices, kernels, progress
+from ptmst.baselines import random_subset
+from ptmst.checkpoints import Checkpoints, OuterState, comparable, interruptible
+from ptmst.config import DistillConfig, LeafRates, Phase
+from ptmst.data import Pairs
+from ptmst.distilled import INDEX, DistilledPhase, DistilledSet, nearest_captions, versions
+from ptmst.errors import Diverged, InputError
+from ptmst.flat import Student
+from ptmst.seeds import generator
+from ptmst.shortcut import Trajectory
+from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
+from ptmst.store import TrajectoryStore
+from ptmst.synthetic import SyntheticPairs
+from ptmst.teachers import real_pairs, student_of, tower_weights
+from ptmst.unroll import OuterGradient, unrolled_gradient
+
+_ADAM_BETA2, _ADAM_EPS = 0.99, 1e-8
+
+
+def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = False) -> DistilledSet:
+    """Distil every phase of `config` from the experts of `store`.
+
+    With `config.out` the set is saved there, with checkpoints on the way; `resume` continues a stopped run, to the
+    same bits. Raises InputError for settings the store cannot serve, and Diverged with advice where a loss or
+    gradient becomes non-finite; checkpoints stay.
+    """
+    configs.check(config)
+    _check_against_store(config, store)
+    if config.out is not None and resume and (config.out / INDEX).exists():
+        return DistilledSet.load(config.out)
+    checkpoints = Checkpoints.begin(config, store, resume)
+    student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
+    pairs, texts = real_pairs(store)
+    with progress.bar("distil", config.steps * len(config.phases), checkpoints.steps_done) as bar:
+        phases = []
+        for number in range(len(config.phases)):
+            start = initial_pairs(config, number, pairs, texts, student.layers.num_groups)
+            state = _distill_phase(number, config, store, student, start, checkpoints, bar)
+            phases.append(_finished(state, pairs, texts))
+    provenance = {
+        "method": "trajectory matching",
+        "config": comparable(config),
+        "store_sha256": store.fingerprint,
+        "versions": versions(),
+    }
+    distilled = DistilledSet(tuple(phases), provenance, store.settings, tower_weights(store))
+    if config.out is not None:
+        distilled.save(config.out)
+        checkpoints.clear()
+    return distilled
+
+
+def initial_pairs(config: DistillConfig, number: int, pairs: Pairs, texts: Tensor, groups: int) -> SyntheticPairs:
+    """A phase at step 0: random real pairs (apart from the other phases'), S = identity, η as configured."""
+    before = sum(phase.pairs for phase in config.phases[:number])
+    count = config.phases[number].pairs
+    chosen = random_subset(pairs, config.seed, before + count)[before:]
+    similarity: Similarity
+    if config.similarity == "full":
+        similarity = FullSimilarity.identity(count)
+    else:
+        draw = generator(config.seed, "low-rank", number)
+        similarity = LowRankSimilarity.identity(count, config.rank, config.alpha, draw)
+    lr = torch.full((groups,), config.student_lr)
+    return SyntheticPairs(pairs.images(pairs.image_of_text[chosen]), texts[chosen].clone(), similarity, lr)
+
+
+def draw_batches(pairs: int, batch: int, steps: int, draw: torch.Generator) -> Tensor:
+    """int64 [steps, batch]: random permutations walked in chunks, redrawn when fewer than `batch` are left."""
+    per_permutation = pairs // batch
+    permutations = -(-steps // per_permutation)
+    walked = [torch.randperm(pairs, generator=draw)[: per_permutation * batch] for _ in range(permutations)]
+    return torch.cat(walked).view(-1, batch)[:steps]
+
+
+def outer_update(state: OuterState, gradient: OuterGradient, config: DistillConfig) -> OuterState:
+    """One step of the outer optimiser on every leaf, then of the average (METHOD §3, §5); in place."""
+    leaves, average = state.pairs.leaves(), state.average.leaves()
+    for name, leaf in leaves.items():
+        rate, grad, buffer = _rate(config.rates, name), gradient.grads[name], state.first_moment[name]
+        if config.optimizer == "sgd":
+            kernels.sgd_ema_(leaf, grad, buffer, average[name], rate, config.momentum, config.ema)
+        else:
+            second, t = state.second_moment[name], state.step + 1
+            buffer.lerp_(grad, 1 - config.momentum)
+            second.mul_(_ADAM_BETA2).addcmul_(grad, grad, value=1 - _ADAM_BETA2)
+            scale = (second / (1 - _ADAM_BETA2**t)).sqrt_().add_(_ADAM_EPS)
+            leaf.addcdiv_(buffer, scale, value=-rate / (1 - config.momentum**t))
+            average[name].lerp_(leaf, 1 - config.ema)
+    state.loss[state.step] = gradient.per_group.cpu()
+    state.lr[state.step] = leaves["lr"].cpu()
+    return replace(state, step=state.step + 1)
+
+
+def _distill_phase(
+    number: int,
+    config: DistillConfig,
+    store: TrajectoryStore,
+    student: Student,
+    start: SyntheticPairs,
+    checkpoints: Checkpoints,
+    bar: progress.Bar,
+) -> OuterState:
+    phase = config.phases[number]
+    device = devices.pick(config.device)
+    start = start.replace({name: leaf.to(device) for name, leaf in start.leaves().items()})
+    state = checkpoints.newest(number, OuterState.begin(start, config))
+    trajectory = _trajectories(config, phase, store, device)
+    experts = sorted(store.experts)
+
+    with interruptible() as interrupted:
+        while state.step < config.steps:
+            draw = generator(config.seed, "phase", number, state.step)
+            expert = experts[int(torch.randint(len(experts), (1,), generator=draw))]
+            first = int(torch.randint(*phase.start, (1,), generator=draw))
+            span = trajectory(expert).span(first, first + config.expert_epochs)
+            gradient = unrolled_gradient(
+                student,
+                span.start,
+                span.match,
+                state.pairs,
+                draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw).to(device),
+                loss=config.loss,
+                temperature=config.temperature,
+                adjoint=config.adjoint,
+                adjoint_clip=config.adjoint_clip,
+            )
+            if problem := _divergence(gradient, state):
+                checkpoints.save(number, state)
+                kept = f"the state before this step is kept in {config.out}" if config.out else "nothing was saved"
+                raise Diverged(f"phase {number + 1}, outer step {state.step}: {problem}; {kept}")
+            state = outer_update(state, gradient, config)
+            bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {gradient.loss.item():.3f}")
+            checkpoints.save_when_due(number, state, now=interrupted() or state.step == config.steps)
+            if interrupted():
+                raise KeyboardInterrupt
+    return state
+
+
+def _divergence(gradient: OuterGradient, state: OuterState) -> str | None:
+    values = {"loss": gradient.loss, **{f"gradient of {name}": g for name, g in gradient.grads.items()}}
+    broken = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
+    rates = state.pairs.lr.tolist()
+    if not broken and min(rates) > 0:
+        return None
+    what = f"non-finite {', '.join(broken)}" if broken else "a student learning rate that is not positive"
+    eta = ", ".join(f"{rate:.3g}" for rate in rates)
+    return f"found {what} at η = {eta}; lower rates.lr, rates.images or student_lr, or set adjoint_clip"
+
+
+def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:
+    leaves = {name: leaf.cpu() for name, leaf in state.average.leaves().items()}
+    return DistilledPhase(
+        pairs=state.average.replace(leaves),
+        last_lr=state.pairs.lr.cpu(),
+        captions=nearest_captions(leaves["texts"], texts, pairs.captions),
+        history={"loss": state.loss, "lr": state.lr},
+    )
+
+
+def _trajectories(
+    config: DistillConfig, phase: Phase, store: TrajectoryStore, device: torch.device
+) -> Callable[[int], Trajectory]:
+    @cache
+    def trajectory(number: int) -> Trajectory:
+        expert = store.expert(number).to(device)
+        return expert.shortcut(phase.endpoint) if config.trajectory == "shortcut" else expert.raw()
+
+    return trajectory
+
+
+def _check_against_store(config: DistillConfig, store: TrajectoryStore) -> None:
+    if not len(store):
+        raise InputError(f"{store.path}: expected at least one expert, found none; run `ptmst teach` to its end")
+    for number, phase in enumerate(config.phases, start=1):
+        needed = {phase.endpoint}
+        if config.trajectory == "raw":
+            starts = range(*phase.start)
+            needed = {t for s in starts for t in (s, s + config.expert_epochs)} - {0}
+        past = sorted(k for k in needed if k > store.epochs)
+        if past:
+            raise InputError(
+                f"phase {number}: expected epochs within the {store.epochs} recorded in {store.path}, found {past[0]}; "
+                "lower the end point or start range, or teach more epochs"
+            )
+        if missing := sorted(needed - set(store.endpoints)):
+            raise InputError(
+                f"phase {number}: expected end points kept in {store.path} ({', '.join(map(str, store.endpoints))}), "
+                f"found {', '.join(map(str, missing))}; use a kept one, or teach with --endpoints "
+                f"{'all' if config.trajectory == 'raw' else missing[0]}"
+            )
+
+
+def _rate(rates: LeafRates, leaf: str) -> float:
+    return float(getattr(rates, leaf if leaf in ("images", "texts", "lr") else "similarity"))

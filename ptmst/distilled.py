@@ -1,0 +1,141 @@
+"""The distilled set: one SyntheticPairs per phase, with provenance; a folder on disk (format: docs/formats.md)."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptmst import files
+from ptmst.errors import InputError
+from ptmst.similarity import LowRankSimilarity, similarity_from_leaves
+from ptmst.synthetic import SyntheticPairs
+
+VERSION = 1
+KIND = "distilled set"
+INDEX = "distilled.json"
+TOWER = "tower.safetensors"
+
+
+@dataclass(frozen=True)
+class DistilledPhase:
+    """What distillation leaves of one phase."""
+
+    pairs: SyntheticPairs
+    """The averaged leaves (METHOD §5)."""
+    last_lr: Tensor
+    """[G], η without averaging, which the published evaluation uses."""
+    captions: tuple[str, ...]
+    """The real training caption nearest to each synthetic text."""
+    history: Mapping[str, Tensor] = field(default_factory=dict)
+    """By outer step: `loss` and `lr`, each [steps, G]."""
+
+
+@dataclass(frozen=True)
+class DistilledSet(Sequence[SyntheticPairs]):
+    """A sequence of phases; each is a map-style dataset for `torch.utils.data.DataLoader`."""
+
+    phases: tuple[DistilledPhase, ...]
+    provenance: Mapping[str, Any]
+    """How the set was made: method, configuration, seed, hash of the store, versions; JSON values."""
+    settings: Mapping[str, Any]
+    """Data and encoder of the students it is for, as the trajectory store recorded them; JSON values."""
+    tower: Mapping[str, Tensor] | None = None
+    """The image tower's start where it was warmed up; none where it comes from a file or a seed."""
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [phase.pairs for phase in self.phases[index]]
+        return self.phases[index].pairs
+
+    def __iter__(self) -> Iterator[SyntheticPairs]:
+        return (phase.pairs for phase in self.phases)
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(len(phase.pairs) for phase in self.phases)
+
+    def save(self, path: str | Path) -> None:
+        """Write the set as a folder; the index comes last, so a half-written folder is never taken for a set."""
+        path = Path(path)
+        hashes, entries = {}, []
+        for number, phase in enumerate(self.phases, start=1):
+            similarity = phase.pairs.similarity
+            name = f"phase-{number}.safetensors"
+            hashes[name] = save_phase(path / name, phase)
+            entries.append(
+                {
+                    "file": name,
+                    "pairs": len(phase.pairs),
+                    "alpha": similarity.alpha if isinstance(similarity, LowRankSimilarity) else None,
+                    "captions": list(phase.captions),
+                }
+            )
+        if self.tower is not None:
+            hashes[TOWER] = files.write_tensors(path / TOWER, self.tower)
+        files.write_json(
+            path / INDEX,
+            {
+                "format": "ptmst-distilled-set",
+                "version": VERSION,
+                "phases": entries,
+                "provenance": dict(self.provenance),
+                "settings": dict(self.settings),
+                "hashes": hashes,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> DistilledSet:
+        """Read a set and compare every hash. Raises InputError for a folder that is no set, or a damaged one."""
+        path = Path(path)
+        if not (path / INDEX).exists():
+            raise InputError(f"{path}: expected a distilled set, found no {INDEX}; make one with `ptmst distill`")
+        index = files.read_json(path / INDEX, KIND, VERSION)
+        try:
+            hashes = index["hashes"]
+            phases = []
+            for entry in index["phases"]:
+                tensors = files.read_tensors(path / entry["file"], hashes[entry["file"]])
+                phases.append(load_phase(tensors, entry["alpha"] or 1.0, tuple(entry["captions"])))
+            tower = files.read_tensors(path / TOWER, hashes[TOWER]) if TOWER in hashes else None
+            return cls(tuple(phases), index["provenance"], index["settings"], tower)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path / INDEX}: expected a whole index, found a damaged one ({error}); distil anew"
+            ) from error
+
+
+def save_phase(path: Path, phase: DistilledPhase) -> str:
+    """Write one phase's tensors; returns the file's SHA-256."""
+    history = {f"history.{name}": value for name, value in phase.history.items()}
+    return files.write_tensors(path, {**phase.pairs.leaves(), "last_lr": phase.last_lr, **history})
+
+
+def load_phase(tensors: Mapping[str, Tensor], alpha: float, captions: tuple[str, ...]) -> DistilledPhase:
+    pairs = SyntheticPairs(tensors["images"], tensors["texts"], similarity_from_leaves(tensors, alpha), tensors["lr"])
+    history = {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history.")}
+    return DistilledPhase(pairs, tensors["last_lr"], captions, history)
+
+
+def nearest_captions(texts: Tensor, real_texts: Tensor, captions: Sequence[str]) -> tuple[str, ...]:
+    """The caption whose embedding has the largest cosine with each synthetic text: [N, D], [T, D], T captions."""
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=1, metric="cosine").fit(real_texts.cpu().numpy())
+    found = search.kneighbors(texts.detach().cpu().numpy(), return_distance=False)
+    return tuple(captions[i] for i in found[:, 0])
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on: the releases of this package, of torch and of Python."""
+    return {"ptmst": metadata.version("ptmst"), "torch": torch.__version__, "python": platform.python_version()}

@@ -1,0 +1,193 @@
+"""Fresh students trained on a distilled set, and their retrieval recall (METHOD §6)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ptmst import config as configs
+from ptmst import devices, progress
+from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig
+from ptmst.contrast import student_loss
+from ptmst.data import Pairs
+from ptmst.distilled import DistilledSet
+from ptmst.encoders import embed_captions, text_tower
+from ptmst.errors import Diverged, InputError
+from ptmst.flat import Student
+from ptmst.seeds import generator
+from ptmst.store import TrajectoryStore
+from ptmst.teachers import load, student_from_settings, student_of
+
+METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
+_SCORES_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Recalls of several students, percent, by the names in METRICS."""
+
+    students: tuple[Mapping[str, float], ...]
+    provenance: Mapping[str, Any]
+    """Protocol, selection, seed and what was evaluated; JSON values."""
+
+    def mean(self, metric: str = "mean") -> float:
+        return mean(student[metric] for student in self.students)
+
+    def std(self, metric: str = "mean") -> float:
+        """Sample standard deviation over students; 0 for a single one."""
+        return stdev(student[metric] for student in self.students) if len(self.students) > 1 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        summary = {metric: {"mean": self.mean(metric), "std": self.std(metric)} for metric in METRICS}
+        return {"summary": summary, "students": [dict(s) for s in self.students], "provenance": dict(self.provenance)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Scores:
+        return cls(tuple(value["students"]), value["provenance"])
+
+
+def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: Tensor) -> dict[str, float]:
+    """Recall@1/5/10 in percent: IR finds a text's image, TR any text of an image; `mean` is the mean of the six.
+
+    image_embeds [N, H] and text_embeds [T, H] are compared by inner product: normalise them for cosines.
+    image_of_text int64 [T] names each text's image. A rank is the number of strictly higher scores, so ties never
+    depend on an order. Memory stays bounded whatever N and T. Images without a text count as not found.
+    """
+    images, texts = len(image_embeds), len(text_embeds)
+    if image_of_text.shape != (texts,):
+        raise InputError(f"image_of_text: expected one image for each of {texts} texts, found {image_of_text.shape}")
+    if not images or not texts or int(image_of_text.min()) < 0 or int(image_of_text.max()) >= images:
+        raise InputError(f"image_of_text: expected numbers of {images} images, found others; pass the set's own")
+    image_of_text = image_of_text.to(image_embeds.device)
+
+    image_rank = []
+    for some in torch.arange(texts, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // images)):
+        scores = text_embeds[some] @ image_embeds.T
+        own = scores.gather(1, image_of_text[some, None])
+        image_rank.append((scores > own).sum(1))
+    text_rank = []
+    for some in torch.arange(images, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // texts)):
+        scores = image_embeds[some] @ text_embeds.T
+        owned = image_of_text == some[:, None]
+        best = scores.masked_fill(~owned, float("-inf")).amax(1, keepdim=True)
+        text_rank.append((scores > best).sum(1))
+
+    recall: dict[str, float] = {}
+    for name, ranks in (("ir", torch.cat(image_rank)), ("tr", torch.cat(text_rank))):
+        # Fractions of whole numbers in float64: exact to the last digit shown.
+        recall |= {f"{name}{k}": 100.0 * int((ranks < k).sum()) / len(ranks) for k in (1, 5, 10)}
+    return recall | {"mean": mean(recall.values())}
+
+
+def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
+    """Train `config.students` fresh students on the set and score them on the test split of its data."""
+    configs.check(config)
+    device = devices.pick(config.device)
+    data = configs.from_json(DataConfig, distilled.settings["data"])
+    data = replace(data, root=config.root) if config.root is not None else data
+    encoder = configs.from_json(EncoderConfig, distilled.settings["encoder"])
+    test = Retrieval(load(data, "test"), encoder, device)
+    choose = Retrieval(load(data, "val"), encoder, device) if config.select == "best-val" else test
+    began = time.perf_counter()
+
+    students = []
+    epochs = (config.epochs + 1) * len(distilled)
+    with progress.bar("evaluate", config.students * epochs) as bar:
+        for number in range(config.students):
+            draw = (config.seed, "student", number)
+            student = student_from_settings(distilled.settings, draw, distilled.tower).to(device)
+            scored: list[dict[str, float]] = []
+            chosen: list[float] = []
+            for epoch, theta in train_student(student, distilled, config, draw):
+                bar.advance(f"student {number + 1}/{config.students}")
+                last = epoch == epochs - 1
+                if last or (config.select != "last" and epoch % (config.epochs + 1) % config.every == 0):
+                    scored.append(test.score(student, theta))
+                    chosen.append(scored[-1]["mean"] if choose is test else choose.score(student, theta)["mean"])
+            best = len(chosen) - 1 if config.select == "last" else max(range(len(chosen)), key=chosen.__getitem__)
+            students.append(scored[best])
+    settings = {k: v for k, v in configs.to_json(config).items() if k not in ("root", "device")}
+    provenance = {"config": settings, "set": dict(distilled.provenance), "pairs": distilled.num_pairs}
+    return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
+
+
+def evaluate_experts(store: TrajectoryStore, students: int, device: str = "auto") -> Scores:
+    """Score the first experts at their last epoch: what all real pairs teach. That epoch must be a kept end point."""
+    where = devices.pick(device)
+    data = configs.from_json(DataConfig, store.settings["data"])
+    test = Retrieval(load(data, "test"), configs.from_json(EncoderConfig, store.settings["encoder"]), where)
+    student = student_of(store, ("experts",)).to(where)
+    numbers = sorted(store.experts)[:students]
+    scored = [test.score(student, store.expert(number).raw().point(store.epochs).to(where)) for number in numbers]
+    return Scores(tuple(scored), {"experts": numbers, "epochs": store.epochs, "store_sha256": store.fingerprint})
+
+
+def train_student(
+    student: Student, distilled: DistilledSet, config: EvaluateConfig, draw: tuple[int | str, ...]
+) -> Iterator[tuple[int, Tensor]]:
+    """Train one student on the phases in order; yields (epoch, θ [P]) after every epoch, counted over all phases.
+
+    An epoch is ceil(N/batch) batches, each the first pairs of a fresh permutation. Raises Diverged for a non-finite θ.
+    """
+    layers, loss_of = student.layers, student_loss(student, config.loss, config.temperature)
+    schedule = _per_phase_rates if config.protocol == "per-phase" else _reference_rates
+    device = next(p for m in student._modules for p in m.parameters()).device
+    theta = student.flatten()
+    momentum = torch.zeros_like(theta)
+    for epoch, (phase, rates, restart) in enumerate(schedule(distilled, config)):
+        pairs = distilled[phase]
+        pairs = pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()})
+        rate = layers.expand(rates.to(device))
+        momentum = torch.zeros_like(theta) if restart else momentum
+        order = generator(*draw, "epoch", epoch)
+        for _ in range(-(-len(pairs) // config.batch_size)):
+            index = torch.randperm(len(pairs), generator=order)[: config.batch_size].to(device)
+            leaf = theta.detach().requires_grad_()
+            batch = pairs.images[index], pairs.texts[index], pairs.similarity.batch(index)
+            (gradient,) = torch.autograd.grad(loss_of(leaf, *batch), leaf)
+            momentum = config.momentum * momentum + gradient + config.weight_decay * theta
+            theta = theta - rate * momentum
+        if not bool(torch.isfinite(theta).all()):
+            eta = ", ".join(f"{r:.3g}" for r in rates.tolist())
+            raise Diverged(f"student {draw}, epoch {epoch}: θ is not finite at η = {eta}; the set's η is too large")
+        yield epoch, theta
+
+
+def _per_phase_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterator[tuple[int, Tensor, bool]]:
+    """Per epoch: phase, η [G], and whether the momentum starts anew. Each phase uses its own η and a whole schedule."""
+    for number, pairs in enumerate(distilled):
+        for epoch in range(config.epochs + 1):
+            yield number, pairs.lr * (0.1 if epoch > config.lr_drop else 1.0), epoch == 0
+
+
+def _reference_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterator[tuple[int, Tensor, bool]]:
+    """As published: one optimiser and one schedule over all phases, at the last phase's un-averaged η."""
+    lr = distilled.phases[-1].last_lr
+    for number in range(len(distilled)):
+        for epoch in range(config.epochs + 1):
+            dropped = number > 0 or epoch > config.lr_drop
+            yield number, lr * (0.1 if dropped else 1.0), False
+
+
+class Retrieval:
+    """A split to be scored: its images and text embeddings."""
+
+    def __init__(self, pairs: Pairs, encoder: EncoderConfig, device: torch.device) -> None:
+        self._pairs, self._device = pairs, device
+        self._texts = embed_captions(text_tower(encoder), pairs.captions).to(device)
+
+    @torch.no_grad()
+    def score(self, student: Student, theta: Tensor) -> dict[str, float]:
+        """Recalls of a student with parameters θ [P]."""
+        batches = torch.arange(len(self._pairs.image_paths)).split(256)
+        images = torch.cat([student.embed_images(theta, self._pairs.images(b).to(self._device)) for b in batches])
+        texts = student.embed_texts(theta, self._texts)
+        normal = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+        return retrieval_recall(*normal, self._pairs.image_of_text)

@@ -1,0 +1,96 @@
+"""Files that are either whole or absent: atomic writes, hashes, and tensors that are checked as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as st
+from torch import Tensor
+
+from ptmst.errors import InputError
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def write(path: Path, content: bytes) -> str:
+    """Write a file through a sibling temporary one, flushed and renamed; returns its SHA-256.
+
+    Raises InputError where the folder cannot be written or the disk is full; what stood at `path` is then unharmed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass
+        reason = error.strerror or str(error)
+        raise InputError(f"{path}: cannot be written ({reason}); free space or choose another output folder") from error
+    return sha256(content)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> str:
+    return write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """Read a JSON file of ours; `kind` and `version` must be those in its `format` and `version` keys."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: expected a {kind}, found no such file; check the path") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: expected a {kind} in JSON, found a damaged file ({error}); make it anew") from error
+    if not isinstance(value, dict) or value.get("format") != f"ptmst-{kind.replace(' ', '-')}":
+        raise InputError(f"{path}: expected a {kind}, found something else; check the path")
+    if value.get("version") != version:
+        raise InputError(
+            f"{path}: expected version {version} of the {kind} format, found {value.get('version')}; "
+            "use the ptmst release that wrote it"
+        )
+    return value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write tensors as safetensors, atomically; returns the file's SHA-256. Refuses non-finite values."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: tensor {name} holds NaN or infinity; nothing was written")
+    content = st.save({k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())}, dict(metadata or {}))
+    return write(path, content)
+
+
+def read_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file whole, after its hash has been compared; refuses non-finite values."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); restore the file or make it anew") from error
+    if expected_sha256 is not None and (found := sha256(content)) != expected_sha256:
+        raise InputError(
+            f"{path}: expected SHA-256 {expected_sha256[:12]}…, found {found[:12]}… ({len(content):,} bytes); "
+            "the file is damaged: restore it or make it anew"
+        )
+    try:
+        tensors = st.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: expected safetensors, found a damaged file ({error}); make it anew") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: tensor {name} holds NaN or infinity; make the file anew")
+    return tensors

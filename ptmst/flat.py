@@ -1,0 +1,182 @@
+"""Modules as pure functions of one flat parameter vector θ, cut into layers, which belong to groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptmst.errors import InputError
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """How θ [P] is cut: L layers (tensors) in order, each in one of G groups; a group's layers lie side by side."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    group_of_layer: tuple[int, ...]
+    group_names: tuple[str, ...] = ("image", "text")
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.shapes) == len(self.group_of_layer):
+            raise InputError("LayerTable: expected as many names as shapes and groups; mend the table")
+        if list(self.group_of_layer) != sorted(self.group_of_layer):
+            raise InputError("LayerTable: expected the layers of a group side by side; sort the layers by group")
+        if set(self.group_of_layer) != set(range(len(self.group_names))):
+            raise InputError(
+                f"LayerTable: expected layers in each of the groups {', '.join(self.group_names)}, found groups "
+                f"{sorted(set(self.group_of_layer))}; drop the empty group or give it trainable parameters"
+            )
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(prod(shape) for shape in self.shapes)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """int64 [L+1]: layer ℓ is θ[offsets[ℓ]:offsets[ℓ+1]]."""
+        return torch.tensor([0, *accumulate(self.sizes)], dtype=torch.int64)
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """int64 [L]: the group of each layer."""
+        return torch.tensor(self.group_of_layer, dtype=torch.int64)
+
+    @cached_property
+    def group_sizes(self) -> tuple[int, ...]:
+        sums = [0] * len(self.group_names)
+        for size, group in zip(self.sizes, self.group_of_layer, strict=True):
+            sums[group] += size
+        return tuple(sums)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_params(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.group_names)
+
+    def split(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """θ [P] as L views in their own shapes. One split node, so its gradient is one concatenation."""
+        return tuple(part.view(shape) for part, shape in zip(theta.split(self.sizes), self.shapes, strict=True))
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """L tensors as one new vector [P]."""
+        found = tuple(tuple(t.shape) for t in tensors)
+        if found != self.shapes:
+            wrong = next((i for i, (a, b) in enumerate(zip(found, self.shapes, strict=False)) if a != b), None)
+            what = f"{len(found)} tensors" if wrong is None else f"{self.names[wrong]} of shape {found[wrong]}"
+            want = f"{self.num_layers}" if wrong is None else f"{self.shapes[wrong]}"
+            raise InputError(f"layers: expected {want}, found {what}; the table is of another network")
+        return torch.cat([t.reshape(-1) for t in tensors])
+
+    def expand(self, per_group: Tensor) -> Tensor:
+        """[G] → [P]: each parameter's value of its group."""
+        counts = torch.tensor(self.group_sizes, device=per_group.device)
+        return per_group.repeat_interleave(counts, output_size=self.num_params)
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """⟨a, b⟩ over each group: [P], [P] → [G]."""
+        pairs = zip(a.split(self.group_sizes), b.split(self.group_sizes), strict=True)
+        return torch.stack([torch.dot(p, q) for p, q in pairs])
+
+    def layer_norms(self, theta: Tensor) -> Tensor:
+        """‖θ_ℓ‖₂ of every layer: [P] → float32 [L], summed in float64."""
+        return torch.stack([part.double().norm() for part in theta.split(self.sizes)]).float()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "shapes": [list(shape) for shape in self.shapes],
+            "group_of_layer": list(self.group_of_layer),
+            "group_names": list(self.group_names),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LayerTable:
+        return cls(
+            names=tuple(value["names"]),
+            shapes=tuple(tuple(shape) for shape in value["shapes"]),
+            group_of_layer=tuple(value["group_of_layer"]),
+            group_names=tuple(value["group_names"]),
+        )
+
+
+class Student:
+    """An image module and a text module as pure functions of θ [P]: their trainable parameters, images first.
+
+    Parameters with `requires_grad=False` and all buffers are constants of the functions.
+    """
+
+    def __init__(self, image_module: nn.Module, text_module: nn.Module, layers: LayerTable) -> None:
+        self.layers = layers
+        self._modules = (image_module, text_module)
+        self._names = tuple(tuple(name for name, p in m.named_parameters() if p.requires_grad) for m in self._modules)
+
+    @classmethod
+    def from_modules(cls, image_module: nn.Module, text_module: nn.Module) -> Student:
+        """Group 0 holds the image module's trainable parameters, group 1 the text module's, in registration order.
+
+        Raises InputError for modules that are no pure function of θ: BatchNorm or Dropout in train mode.
+        """
+        names, shapes, groups = [], [], []
+        for group, (prefix, module) in enumerate((("image", image_module), ("text", text_module))):
+            _refuse_impure(prefix, module)
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    names.append(f"{prefix}.{name}")
+                    shapes.append(tuple(parameter.shape))
+                    groups.append(group)
+        return cls(image_module, text_module, LayerTable(tuple(names), tuple(shapes), tuple(groups)))
+
+    def flatten(self) -> Tensor:
+        """The modules' present parameters as a new vector θ [P]."""
+        parameters = (p for module in self._modules for p in module.parameters() if p.requires_grad)
+        return self.layers.flatten([p.detach() for p in parameters])
+
+    def embed_images(self, theta: Tensor, images: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, H], not normalised."""
+        return self._call(0, theta, images)
+
+    def embed_texts(self, theta: Tensor, texts: Tensor) -> Tensor:
+        """Text-tower embeddings [B, D] → [B, H], not normalised."""
+        return self._call(1, theta, texts)
+
+    def to(self, device: torch.device | str) -> Student:
+        for module in self._modules:
+            module.to(device)
+        return self
+
+    def _call(self, group: int, theta: Tensor, batch: Tensor) -> Tensor:
+        tensors = self.layers.split(theta)
+        first = len(self._names[0]) if group else 0
+        named = dict(zip(self._names[group], tensors[first:], strict=False))
+        out: Tensor = torch.func.functional_call(self._modules[group], named, (batch,))
+        return out
+
+
+def _refuse_impure(prefix: str, module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        where = f"{prefix} module, layer {name or '(itself)'}"
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None):
+            raise InputError(
+                f"{where}: BatchNorm in train mode makes the loss depend on more than θ; "
+                "expected frozen statistics: call .eval() on it, or use a tower with group or layer norm"
+            )
+        if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
+            raise InputError(
+                f"{where}: dropout with p = {part.p} draws another mask at each use, so its outer gradient belongs to "
+                "no loss; call .eval() on it or set p = 0"
+            )

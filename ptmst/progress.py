@@ -1,0 +1,54 @@
+"""Progress of everything long: a bar with time left on a terminal, a line now and then elsewhere. All on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY_S = 20.0
+
+
+class Bar:
+    """One piece of work of `total` steps."""
+
+    def __init__(self, label: str, total: int, done: int, progress: Progress | None) -> None:
+        self._label, self._total, self._done, self._first = label, total, done, done
+        self._progress = progress
+        self._task = progress.add_task(label, total=total, completed=done, note="") if progress else None
+        self._began = self._said = time.monotonic()
+
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        self._done += steps
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, advance=steps, note=note)
+            return
+        now = time.monotonic()
+        if now - self._said >= _LINE_EVERY_S:
+            self._said = now
+            left = (now - self._began) / (self._done - self._first) * (self._total - self._done)
+            print(f"{self._label}: {self._done}/{self._total}, {left:.0f} s left  {note}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(label: str, total: int, done: int = 0) -> Iterator[Bar]:
+    """Show progress of `total` steps, `done` of which were finished in an earlier run."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Bar(label, total, done, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Bar(label, total, done, progress)

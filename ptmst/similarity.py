@@ -1,0 +1,72 @@
+"""Soft labels S [N, N] of the synthetic pairs, and the leaves they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FullSimilarity:
+    """S as a full matrix [N, N]."""
+
+    matrix: Tensor
+
+    @classmethod
+    def identity(cls, n: int) -> FullSimilarity:
+        return cls(torch.eye(n))
+
+    def leaves(self) -> dict[str, Tensor]:
+        return {"similarity": self.matrix}
+
+    def replace(self, leaves: Mapping[str, Tensor]) -> FullSimilarity:
+        return FullSimilarity(leaves["similarity"])
+
+    def batch(self, index: Tensor) -> Tensor:
+        """S over the pairs of a batch: int64 [B] → [B, B]."""
+        return self.matrix[index][:, index]
+
+    def dense(self) -> Tensor:
+        return self.matrix
+
+
+@dataclass(frozen=True)
+class LowRankSimilarity:
+    """S = diag(a) + (alpha/rank) L Rᵀ with a = `diag` [N], L = `left` and R = `right` [N, rank] (LoRS)."""
+
+    diag: Tensor
+    left: Tensor
+    right: Tensor
+    alpha: float
+
+    @classmethod
+    def identity(cls, n: int, rank: int, alpha: float, generator: torch.Generator) -> LowRankSimilarity:
+        """S starts at the identity: a = 1, R = 0; L is drawn, or no gradient would ever reach R."""
+        return cls(torch.ones(n), torch.randn(n, rank, generator=generator), torch.zeros(n, rank), alpha)
+
+    def leaves(self) -> dict[str, Tensor]:
+        return {"diag": self.diag, "left": self.left, "right": self.right}
+
+    def replace(self, leaves: Mapping[str, Tensor]) -> LowRankSimilarity:
+        return LowRankSimilarity(leaves["diag"], leaves["left"], leaves["right"], self.alpha)
+
+    def batch(self, index: Tensor) -> Tensor:
+        """S over the pairs of a batch, without forming S: int64 [B] → [B, B]."""
+        same = index[:, None] == index[None, :]
+        low_rank = self.left[index] @ self.right[index].T
+        return torch.where(same, self.diag[index], 0.0) + (self.alpha / self.left.shape[1]) * low_rank
+
+    def dense(self) -> Tensor:
+        return self.batch(torch.arange(len(self.diag), device=self.diag.device))
+
+
+Similarity = FullSimilarity | LowRankSimilarity
+
+
+def similarity_from_leaves(leaves: Mapping[str, Tensor], alpha: float) -> Similarity:
+    if "similarity" in leaves:
+        return FullSimilarity(leaves["similarity"])
+    return LowRankSimilarity(leaves["diag"], leaves["left"], leaves["right"], alpha)

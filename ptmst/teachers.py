@@ -1,0 +1,218 @@
+"""Experts on real pairs; displacement and step norms are recorded as training goes (METHOD §1, §2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptmst import config as configs
+from ptmst import devices, files, kernels, progress
+from ptmst.config import DataConfig, EncoderConfig, TeachConfig
+from ptmst.contrast import contrastive_logits, hard_label_loss
+from ptmst.data import Pairs, load_pairs
+from ptmst.encoders import embed_captions, make_student, text_tower
+from ptmst.errors import Diverged, InputError
+from ptmst.flat import Student
+from ptmst.seeds import generator
+from ptmst.shortcut import Displacement, Expert
+from ptmst.store import INDEX, TrajectoryStore
+from ptmst.warmup import warm_tower
+
+TOWER = "tower.safetensors"
+
+
+def train_teachers(config: TeachConfig) -> TrajectoryStore:
+    """Train the experts that the store at `config.out` still lacks, and return the store.
+
+    A store made with other settings is refused; a killed run continues with the next missing expert. Raises
+    InputError for settings or data that cannot be used and Diverged for a non-finite loss.
+    """
+    configs.check(config)
+    device = devices.pick(config.device)
+    pairs = load(config.data, "train")
+    if len(pairs) < config.batch_size:
+        raise InputError(
+            f"{pairs.name} {pairs.split}: expected at least one batch of {config.batch_size} pairs, found "
+            f"{len(pairs)}; lower batch_size"
+        )
+    tower = text_tower(config.encoder)
+    settings = _settings(config, pairs, tower.fingerprint)
+    exists = (Path(config.out) / INDEX).exists()
+    store = TrajectoryStore.open(config.out) if exists else _new_store(config, settings, tower.width, device)
+    _refuse_other_settings(store, settings)
+    missing = [number for number in range(config.experts) if number not in store.experts]
+    if not missing:
+        return store
+
+    texts = embed_captions(tower, pairs.captions).to(device)
+    steps = -(-len(pairs) // config.batch_size)
+    done = (config.experts - len(missing)) * config.epochs
+    with progress.bar("teach", config.experts * config.epochs, done) as bar:
+        for number in missing:
+            student = student_of(store, (config.seed, "expert", number)).to(device)
+            recorder = Recorder(student, config.kept_endpoints)
+            losses = []
+            for epoch in train_on_pairs(student, pairs, texts, config, number):
+                recorder.record(epoch.theta)
+                losses.append(epoch.loss)
+                bar.advance(f"expert {number + 1}/{config.experts}, loss {epoch.loss:.3f}, {steps} batches an epoch")
+            store.add(number, recorder.expert(), {"losses": losses})
+    return store
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The end of a training epoch; epoch 0 is the start."""
+
+    theta: Tensor
+    loss: float
+    """Mean training loss over the epoch's batches."""
+
+
+def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachConfig, number: int) -> Iterator[Epoch]:
+    """Train expert `number` on real pairs with hard labels, plain SGD; yields after every epoch.
+
+    `texts` [T, D] are the pairs' caption embeddings. θ is updated in place: copy what is to be kept.
+    """
+    theta = student.flatten().to(texts.device)
+    lr = torch.full((student.layers.num_groups,), config.lr)
+
+    def loss_of(theta: Tensor, images: Tensor, texts: Tensor) -> Tensor:
+        embeds = student.embed_images(theta, images), student.embed_texts(theta, texts)
+        return hard_label_loss(contrastive_logits(*embeds, config.temperature))
+
+    yield Epoch(theta, float("nan"))
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(pairs), generator=generator(config.seed, "expert", number, epoch))
+        losses = []
+        for index in order.split(config.batch_size):
+            images = pairs.images(pairs.image_of_text[index]).to(theta.device)
+            leaf = theta.detach().requires_grad_()
+            loss = loss_of(leaf, images, texts[index.to(texts.device)])
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            kernels.flat_sgd_(theta, gradient, lr, student.layers.offsets, student.layers.groups)
+            losses.append(loss.detach())
+        mean = torch.stack(losses).mean().item()
+        if not torch.isfinite(theta).all():
+            raise Diverged(f"expert {number}, epoch {epoch}: the loss is {mean} at lr {config.lr}; lower teach lr")
+        yield Epoch(theta, mean)
+
+
+class Recorder:
+    """Keeps of a trajectory only what its shortcuts need, as it happens."""
+
+    def __init__(self, student: Student, endpoints: tuple[int, ...]) -> None:
+        self._layers, self._endpoints = student.layers, endpoints
+        self._points: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._displacements: dict[int, Displacement] = {}
+
+    def record(self, theta: Tensor) -> None:
+        """Take the next epoch's θ [P]; the first call takes θ⁰."""
+        theta = theta.detach().cpu().clone()
+        if self._points:
+            base, before = self._points[0], self._points[-1]
+            self._norms.append(self._layers.layer_norms(theta - before))
+            if len(self._norms) in self._endpoints:
+                self._displacements[len(self._norms)] = Displacement.encode(theta - base, self._layers)
+            self._points = [base, theta]
+        else:
+            self._points = [theta]
+
+    def expert(self) -> Expert:
+        return Expert(self._layers, self._points[0], self._displacements, torch.stack(self._norms))
+
+
+def load(config: DataConfig, split: str) -> Pairs:
+    """The pairs of a config."""
+    return load_pairs(config.name, config.root, split, image_size=config.image_size, max_words=config.max_words)
+
+
+def real_pairs(store: TrajectoryStore) -> tuple[Pairs, Tensor]:
+    """The store's training pairs and their text embeddings [T, D]. Raises InputError where they have changed."""
+    data = configs.from_json(DataConfig, store.settings["data"])
+    pairs = load(data, "train")
+    if pairs.fingerprint != store.settings["data_fingerprint"]:
+        raise InputError(f"{data.root}: expected the pairs that {store.path} was taught on, found others; teach anew")
+    tower = text_tower(configs.from_json(EncoderConfig, store.settings["encoder"]))
+    if tower.fingerprint != store.settings["text_fingerprint"]:
+        raise InputError(
+            f"{store.path}: expected text tower {store.settings['text_fingerprint']}, found {tower.fingerprint}; the "
+            "store was made with another encoder: teach anew or restore its weights"
+        )
+    return pairs, embed_captions(tower, pairs.captions)
+
+
+def student_of(store: TrajectoryStore, draw: tuple[int | str, ...]) -> Student:
+    """A fresh student of the store's encoder. Raises InputError where the encoder no longer has the store's layers."""
+    student = student_from_settings(store.settings, draw, tower_weights(store))
+    if student.layers != store.layers:
+        encoder = store.settings["encoder"]
+        raise InputError(
+            f"{store.path}: expected the layers of {encoder['image_tower']} + {encoder['text_tower']} "
+            f"({student.layers.num_params:,} parameters), found {store.layers.num_params:,}; the store was made with "
+            "another encoder (or release of it): teach anew"
+        )
+    return student
+
+
+def student_from_settings(
+    settings: Mapping[str, Any], draw: tuple[int | str, ...], weights: Mapping[str, Tensor] | None
+) -> Student:
+    """A fresh student from the settings that a store or a distilled set records."""
+    encoder = configs.from_json(EncoderConfig, settings["encoder"])
+    return make_student(encoder, settings["data"]["image_size"], settings["text_width"], draw, weights)
+
+
+def tower_weights(store: TrajectoryStore) -> dict[str, Tensor] | None:
+    """The image tower's start that the store keeps; none where the user's own weights are it."""
+    return store.read_file(TOWER) if TOWER in store.hashes else None
+
+
+def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, device: torch.device) -> TrajectoryStore:
+    weights = None
+    if config.encoder.warmup_epochs:
+        weights = warm_tower(config.encoder, load(config.data, "warmup"), config.seed, device)
+    student = make_student(config.encoder, config.data.image_size, text_width, (0,), weights)
+    store = TrajectoryStore(Path(config.out), student.layers, config.epochs, config.kept_endpoints, settings)
+    if weights is not None:
+        store.add_file(TOWER, weights)
+    store.save_index()
+    return store
+
+
+def _settings(config: TeachConfig, pairs: Pairs, text_fingerprint: str) -> dict[str, Any]:
+    whole = configs.to_json(config)
+    whole = {key: value for key, value in whole.items() if key not in ("out", "device", "experts")}
+    tower = config.encoder.image_weights
+    return whole | {
+        "text_width": text_tower(config.encoder).width,
+        "text_fingerprint": text_fingerprint,
+        "data_fingerprint": pairs.fingerprint,
+        "image_weights_sha256": files.sha256(tower.read_bytes()) if tower is not None and tower.is_file() else None,
+    }
+
+
+def _refuse_other_settings(store: TrajectoryStore, settings: dict[str, Any]) -> None:
+    different = sorted(_differences(store.settings, settings))
+    if different:
+        what = "; ".join(f"{key}: {old} in the store, {new} asked for" for key, old, new in different[:4])
+        kind = "another encoder" if any(key.startswith(("encoder", "text_")) for key, _, _ in different) else "others"
+        raise InputError(
+            f"{store.path}: expected a store of these settings, found {kind} ({what}); choose another --out"
+        )
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    for key in a.keys() | b.keys():
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            yield from _differences(x, y, f"{prefix}{key}.")
+        elif json.dumps(x) != json.dumps(y):
+            yield f"{prefix}{key}", str(x), str(y)

@@ -1,0 +1,54 @@
+"""Warm-up of an image tower: a stand-in for pretrained weights where none can be had.
+
+The tower learns which caption words belong to an image (multi-label classification on words, Joulin et al. 2016), on
+a split of its own that no teacher or student trains on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptmst import progress
+from ptmst.config import EncoderConfig
+from ptmst.data import Pairs
+from ptmst.encoders import image_tower
+from ptmst.seeds import generator, seeded
+
+_BATCH, _LR = 64, 2e-3
+
+
+def warm_tower(config: EncoderConfig, pairs: Pairs, seed: int, device: torch.device) -> dict[str, Tensor]:
+    """Train the tower for `config.warmup_epochs` on the words of the captions; returns its weights."""
+    tower, width = image_tower(config, pairs.image_size)
+    labels = caption_words(pairs)
+    with seeded(seed, "warm-up"):
+        model = nn.Sequential(tower, nn.Linear(width, labels.shape[1])).to(device)
+    steps_per_epoch = -(-len(labels) // _BATCH)
+    optimizer = torch.optim.Adam(model.parameters(), lr=_LR)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.warmup_epochs * steps_per_epoch)
+    with progress.bar("warm-up", config.warmup_epochs * steps_per_epoch) as bar:
+        for epoch in range(config.warmup_epochs):
+            order = torch.randperm(len(labels), generator=generator(seed, "warm-up", epoch))
+            for index in order.split(_BATCH):
+                logits = model(pairs.images(index).to(device))
+                loss = F.binary_cross_entropy_with_logits(logits, labels[index].to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.advance(f"loss {loss.item():.3f}")
+    return {name: value.detach().cpu() for name, value in tower.state_dict().items()}
+
+
+def caption_words(pairs: Pairs) -> Tensor:
+    """Which words the captions of each image hold: float32 [N, words], words of 1–90 % of all images."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    documents: list[list[str]] = [[] for _ in pairs.image_paths]
+    for caption, image in zip(pairs.captions, pairs.image_of_text.tolist(), strict=True):
+        documents[image].append(caption)
+    counts = CountVectorizer(binary=True, min_df=0.01, max_df=0.9).fit_transform(" ".join(d) for d in documents)
+    return torch.from_numpy(counts.toarray().astype(np.float32))

@@ -1,0 +1,124 @@
+"""The layer table against numpy, and modules as pure functions of θ."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ptmst.errors import InputError
+from ptmst.flat import LayerTable, Student
+
+TABLE = LayerTable(
+    names=("image.a", "image.b", "text.scale", "text.c"),
+    shapes=((2, 3), (5,), (), (3, 1, 7)),
+    group_of_layer=(0, 0, 1, 1),
+)
+SIZES = (6, 5, 1, 21)
+
+
+def test_sizes() -> None:
+    assert TABLE.sizes == SIZES
+    assert TABLE.group_sizes == (11, 22)
+    assert (TABLE.num_layers, TABLE.num_params, TABLE.num_groups) == (4, 33, 2)
+    assert TABLE.offsets.dtype == TABLE.groups.dtype == torch.int64
+    assert TABLE.offsets.tolist() == [0, 6, 11, 12, 33]
+    assert TABLE.groups.tolist() == [0, 0, 1, 1]
+
+
+def test_against_numpy() -> None:
+    a, b = torch.randn(33), torch.randn(33)
+    parts = np.split(a.double().numpy(), np.cumsum(SIZES)[:-1])
+    for found, part, shape in zip(TABLE.split(a), parts, TABLE.shapes, strict=True):
+        np.testing.assert_array_equal(found.numpy(), part.reshape(shape).astype(np.float32))
+    norms = [np.linalg.norm(part) for part in parts]
+    np.testing.assert_allclose(TABLE.layer_norms(a).numpy(), norms, rtol=1e-7)
+    products = (a.double() * b.double()).numpy()
+    np.testing.assert_allclose(TABLE.dot(a, b).numpy(), [products[:11].sum(), products[11:].sum()], rtol=1e-5)
+    rates = TABLE.expand(torch.tensor([0.5, -2.0]))
+    np.testing.assert_array_equal(rates.numpy(), np.repeat([0.5, -2.0], [11, 22]).astype(np.float32))
+
+
+def test_flatten_undoes_split() -> None:
+    theta = torch.randn(33)
+    again = TABLE.flatten(TABLE.split(theta))
+    assert torch.equal(again, theta)
+    assert again.data_ptr() != theta.data_ptr()
+
+
+def test_layer_norms_are_summed_in_float64() -> None:
+    table = LayerTable(("a",), ((1 << 20,),), (0,), ("all",))
+    assert table.layer_norms(torch.full((1 << 20,), 1e-30)).item() == pytest.approx(1e-30 * 2**10, rel=1e-6)
+
+
+def test_json_round_trip() -> None:
+    assert LayerTable.from_json(json.loads(json.dumps(TABLE.to_json()))) == TABLE
+
+
+@pytest.mark.parametrize(
+    ("groups", "names", "message"),
+    [
+        ((0, 0, 1), ("image", "text"), "expected as many names as shapes and groups; mend the table"),
+        ((0, 1, 0, 1), ("image", "text"), "expected the layers of a group side by side; sort the layers by group"),
+        ((0, 0, 0, 0), ("image", "text"), r"groups image, text, found groups \[0\]; drop the empty group or give it"),
+        ((0, 0, 1, 2), ("image", "text"), r"groups image, text, found groups \[0, 1, 2\]"),
+    ],
+)
+def test_a_broken_table_is_refused(groups: tuple[int, ...], names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=f"LayerTable: .*{message}"):
+        LayerTable(TABLE.names, TABLE.shapes, groups, names)
+
+
+def test_other_layers_are_refused() -> None:
+    parts = list(TABLE.split(torch.zeros(33)))
+    with pytest.raises(InputError, match=r"layers: expected \(5,\), found image\.b of shape \(4,\); the table is of"):
+        TABLE.flatten([parts[0], torch.zeros(4), *parts[2:]])
+    for wrong in (parts[:3], [*parts, parts[0]]):
+        with pytest.raises(InputError, match=f"layers: expected 4, found {len(wrong)} tensors"):
+            TABLE.flatten(wrong)
+
+
+def _modules() -> tuple[nn.Sequential, nn.Sequential]:
+    image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    text = nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5))
+    return image.eval(), text
+
+
+def test_student_is_its_modules() -> None:
+    image, text = _modules()
+    student = Student.from_modules(image, text)
+    assert student.layers.group_names == ("image", "text")
+    assert student.layers.names[0] == "image.0.weight"
+    assert student.layers.names[-1] == "text.1.bias"
+    theta, images, texts = student.flatten(), torch.randn(2, 3, 8, 8), torch.randn(3, 7)
+    assert torch.equal(student.embed_images(theta, images), image(images))
+    assert torch.equal(student.embed_texts(theta, texts), text(texts))
+
+    other = theta + 0.1
+    moved_image, moved_text = student.embed_images(other, images), student.embed_texts(other, texts)
+    assert torch.equal(student.flatten(), theta)
+    with torch.no_grad():
+        for parameter in (*image.parameters(), *text.parameters()):
+            parameter.add_(0.1)
+    assert torch.allclose(moved_image, image(images), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(moved_text, text(texts), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(moved_image, student.embed_images(theta, images), atol=1e-3)
+
+
+def test_frozen_parameters_are_constants() -> None:
+    image, text = _modules()
+    image[0].requires_grad_(False)
+    student = Student.from_modules(image, text)
+    assert "image.0.weight" not in student.layers.names
+    assert student.layers.num_params == sum(p.numel() for p in (*image[1:].parameters(), *text.parameters()))
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(student.embed_images(student.flatten(), images), image(images))
+
+
+def test_a_group_without_parameters_is_refused() -> None:
+    image, text = _modules()
+    with pytest.raises(InputError, match="drop the empty group or give it trainable parameters"):
+        Student.from_modules(image.requires_grad_(False), text)
