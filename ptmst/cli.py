@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +16,9 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from ptmst import config as configs
 from ptmst.config import DistillConfig, Endpoints, EvaluateConfig, Phase, RenderConfig, TeachConfig
 from ptmst.errors import InputError
+from ptmst.progress import say, show
 
 TomlFile = Annotated[Path | None, arg(metavar="FILE")]
-SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Data:
         from ptmst.data import write_rendered
 
         written = write_rendered(self.settings)
-        say(f"{self.settings.root}: {'written' if written else 'there already, nothing to do'}")
+        say(f"{self.settings.folder}: {'written' if written else 'there already, nothing to do'}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Evaluate:
     def run(self) -> None:
         from ptmst import files
         from ptmst.distilled import DistilledSet
-        from ptmst.evaluation import evaluate
+        from ptmst.evaluation import SCORES, evaluate
         from ptmst.report import Row, recall_table
 
         distilled = DistilledSet.load(self.set)
@@ -207,7 +208,7 @@ def _required(f: Field[Any]) -> bool:
 
 
 def _config_path(arguments: list[str]) -> Path | None:
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in pairwise([*arguments, ""]):
         if flag == "--config" and value:
             return Path(value)
         if flag.startswith("--config="):
@@ -250,13 +251,3 @@ def overview() -> str:
     lines = [f"  {name:10} {(kind.__doc__ or '').strip()}" for name, kind in COMMANDS.items()]
     head = ["usage: ptmst COMMAND [FLAGS]", "", "Distil image-text pairs into a few hundred that train as well.", ""]
     return "\n".join([*head, *lines, "", "`ptmst COMMAND --help` explains every flag."])
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
-def show(renderable: object) -> None:
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 120).print(renderable)

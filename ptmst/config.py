@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl"]
+Device = Literal["auto", "cpu", "cuda"]
 Endpoints = tuple[int, ...] | Literal["all"]
 
 
@@ -31,8 +32,8 @@ class RenderConfig:
 
     name: Literal["scenes", "digits"] = "scenes"
     """scenes (coloured shapes) or digits (real handwriting)."""
-    root: Path = Path("data/scenes")
-    """Folder to write."""
+    root: Path | None = None
+    """Folder to write; none = data/NAME."""
     image_size: int = 32
     """Height and width, pixels."""
     train: int = 4000
@@ -47,6 +48,10 @@ class RenderConfig:
     """Differently worded captions of each image."""
     seed: int = 0
     """Seed of every random draw."""
+
+    @property
+    def folder(self) -> Path:
+        return self.root if self.root is not None else Path("data") / self.name
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,8 @@ class TeachConfig:
     """Epochs whose displacement is kept, such as 5,7; or all (needed for raw trajectories)."""
     seed: int = 0
     """Seed of every random draw."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    device: Device = "auto"
+    """Where it runs; auto is CUDA where there is one."""
 
     @property
     def kept_endpoints(self) -> tuple[int, ...]:
@@ -209,8 +214,8 @@ class DistillConfig:
     """Minutes between checkpoints."""
     seed: int = 0
     """Seed of every random draw."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    device: Device = "auto"
+    """Where it runs; auto is CUDA where there is one."""
 
     @property
     def pairs(self) -> int:
@@ -255,8 +260,10 @@ class EvaluateConfig:
     """Fresh students, each with its own seed."""
     protocol: Literal["per-phase", "reference"] = "per-phase"
     """per-phase restarts optimiser and schedule in every phase; reference lets one span all of them."""
+    split: Literal["test", "val"] = "test"
+    """Split that the students are scored on; val is for choosing settings."""
     select: Literal["last", "best-val", "best-test"] = "last"
-    """Which evaluation counts: the last, the best on the val split, or the best on the test split (as published)."""
+    """Which evaluation counts: the last, the best on val, or the best on the scored split (as published)."""
     epochs: int = 100
     """Epochs 0 … epochs per phase, so one more than this number."""
     lr_drop: int = 50
@@ -275,8 +282,8 @@ class EvaluateConfig:
     """Divisor of the cosine similarities."""
     seed: int = 0
     """Seed of every random draw."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    device: Device = "auto"
+    """Where it runs; auto is CUDA where there is one."""
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "students", "every", "batch_size", "temperature")

@@ -30,9 +30,9 @@ class ConvNet(nn.Module):
         for before, after in pairwise(channels):
             blocks += [
                 nn.Conv2d(before, after, 3, padding=1),
+                nn.AvgPool2d(2),
                 nn.GroupNorm(max(1, after // 16), after),
                 nn.SiLU(),
-                nn.AvgPool2d(2),
             ]
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(2)

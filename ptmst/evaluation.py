@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 
 from ptmst import config as configs
 from ptmst import devices, progress
-from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig
+from ptmst.config import DataConfig, Device, EncoderConfig, EvaluateConfig
 from ptmst.contrast import student_loss
 from ptmst.data import Pairs
 from ptmst.distilled import DistilledSet
@@ -25,6 +27,7 @@ from ptmst.seeds import generator
 from ptmst.store import TrajectoryStore
 from ptmst.teachers import load, student_from_settings, student_of
 
+SCORES = "scores.json"
 METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
 _SCORES_AT_ONCE = 1 << 24
 
@@ -51,6 +54,16 @@ class Scores:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Scores:
         return cls(tuple(value["students"]), value["provenance"])
+
+
+def read_scores(path: Path) -> Scores:
+    """Scores that were written as JSON. Raises InputError for a file that holds none."""
+    try:
+        return Scores.from_json(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: expected scores, found a damaged file ({error}); run `ptmst evaluate` anew"
+        ) from error
 
 
 def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: Tensor) -> dict[str, float]:
@@ -87,14 +100,14 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
 
 
 def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
-    """Train `config.students` fresh students on the set and score them on the test split of its data."""
+    """Train `config.students` fresh students on the set and score them on a split of its data."""
     configs.check(config)
     device = devices.pick(config.device)
     data = configs.from_json(DataConfig, distilled.settings["data"])
     data = replace(data, root=config.root) if config.root is not None else data
     encoder = configs.from_json(EncoderConfig, distilled.settings["encoder"])
-    test = Retrieval(load(data, "test"), encoder, device)
-    choose = Retrieval(load(data, "val"), encoder, device) if config.select == "best-val" else test
+    scored_on = Retrieval(load(data, config.split), encoder, device)
+    choose = Retrieval(load(data, "val"), encoder, device) if config.select == "best-val" else scored_on
     began = time.perf_counter()
 
     students = []
@@ -109,8 +122,8 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
                 bar.advance(f"student {number + 1}/{config.students}")
                 last = epoch == epochs - 1
                 if last or (config.select != "last" and epoch % (config.epochs + 1) % config.every == 0):
-                    scored.append(test.score(student, theta))
-                    chosen.append(scored[-1]["mean"] if choose is test else choose.score(student, theta)["mean"])
+                    scored.append(scored_on.score(student, theta))
+                    chosen.append(scored[-1]["mean"] if choose is scored_on else choose.score(student, theta)["mean"])
             best = len(chosen) - 1 if config.select == "last" else max(range(len(chosen)), key=chosen.__getitem__)
             students.append(scored[best])
     settings = {k: v for k, v in configs.to_json(config).items() if k not in ("root", "device")}
@@ -118,7 +131,7 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
 
 
-def evaluate_experts(store: TrajectoryStore, students: int, device: str = "auto") -> Scores:
+def evaluate_experts(store: TrajectoryStore, students: int, device: Device = "auto") -> Scores:
     """Score the first experts at their last epoch: what all real pairs teach. That epoch must be a kept end point."""
     where = devices.pick(device)
     data = configs.from_json(DataConfig, store.settings["data"])

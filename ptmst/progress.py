@@ -1,4 +1,4 @@
-"""Progress of everything long: a bar with time left on a terminal, a line now and then elsewhere. All on stderr."""
+"""What a user sees while something runs: on stderr progress with time left, on stdout results."""
 
 from __future__ import annotations
 
@@ -52,3 +52,13 @@ def bar(label: str, total: int, done: int = 0) -> Iterator[Bar]:
     )
     with Progress(*columns, console=console) as progress:
         yield Bar(label, total, done, progress)
+
+
+def say(line: str) -> None:
+    """A result, on stdout at once."""
+    print(line, flush=True)
+
+
+def show(renderable: object) -> None:
+    """A table, on stdout; 120 columns wide where that is no terminal."""
+    Console(width=None if sys.stdout.isatty() else 120).print(renderable)

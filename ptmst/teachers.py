@@ -60,6 +60,8 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
             losses = []
             for epoch in train_on_pairs(student, pairs, texts, config, number):
                 recorder.record(epoch.theta)
+                if epoch.number == 0:
+                    continue
                 losses.append(epoch.loss)
                 bar.advance(f"expert {number + 1}/{config.experts}, loss {epoch.loss:.3f}, {steps} batches an epoch")
             store.add(number, recorder.expert(), {"losses": losses})
@@ -70,9 +72,10 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
 class Epoch:
     """The end of a training epoch; epoch 0 is the start."""
 
+    number: int
     theta: Tensor
     loss: float
-    """Mean training loss over the epoch's batches."""
+    """Mean training loss over the epoch's batches; not a number at the start."""
 
 
 def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachConfig, number: int) -> Iterator[Epoch]:
@@ -87,7 +90,7 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
         embeds = student.embed_images(theta, images), student.embed_texts(theta, texts)
         return hard_label_loss(contrastive_logits(*embeds, config.temperature))
 
-    yield Epoch(theta, float("nan"))
+    yield Epoch(0, theta, float("nan"))
     for epoch in range(config.epochs):
         order = torch.randperm(len(pairs), generator=generator(config.seed, "expert", number, epoch))
         losses = []
@@ -101,7 +104,7 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
         mean = torch.stack(losses).mean().item()
         if not torch.isfinite(theta).all():
             raise Diverged(f"expert {number}, epoch {epoch}: the loss is {mean} at lr {config.lr}; lower teach lr")
-        yield Epoch(theta, mean)
+        yield Epoch(epoch + 1, theta, mean)
 
 
 class Recorder:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ptmst import progress
 from ptmst.config import EncoderConfig
+from ptmst.contrast import contrastive_logits, hard_label_loss
 from ptmst.data import Pairs
 from ptmst.encoders import image_tower
 from ptmst.seeds import generator, seeded
@@ -25,7 +25,8 @@ def warm_tower(config: EncoderConfig, pairs: Pairs, seed: int, device: torch.dev
     tower, width = image_tower(config, pairs.image_size)
     labels = caption_words(pairs)
     with seeded(seed, "warm-up"):
-        model = nn.Sequential(tower, nn.Linear(width, labels.shape[1])).to(device)
+        words = nn.Linear(labels.shape[1], width, bias=False)
+        model = nn.ModuleList([tower, words]).to(device)
     steps_per_epoch = -(-len(labels) // _BATCH)
     optimizer = torch.optim.Adam(model.parameters(), lr=_LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.warmup_epochs * steps_per_epoch)
@@ -33,8 +34,10 @@ def warm_tower(config: EncoderConfig, pairs: Pairs, seed: int, device: torch.dev
         for epoch in range(config.warmup_epochs):
             order = torch.randperm(len(labels), generator=generator(seed, "warm-up", epoch))
             for index in order.split(_BATCH):
-                logits = model(pairs.images(index).to(device))
-                loss = F.binary_cross_entropy_with_logits(logits, labels[index].to(device))
+                logits = contrastive_logits(
+                    tower(pairs.images(index).to(device)), words(labels[index].to(device)), 0.07
+                )
+                loss = hard_label_loss(logits)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -50,5 +53,7 @@ def caption_words(pairs: Pairs) -> Tensor:
     documents: list[list[str]] = [[] for _ in pairs.image_paths]
     for caption, image in zip(pairs.captions, pairs.image_of_text.tolist(), strict=True):
         documents[image].append(caption)
-    counts = CountVectorizer(binary=True, min_df=0.01, max_df=0.9).fit_transform(" ".join(d) for d in documents)
+    counts = CountVectorizer(binary=True, ngram_range=(1, 2), min_df=0.01, max_df=0.9).fit_transform(
+        " ".join(d) for d in documents
+    )
     return torch.from_numpy(counts.toarray().astype(np.float32))

@@ -3,6 +3,16 @@
 from ptmst.data.captions import clean_caption
 from ptmst.data.digits import write_digits
 from ptmst.data.pairs import Pairs, denormalise, load_pairs, normalise
+from ptmst.data.render import write_rendered
 from ptmst.data.scenes import write_scenes
 
-__all__ = ["Pairs", "clean_caption", "denormalise", "load_pairs", "normalise", "write_digits", "write_scenes"]
+__all__ = [
+    "Pairs",
+    "clean_caption",
+    "denormalise",
+    "load_pairs",
+    "normalise",
+    "write_digits",
+    "write_rendered",
+    "write_scenes",
+]

@@ -98,9 +98,7 @@ def compose(vocabulary: Vocabulary, counts: Mapping[str, int], seed: np.random.S
 def describe(scene: Scene, vocabulary: Vocabulary, count: int, rng: np.random.Generator) -> list[str]:
     """`count` different captions of a scene, each true; the kinds of caption take turns in random order."""
     speaker = _Speaker(sorted(scene), vocabulary, rng)
-    styles: list[Callable[[], str]] = [
-        speaker.everything, speaker.relation, speaker.place, speaker.kinds, speaker.colours
-    ]  # fmt: skip
+    styles = (speaker.everything, speaker.everything, speaker.relation, speaker.place, speaker.gist)
     captions: dict[str, None] = {}
     while len(captions) < count:
         for i in rng.permutation(len(styles)):
@@ -141,11 +139,14 @@ class _Speaker:
         place = self._pick(PLACES[row * GRID + column])
         return f"{self._noun(thing)} {place}" if self._chance(0.5) else f"{place} is {self._noun(thing)}"
 
-    def kinds(self) -> str:
+    def gist(self) -> str:
+        return self._kinds() if self._chance(0.5) else self._colours()
+
+    def _kinds(self) -> str:
         names = self._listing([_with_article(self._pick(self.vocabulary.kinds[t.kind])) for t in self._shuffled()])
         return f"{NUMBERS[len(self.things)]} {self.vocabulary.generic}s: {names}" if self._chance(0.5) else names
 
-    def colours(self) -> str:
+    def _colours(self) -> str:
         one, other, *_ = self._shuffled()
         return self._relation(one, other, lambda thing: f"something {self._word(thing.colour)}")
 
@@ -159,9 +160,9 @@ class _Speaker:
         return f"{name(one)} {self._pick(RELATIONS[self._pick(true)])} {name(other)}"
 
     def _noun(self, thing: Thing) -> str:
-        named = self._chance(0.85)
+        named = self._chance(0.95)
         words = [self._word(thing.size)] if self._chance(0.4) else []
-        if not named or self._chance(0.75):
+        if not named or self._chance(0.9):
             words.append(self._word(thing.colour))
         words.append(self._pick(self.vocabulary.kinds[thing.kind]) if named else self.vocabulary.generic)
         return _with_article(" ".join(words))

@@ -44,7 +44,9 @@ def _published(file: str, where: str) -> Source:
 
 
 def _generated(name: str) -> Source:
-    remedy = f"write the set with `ptmst data {name} --root {{root}}` (after deleting {name}.json, if it is there)"
+    remedy = (
+        f"write the set with `ptmst data --name {name} --root {{root}}` (after deleting {name}.json, if it is there)"
+    )
     return Source(f"{name}_{{split}}.json", ("train", "val", "test", "warmup"), remedy)
 
 

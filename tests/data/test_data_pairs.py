@@ -213,8 +213,8 @@ def test_bytes_that_are_not_utf8_are_named(three: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "file", "remedy"),
     [
-        ("scenes", "scenes_val.json", "`ptmst data scenes --root ROOT`"),
-        ("digits", "digits_val.json", "`ptmst data digits --root ROOT`"),
+        ("scenes", "scenes_val.json", "`ptmst data --name scenes --root ROOT`"),
+        ("digits", "digits_val.json", "`ptmst data --name digits --root ROOT`"),
         ("flickr30k", "flickr30k_val.json", "lay flickr30k_val.json from storage.googleapis.com/"),
         ("coco", "coco_karpathy_val.json", "folders train2014 and val2014 in ROOT"),
         ("cc3m", "cc3m_val.json", 'a list of {"image": path, "caption": text}, in ROOT'),

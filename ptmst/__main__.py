@@ -1,0 +1,5 @@
+import sys
+
+from ptmst.cli import main
+
+sys.exit(main())
