@@ -19,6 +19,7 @@ from torch import Tensor
 from ptmst import config as configs
 from ptmst import files
 from ptmst.config import DistillConfig
+from ptmst.distilled import INDEX
 from ptmst.errors import InputError
 from ptmst.store import TrajectoryStore
 from ptmst.synthetic import SyntheticPairs
@@ -69,8 +70,9 @@ class OuterState:
 
     def restored(self, step: int, tensors: Mapping[str, Tensor]) -> OuterState:
         """The state of a checkpoint that was written from one of this form."""
-        for name, value in self.tensors().items():
-            value.copy_(tensors[name])
+        both = [(value, tensors[name].view_as(value)) for name, value in self.tensors().items()]
+        for value, kept in both:
+            value.copy_(kept)
         return replace(self, step=step)
 
 
@@ -88,7 +90,7 @@ class Checkpoints:
             record = {"format": "ptmst-distillation-run", "version": _VERSION, "store_sha256": store.fingerprint}
             record["config"] = comparable(config)
             path = Path(config.out) / RUN
-            if not path.exists():
+            if not path.exists() and not (path.parent / INDEX).exists():
                 files.write_json(path, record)
             elif not resume:
                 raise InputError(
@@ -132,8 +134,9 @@ class Checkpoints:
             self.save(phase, state)
 
     def clear(self) -> None:
-        """Remove the checkpoints of a run whose distilled set is safe."""
-        for path in self._paths("*"):
+        """Remove the checkpoints of a run whose distilled set is safe, and what kills left half-written."""
+        torn = self._folder.glob(".checkpoint-*.part") if self._folder else ()
+        for path in (*self._paths("*"), *torn):
             path.unlink()
 
     def _paths(self, phase: str) -> list[Path]:

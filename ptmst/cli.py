@@ -18,7 +18,7 @@ from ptmst.config import DistillConfig, Endpoints, EvaluateConfig, Phase, Render
 from ptmst.errors import InputError
 from ptmst.progress import say, show
 
-TomlFile = Annotated[Path | None, arg(metavar="FILE")]
+Source = Annotated[str | None, arg(metavar="FILE|PRESET")]
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Data:
     """Write a rendered data set to disk: images and Karpathy-style JSON."""
 
     settings: Annotated[RenderConfig, arg(name="")] = field(default_factory=RenderConfig)
-    config: TomlFile = None
-    """TOML file; its [data] table gives the defaults of the other flags."""
+    config: Source = None
+    """TOML file, or the name of a preset; its [data] table gives the defaults of the other flags."""
 
     def run(self) -> None:
         from ptmst.data import write_rendered
@@ -58,8 +58,8 @@ class Teach:
     """Train experts on real pairs and keep what their shortcut trajectories need."""
 
     settings: Annotated[TeachConfig, arg(name="")] = field(default_factory=TeachConfig)
-    config: TomlFile = None
-    """TOML file; its [teach] table gives the defaults of the other flags."""
+    config: Source = None
+    """TOML file, or the name of a preset; its [teach] table gives the defaults of the other flags."""
 
     def run(self) -> None:
         from ptmst.teachers import train_teachers
@@ -75,8 +75,8 @@ class Distill:
     store: Path
     """Folder of the trajectory store."""
     settings: Annotated[DistillConfig, arg(name="")] = field(default_factory=DistillConfig)
-    config: TomlFile = None
-    """TOML file; its [distill] table gives the defaults of the other flags."""
+    config: Source = None
+    """TOML file, or the name of a preset; its [distill] table gives the defaults of the other flags."""
     resume: bool = False
     """Continue a stopped run."""
 
@@ -97,8 +97,8 @@ class Evaluate:
     set: Path
     """Folder of the distilled set."""
     settings: Annotated[EvaluateConfig, arg(name="")] = field(default_factory=EvaluateConfig)
-    config: TomlFile = None
-    """TOML file; its [evaluate] table gives the defaults of the other flags."""
+    config: Source = None
+    """TOML file, or the name of a preset; its [evaluate] table gives the defaults of the other flags."""
     out: Path | None = None
     """JSON file for the scores; none = scores.json in the set's folder."""
 
@@ -156,16 +156,6 @@ COMMANDS: dict[str, type] = {
 }
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A TOML file: one table per command, each with the settings of that command."""
-
-    data: RenderConfig = field(default_factory=RenderConfig)
-    teach: TeachConfig = field(default_factory=TeachConfig)
-    distill: DistillConfig = field(default_factory=DistillConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -197,9 +187,9 @@ def parse(arguments: list[str]) -> Any:
 def _defaults(name: str, arguments: list[str]) -> Any:
     """The command's defaults, from its table of the TOML file where one is named."""
     values: dict[str, Any] = {f.name: tyro.MISSING for f in fields(COMMANDS[name]) if _required(f)}
-    path = _config_path(arguments)
-    if path is not None and "config" in (f.name for f in fields(COMMANDS[name])):
-        values["settings"] = getattr(configs.from_toml(Experiment, path), name)
+    source = _config_source(arguments)
+    if source is not None and "config" in (f.name for f in fields(COMMANDS[name])):
+        values["settings"] = getattr(configs.experiment(source), name)
     return COMMANDS[name](**values)
 
 
@@ -207,12 +197,12 @@ def _required(f: Field[Any]) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
 
 
-def _config_path(arguments: list[str]) -> Path | None:
+def _config_source(arguments: list[str]) -> str | None:
     for flag, value in pairwise([*arguments, ""]):
         if flag == "--config" and value:
-            return Path(value)
+            return value
         if flag.startswith("--config="):
-            return Path(flag.removeprefix("--config="))
+            return flag.removeprefix("--config=")
     return None
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -232,7 +233,7 @@ class DistillConfig:
                 yield f"{name}: expected a number below {bound}, found {getattr(self, name)}; lower it"
         if self.adjoint > 1:
             yield f"adjoint: expected 0 (truncated) to 1 (exact), found {self.adjoint}; lower it"
-        if self.adjoint_clip is not None and self.adjoint_clip <= 0:
+        if self.adjoint_clip is not None and not self.adjoint_clip > 0:
             yield f"adjoint_clip: expected a positive number, found {self.adjoint_clip}; raise it or leave it out"
         for i, phase in enumerate(self.phases):
             first, last = phase.start
@@ -290,6 +291,34 @@ class EvaluateConfig:
         yield from _at_least(self, 0, "epochs", "lr_drop", "momentum", "weight_decay", "seed")
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """A TOML file: one table per command, each with the settings of that command."""
+
+    data: RenderConfig = field(default_factory=RenderConfig)
+    """Settings of `ptmst data`."""
+    teach: TeachConfig = field(default_factory=TeachConfig)
+    """Settings of `ptmst teach`."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """Settings of `ptmst distill`."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Settings of `ptmst evaluate`."""
+
+
+def experiment(source: str) -> Experiment:
+    """The experiment of a TOML file, or of a preset by its name (the files in ptmst/presets).
+
+    Raises InputError that names every mistake in the file, or the nearest preset where there is no such file.
+    """
+    presets = {path.name.removesuffix(".toml"): path for path in resources.files("ptmst").joinpath("presets").iterdir()}
+    if source in presets:
+        with resources.as_file(presets[source]) as path:
+            return from_toml(Experiment, path)
+    if not Path(source).exists():
+        raise InputError(f"{source}: expected a TOML file or a preset, found neither{nearest(source, sorted(presets))}")
+    return from_toml(Experiment, Path(source))
+
+
 def check(config: object) -> None:
     """Raise one InputError that lists every mistake of a config and of the configs inside it."""
     found = list(_walk(config, ""))
@@ -333,6 +362,8 @@ def from_json(kind: type[T], value: object) -> T:
     """
     from cattrs import BaseValidationError, transform_error
 
+    if not isinstance(value, Mapping):
+        raise InputError(f"expected a table of settings, found {value!r}")
     try:
         return _converter().structure(value, kind)
     except BaseValidationError as error:
@@ -413,6 +444,8 @@ def _explain(error: BaseException, kind: type | None) -> str:
         return "; ".join(f"unknown setting {name}{nearest(name, known)}" for name in sorted(error.extra_fields))
     if isinstance(error, KeyError):
         return f"expected the key {error}, found none; add it"
+    if dataclasses.is_dataclass(kind):
+        return "expected a table of settings, found something else"
     return str(error) or f"expected {kind}"
 
 

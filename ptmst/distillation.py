@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -39,14 +39,15 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
     configs.check(config)
     _check_against_store(config, store)
     if config.out is not None and resume and (config.out / INDEX).exists():
+        Checkpoints.begin(config, store, resume)  # refuses another run's set
         return DistilledSet.load(config.out)
-    checkpoints = Checkpoints.begin(config, store, resume)
     student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
     pairs, texts = real_pairs(store)
+    starts = [initial_pairs(config, n, pairs, texts, student.layers.num_groups) for n in range(len(config.phases))]
+    checkpoints = Checkpoints.begin(config, store, resume)
     with progress.bar("distil", config.steps * len(config.phases), checkpoints.steps_done) as bar:
         phases = []
-        for number in range(len(config.phases)):
-            start = initial_pairs(config, number, pairs, texts, student.layers.num_groups)
+        for number, start in enumerate(starts):
             state = _distill_phase(number, config, store, student, start, checkpoints, bar)
             phases.append(_finished(state, pairs, texts))
     provenance = {
@@ -142,6 +143,12 @@ def _distill_phase(
                 kept = f"the state before this step is kept in {config.out}" if config.out else "nothing was saved"
                 raise Diverged(f"phase {number + 1}, outer step {state.step}: {problem}; {kept}")
             state = outer_update(state, gradient, config)
+            if broken := _non_finite(state.tensors()):
+                kept = f"earlier checkpoints are kept in {config.out}" if config.out else "nothing was saved"
+                raise Diverged(
+                    f"phase {number + 1}, outer step {state.step - 1}: its update made {', '.join(broken)} non-finite "
+                    f"{_advice(state)}; {kept}"
+                )
             bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {gradient.loss.item():.3f}")
             checkpoints.save_when_due(number, state, now=interrupted() or state.step == config.steps)
             if interrupted():
@@ -151,13 +158,20 @@ def _distill_phase(
 
 def _divergence(gradient: OuterGradient, state: OuterState) -> str | None:
     values = {"loss": gradient.loss, **{f"gradient of {name}": g for name, g in gradient.grads.items()}}
-    broken = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
-    rates = state.pairs.lr.tolist()
-    if not broken and min(rates) > 0:
+    broken = _non_finite(values)
+    if not broken and bool((state.pairs.lr > 0).all()):
         return None
     what = f"non-finite {', '.join(broken)}" if broken else "a student learning rate that is not positive"
-    eta = ", ".join(f"{rate:.3g}" for rate in rates)
-    return f"found {what} at η = {eta}; lower rates.lr, rates.images or student_lr, or set adjoint_clip"
+    return f"found {what} {_advice(state)}"
+
+
+def _non_finite(values: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
+
+
+def _advice(state: OuterState) -> str:
+    eta = ", ".join(f"{rate:.3g}" for rate in state.pairs.lr.tolist())
+    return f"at η = {eta}; lower rates.lr, rates.images or student_lr, or set adjoint_clip"
 
 
 def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:

@@ -106,7 +106,8 @@ class DistilledSet(Sequence[SyntheticPairs]):
             phases = []
             for entry in index["phases"]:
                 tensors = files.read_tensors(path / entry["file"], hashes[entry["file"]])
-                phases.append(load_phase(tensors, entry["alpha"] or 1.0, tuple(entry["captions"])))
+                alpha = 1.0 if entry["alpha"] is None else entry["alpha"]
+                phases.append(load_phase(tensors, alpha, tuple(entry["captions"])))
             tower = files.read_tensors(path / TOWER, hashes[TOWER]) if TOWER in hashes else None
             return cls(tuple(phases), index["provenance"], index["settings"], tower)
         except (KeyError, TypeError) as error:

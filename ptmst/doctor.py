@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -19,13 +20,33 @@ def report() -> list[tuple[str, str]]:
     lines = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     lines += [(name, _version(name) or "missing") for name in _PACKAGES]
     lines += [(name, _version(name) or f"missing (optional; {use})") for name, use in _EXTRAS.items()]
-    lines.append(("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"))
+    lines.append(("cpu", f"{_cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"))
     if torch.cuda.is_available():
         lines.append(("cuda", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"))
     else:
         lines.append(("cuda", "no device found: everything runs on the CPU"))
     lines += [(f"kernel {name}", how) for name, how in kernels.active().items()]
     return lines
+
+
+def machine() -> dict[str, str | int]:
+    """The machine that a measurement was made on, to stand beside its numbers."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
 
 
 def _version(name: str) -> str | None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from math import sqrt
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ptmst import files
+from ptmst import files, kernels
 from ptmst.config import EncoderConfig
 from ptmst.errors import InputError
 from ptmst.flat import Student
@@ -171,7 +177,7 @@ class HashedText:
 
         counts = HashingVectorizer(n_features=self.width, ngram_range=(1, 2), norm="l2").transform(captions)
         embeds: Tensor = torch.from_numpy(counts.toarray()).float()
-        return embeds * self.width**0.5
+        return embeds * sqrt(self.width)
 
 
 class HuggingFaceText:
@@ -183,9 +189,11 @@ class HuggingFaceText:
         except ImportError as error:
             raise InputError("text_tower hf: expected transformers, found none; pip install 'ptmst[hf]'") from error
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
-            self._model = AutoModel.from_pretrained(name).eval()
-        except (OSError, ValueError) as error:
+            # Layers that the weights lack, such as a pooler, are drawn: alike each time, for the fingerprint's sake.
+            with _own_kernels_hidden(), seeded(0, "text tower"):
+                self._tokenizer = AutoTokenizer.from_pretrained(name)
+                self._model = AutoModel.from_pretrained(name).eval()
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"text_tower hf:{name}: cannot be loaded ({reason}); name a model or a folder") from error
         self.width = int(self._model.config.hidden_size)
@@ -211,8 +219,15 @@ class OpenClipText:
             raise InputError(f"text_tower open_clip:{name}: unknown model{_nearest(name, open_clip.list_models())}")
         if weights is not None and not weights.is_file():
             raise InputError(f"text_weights: expected a file, found none at {weights}; check the path")
-        with seeded(0, "text tower"):
-            self._model = open_clip.create_model(name, pretrained=str(weights) if weights else None).eval()
+        try:
+            with _own_kernels_hidden(), seeded(0, "text tower"):
+                self._model = open_clip.create_model(name, pretrained=str(weights) if weights else None).eval()
+        except Exception as error:  # torch.load and open_clip raise many kinds for a file of other weights, or of none
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{weights or name}: expected weights of open_clip:{name}, found a file that holds others or is "
+                f"damaged ({reason}); name the model these weights belong to"
+            ) from error
         self._tokenizer = open_clip.get_tokenizer(name)
         with torch.no_grad():
             self.width = int(self._model.encode_text(self._tokenizer(["a"])).shape[-1])
@@ -226,7 +241,7 @@ class OpenClipText:
 
 def embed_captions(tower: TextTower, captions: Sequence[str]) -> Tensor:
     """T captions → float32 [T, D], computed once per tower and captions and kept in the cache folder."""
-    key = files.sha256("\n".join([tower.fingerprint, *captions]).encode())
+    key = files.sha256(json.dumps([tower.fingerprint, *captions]).encode())
     path = cache_folder() / f"texts-{key[:32]}.safetensors"
     if path.exists():
         try:
@@ -249,6 +264,20 @@ def weights_hash(module: nn.Module) -> str:
     """SHA-256 over names and values of a module's parameters and buffers."""
     parts = (f"{k}:{files.sha256(v.cpu().contiguous().numpy().tobytes())}" for k, v in module.state_dict().items())
     return files.sha256("\n".join(parts).encode())
+
+
+@contextmanager
+def _own_kernels_hidden() -> Iterator[None]:
+    """Keep our folder `kernels`, on sys.path in an editable install, from transformers' look for a package so named."""
+    found = importlib.util.find_spec("kernels") if "kernels" not in sys.modules else None
+    if found is None or found.origin != kernels.__file__:
+        yield
+        return
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["kernels"]
 
 
 def _timm_tower(name: str) -> nn.Module:
@@ -277,4 +306,4 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # torch.load raises many kinds for a file that holds no weights
         raise InputError(f"{path}: expected weights, found a file that holds more or is damaged; resave it") from error
     weights = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return {k: v for k, v in weights.items() if isinstance(v, Tensor)}
+    return {k: v for k, v in weights.items() if isinstance(v, Tensor)} if isinstance(weights, dict) else {}

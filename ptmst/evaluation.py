@@ -78,6 +78,8 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
         raise InputError(f"image_of_text: expected one image for each of {texts} texts, found {image_of_text.shape}")
     if not images or not texts or int(image_of_text.min()) < 0 or int(image_of_text.max()) >= images:
         raise InputError(f"image_of_text: expected numbers of {images} images, found others; pass the set's own")
+    if not bool(torch.isfinite(image_embeds).all() and torch.isfinite(text_embeds).all()):
+        raise InputError("retrieval_recall: expected finite embeddings, found NaN or infinity; lower the student's η")
     image_of_text = image_of_text.to(image_embeds.device)
 
     image_rank = []
@@ -90,7 +92,7 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
         scores = image_embeds[some] @ text_embeds.T
         owned = image_of_text == some[:, None]
         best = scores.masked_fill(~owned, float("-inf")).amax(1, keepdim=True)
-        text_rank.append((scores > best).sum(1))
+        text_rank.append((scores > best).sum(1).masked_fill(~owned.any(1), torch.iinfo(torch.int64).max))
 
     recall: dict[str, float] = {}
     for name, ranks in (("ir", torch.cat(image_rank)), ("tr", torch.cat(text_rank))):

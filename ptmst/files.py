@@ -35,12 +35,13 @@ def write(path: Path, content: bytes) -> str:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path}: cannot be written ({reason}); free space or choose another output folder") from error
+    finally:
         try:
             temporary.unlink(missing_ok=True)
         except OSError:
             pass
-        reason = error.strerror or str(error)
-        raise InputError(f"{path}: cannot be written ({reason}); free space or choose another output folder") from error
     return sha256(content)
 
 
@@ -71,7 +72,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path}: tensor {name} holds NaN or infinity; nothing was written")
-    content = st.save({k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())}, dict(metadata or {}))
+    # Copies, since safetensors refuses tensors that share memory (η and its average at step 0, say).
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    content = st.save(copies, dict(metadata or {}))
     return write(path, content)
 
 

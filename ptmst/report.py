@@ -102,7 +102,7 @@ def _set(row: Row) -> dict[str, Any]:
 def _picture(image: Tensor) -> str:
     """A normalised image [3, H, W] as a data address."""
     buffer = io.BytesIO()
-    Image.fromarray(denormalise(image).permute(1, 2, 0).numpy()).save(buffer, "WEBP", quality=90)
+    Image.fromarray(denormalise(image).permute(1, 2, 0).numpy()).save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

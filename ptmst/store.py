@@ -78,16 +78,21 @@ class TrajectoryStore:
         if number not in self.experts:
             raise InputError(f"{self.path}: expected experts {sorted(self.experts)}, found none numbered {number}")
         entry = self.experts[number]
-        base = torch.cat([self._read(entry["bases"][group])["base"] for group in self.layers.group_names])
-        tensors = self._read(entry["file"])
-        expected = (self.epochs, self.layers.num_layers)
-        if base.shape != (self.layers.num_params,) or tensors["step_norms"].shape != expected:
+        try:
+            base = torch.cat([self._read(entry["bases"][group])["base"] for group in self.layers.group_names])
+            tensors = self._read(entry["file"])
+            norms = tensors["step_norms"]
+            displacements = {
+                k: Displacement(tensors[f"values.{k}"], tensors[f"scale.{k}"], tensors[f"norms.{k}"])
+                for k in self.endpoints
+            }
+        except KeyError as error:
+            raise InputError(
+                f"{self.path / INDEX}: expected a whole index, found a damaged one ({error}); teach anew"
+            ) from error
+        if base.shape != (self.layers.num_params,) or norms.shape != (self.epochs, self.layers.num_layers):
             raise InputError(f"{self.path / entry['file']}: expected the layers of {INDEX}, found others; teach anew")
-        displacements = {
-            k: Displacement(tensors[f"values.{k}"], tensors[f"scale.{k}"], tensors[f"norms.{k}"])
-            for k in self.endpoints
-        }
-        return Expert(self.layers, base, displacements, tensors["step_norms"])
+        return Expert(self.layers, base, displacements, norms)
 
     def add(self, number: int, expert: Expert, record: Mapping[str, Any]) -> None:
         """Write one expert, then the index that names it: a store is whole at every moment."""

@@ -1,0 +1,38 @@
+"""Retrieval recall at the size of COCO's 5k test split: `pytest bench/test_retrieval.py --benchmark-json FILE`."""
+
+from __future__ import annotations
+
+import resource
+
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch.nn import functional as F
+
+from ptmst import retrieval_recall
+from ptmst.doctor import machine
+
+IMAGES, TEXTS, WIDTH = 5_000, 25_000, 768
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_retrieval_recall(benchmark: BenchmarkFixture) -> None:
+    draw = torch.Generator().manual_seed(0)
+    image_of_text = torch.arange(TEXTS) // (TEXTS // IMAGES)
+    images = F.normalize(torch.randn(IMAGES, WIDTH, generator=draw), dim=1)
+    texts = F.normalize(images[image_of_text] + 0.6 * torch.randn(TEXTS, WIDTH, generator=draw) / 8, dim=1)
+    before = peak_mb()
+    found = benchmark.pedantic(retrieval_recall, args=(images, texts, image_of_text), rounds=3, warmup_rounds=1)
+    benchmark.extra_info |= {
+        "images": IMAGES,
+        "texts": TEXTS,
+        "width": WIDTH,
+        "peak_extra_mb": peak_mb() - before,
+        "machine": machine(),
+    }
+    scores = images.double() @ texts[:500].double().T
+    own = scores[image_of_text[:500], torch.arange(500)]
+    first = float((scores > own).sum(0).eq(0).double().mean())
+    assert abs(first - found["ir1"] / 100) < 0.1

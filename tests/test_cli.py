@@ -1,0 +1,317 @@
+"""The command line: the whole flow, settings from a file, help, and a user's mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import contents, finish, names, python
+
+from ptmst import DistilledSet, TrajectoryStore, teachers
+from ptmst.cli import COMMANDS, main
+
+DISTILL = ["--steps", "2", "--inner-steps", "2", "--batch-size", "4", "--rates.images", "1", "--rates.lr", "1e-4"]
+EVALUATE = ["--students", "2", "--epochs", "2", "--lr-drop", "1", "--batch-size", "8"]
+TEACH = ["--data.image-size", "16", "--encoder.image-width", "16", "--encoder.text-width", "32", "--batch-size", "16"]
+DATA = ["--image-size", "16", "--train", "24", "--val", "8", "--test", "8", "--warmup", "0", "--captions", "2"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The message of a command line that the user got wrong."""
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "Traceback" not in err
+    return err
+
+
+def test_the_flow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "data", "--root", "d", *DATA) == (0, "d: written\n", "")
+    assert run(capsys, "data", "--root", "d", *DATA) == (0, "d: there already, nothing to do\n", "")
+    before = names(here / "d")
+
+    teach = ["teach", "--data.root", "d", "--out", "s", "--experts", "2", "--epochs", "3", "--endpoints", "2,3", *TEACH]
+    code, out, _ = run(capsys, *teach)
+    store = TrajectoryStore.open(here / "s")
+    assert code == 0 and (len(store), store.epochs, store.endpoints) == (2, 3, (2, 3))
+    assert re.fullmatch(rf"s: 2 experts of {store.layers.num_params:,} parameters, \d+\.\d MB\n", out)
+
+    distill = ["distill", "--store", "s", "--out", "o/set", "--phases", "8:2:0-2", "10:3:1-3", *DISTILL]
+    assert run(capsys, *distill)[:2] == (0, "o/set: 18 pairs in 2 phases\n")
+    phases = contents(here / "o" / "set", "phase-*")
+    assert list(phases) == ["phase-1.safetensors", "phase-2.safetensors"]
+    assert "--resume" in mistake(capsys, *distill)
+    assert run(capsys, *distill, "--resume")[:2] == (0, "o/set: 18 pairs in 2 phases\n")
+    assert contents(here / "o" / "set", "phase-*") == phases
+
+    code, out, _ = run(capsys, "evaluate", "--set", "o/set", *EVALUATE)
+    scores = json.loads((here / "o" / "set" / "scores.json").read_text())
+    assert code == 0 and len(scores["students"]) == 2
+    assert f"{scores['summary']['mean']['mean']:.1f} ± {scores['summary']['mean']['std']:.1f}" in out
+    assert "o/set/scores.json: scores of 2 students\n" in out
+    assert run(capsys, "evaluate", "--set", "o/set", "--out", "other.json", *EVALUATE)[0] == 0
+    assert json.loads((here / "other.json").read_text())["students"] == scores["students"]
+
+    assert run(capsys, "report", "o/set", "--out", "page.html", "--title", "A <title>")[:2] == (
+        0,
+        "page.html: open it in a browser\n",
+    )
+    page = (here / "page.html").read_text()
+    assert page.count("<img") == 18 and "A &lt;title&gt;" in page
+    assert names(here) == ["d", "o", "other.json", "page.html", "s"]
+    assert names(here / "d") == before
+
+
+# A file of settings
+
+
+def test_settings_come_from_a_file_and_flags_override_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "ours.toml").write_text(
+        """
+        [data]
+        root = "d"
+        image_size = 16
+        train = 24
+        val = 8
+        test = 8
+        warmup = 0
+        captions = 2
+
+        [teach]
+        out = "s"
+        experts = 1
+        epochs = 3
+        batch_size = 16
+        endpoints = "all"
+        data = { root = "d", image_size = 16 }
+        encoder = { image_width = 16, text_width = 32 }
+
+        [distill]
+        phases = [{ pairs = 9, endpoint = 3, start = [1, 3] }]
+        steps = 1
+        batch_size = 4
+        rates = { images = 2.0, lr = 0.001 }
+        """
+    )
+    assert run(capsys, "data", "--config", "ours.toml")[0] == 0
+    assert run(capsys, "teach", "--config=ours.toml", "--seed", "5")[0] == 0
+    store = TrajectoryStore.open(here / "s")
+    assert (len(store), store.endpoints, store.settings["seed"]) == (1, (1, 2, 3), 5)
+    common = ["distill", "--store", "s", "--config", "ours.toml"]
+    assert run(capsys, *common, "--out", "a", "--batch-size", "3", "--rates.texts", "7")[0] == 0
+    made = DistilledSet.load(here / "a").provenance["config"]
+    assert made["phases"] == [{"pairs": 9, "endpoint": 3, "start": [1, 3]}]
+    assert (made["steps"], made["batch_size"], made["inner_steps"]) == (1, 3, 8)
+    assert made["rates"] == {"images": 2.0, "texts": 7.0, "lr": 0.001, "similarity": 10.0}
+    assert run(capsys, *common, "--out", "b", "--phases", "5:2:0-1")[0] == 0
+    assert DistilledSet.load(here / "b").num_pairs == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("[distill]\nstep = 3\n", r"unknown setting step; did you mean steps"),
+        ("[distill]\nrates = { image = 3.0 }\n", r"unknown setting image; did you mean images"),
+        ("[distil]\nsteps = 3\n", r"unknown setting distil; did you mean distill"),
+        ("[distill]\nsteps = 1.5\n", r"expected int, found 1\.5.*steps"),
+        ('[distill]\noptimizer = "lion"\n', "lion"),
+        ("[distill\n", "expected TOML, found a mistake .*mend that line"),
+    ],
+)
+def test_a_file_with_a_mistake_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str], content: str, found: str
+) -> None:
+    (here / "ours.toml").write_text(content)
+    message = mistake(capsys, "distill", "--store", "s", "--config", "ours.toml", "--out", "o")
+    assert message.startswith("ptmst: ours.toml: ")
+    assert re.search(found, message)
+    assert names(here) == ["ours.toml"]
+
+
+def test_a_file_that_is_missing_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mistake(capsys, "teach", "--config", "no.toml").startswith("ptmst: no.toml: ")
+
+
+# Mistakes
+
+
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mistake(capsys, "distil") == "ptmst: distil: no such command; did you mean distill?\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["teach", "--epoch", "3"], "--epoch"),
+        (["teach", "--epochs", "three"], "three"),
+        (["teach", "--endpoints", "5,x"], "expected epochs such as 5,7, or all, found 5,x"),
+        (["distill", "--store", "s", "--phases", "200:5"], "PAIRS:ENDPOINT:FIRST-LAST"),
+        (["distill", "--store", "s", "--trajectory", "long"], "long"),
+        (["distill", "--out", "o"], "--store"),
+        (["evaluate"], "--set"),
+    ],
+)
+def test_a_wrong_flag(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], found: str) -> None:
+    assert found in mistake(capsys, *arguments)
+    assert not names(here)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (
+            ["distill", "--store", "s", "--out", "o"],
+            "ptmst: s: expected a trajectory store, found no store.json; make ",
+        ),
+        (["distill", "--store", "s"], "ptmst: out: expected a folder for the distilled set, found none; name one with"),
+        (["evaluate", "--set", "o"], "ptmst: o: expected a distilled set, found no distilled.json; make one with"),
+        (["report", "o"], "ptmst: o: expected a distilled set, found no distilled.json"),
+        (["teach", "--data.root", "d", "--out", "s"], "scenes_train.json: expected an annotation file, found none"),
+        (["teach", "--lr", "-1", "--experts", "0"], "2 settings cannot be used:"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], found: str
+) -> None:
+    assert found in mistake(capsys, *arguments)
+    assert not names(here)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_leaves_nothing_half_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No space left on device" in mistake(capsys, "data", "--root", "d", *DATA)
+    assert not [name for name in _files(here) if name.endswith((".json", ".part"))]
+
+
+@pytest.mark.parametrize("command", ["teach", "distill", "evaluate", "report"])
+def test_a_disk_that_fills_up_later(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str, request: pytest.FixtureRequest
+) -> None:
+    assert run(capsys, "data", "--root", "d", *DATA)[0] == 0
+    commands = {
+        "teach": ["--data.root", "d", "--out", "s", "--experts", "1", "--epochs", "2", "--endpoints", "2", *TEACH],
+        "distill": ["--store", "s", "--out", "o", "--phases", "8:2:0-2", *DISTILL],
+        "evaluate": ["--set", "o", *EVALUATE],
+        "report": ["o"],
+    }
+    for name, flags in commands.items():
+        if name == command:
+            break
+        assert run(capsys, name, *flags)[0] == 0
+    before = _files(here)
+    request.getfixturevalue("full_disk")
+    assert "No space left on device" in mistake(capsys, command, *commands[command])
+    assert _files(here) == before
+
+
+def test_ctrl_c(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(teachers, "train_teachers", interrupted)
+    code, out, err = run(capsys, "teach", "--out", "s")
+    assert (code, out) == (130, "") and len(err.splitlines()) == 1
+    assert "--resume" in err
+
+
+# Help
+
+
+def test_without_arguments_the_commands_are_listed() -> None:
+    for arguments in ((), ("--help",)):
+        code, out, err = finish(python(*arguments))
+        assert (code, err) == (0, "")
+        assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in COMMANDS)
+
+
+def _flags(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    """Every flag of a command and its default as help should print it; none where there is none."""
+    for f in dataclasses.fields(kind):
+        value = getattr(default, f.name) if default is not None else f.default
+        if default is None and f.default_factory is not dataclasses.MISSING:
+            value = f.default_factory()
+        if dataclasses.is_dataclass(value):
+            yield from _flags(type(value), value, "" if f.name == "settings" else f"{prefix}{f.name}.")
+        else:
+            shown = None if value is dataclasses.MISSING or isinstance(value, tuple) else str(value)
+            yield prefix + f.name.replace("_", "-"), shown
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_names_every_setting_without_loading_torch(name: str) -> None:
+    code = (
+        "import sys; from ptmst.cli import main\n"
+        f"try: main([{name!r}, '--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'torch', 'sklearn', 'matplotlib', 'safetensors'} & set(sys.modules)"
+    )
+    environment = os.environ | {"COLUMNS": "400", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=5, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    text = re.sub(r"[\s│]+", " ", done.stdout)
+    assert (COMMANDS[name].__doc__ or "?").strip() in text
+    positional = {"report": {"sets"}}.get(name, set())
+    for flag, default in _flags(COMMANDS[name], None):
+        if flag in positional:
+            continue
+        # The flag, what it takes, its help, its default.
+        (entry,) = re.findall(rf" --{re.escape(flag)}[ ,].*?\((?:default: .*?|required)\)(?= |$)", text)
+        assert "--" not in entry.split(f"--{flag}", 1)[1].replace(f"--no-{flag}", "").replace(_negated(flag), ""), entry
+        if default is not None:
+            assert f"(default: {default})" in entry or f"(default: '{default}')" in entry, entry
+
+
+def _negated(flag: str) -> str:
+    *groups, last = flag.split(".")
+    return "--" + ".".join([*groups, f"no-{last}"])
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "doctor")
+    assert (code, err) == (0, "")
+    found = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in out.splitlines()}
+    assert found["torch"] == metadata.version("torch")
+    assert found["python"].startswith(".".join(map(str, sys.version_info[:3])))
+    for kernel in ("shortcut_point", "matching_residual", "flat_sgd_", "sgd_ema_", "soft_contrastive"):
+        assert re.search("native|torch|Triton", found[f"kernel {kernel}"])

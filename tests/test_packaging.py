@@ -1,0 +1,75 @@
+"""One wheel for every Python, with everything in it, that runs where nothing else of ours lies."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ptmst
+
+ROOT = Path(__file__).parents[1]
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("scikit_build_core", reason="scikit-build-core is not installed, so no wheel can be built here")
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed, so no wheel can be built here")
+    out = tmp_path_factory.mktemp("wheel")
+    flags = ["--no-deps", "--no-build-isolation", f"--config-settings=build-dir={out / 'build'}"]
+    subprocess.run([*PIP, "wheel", *flags, f"--wheel-dir={out}", str(ROOT)], check=True, cwd=out)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_it_is_tagged_for_every_python(wheel: Path) -> None:
+    assert wheel.name.startswith(f"ptmst-{ptmst.__version__}-py3-none-")
+    assert not wheel.name.endswith("-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        lines = archive.read(f"ptmst-{ptmst.__version__}.dist-info/WHEEL").decode().splitlines()
+    assert "Root-Is-Purelib: false" in lines
+    assert all(line.startswith("Tag: py3-none-") for line in lines if line.startswith("Tag:"))
+
+
+def test_everything_is_in_it_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    package = {p.relative_to(ROOT).as_posix() for p in (ROOT / "ptmst").rglob("*") if p.is_file()}
+    kernels = {f"ptmst/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "kernels").glob("*.py")}
+    expected = {name for name in package | kernels if "__pycache__" not in name}
+    assert {"ptmst/py.typed", "ptmst/report.html.jinja", "ptmst/presets/demo.toml"} < expected
+    (native,) = (name for name in names if name.startswith("ptmst/kernels/_native"))
+    assert native.endswith(".so")
+    information = f"ptmst-{ptmst.__version__}.dist-info/"
+    assert {name for name in names if not name.startswith(information)} == expected | {native}
+    assert {f"{information}licenses/LICENSE", f"{information}entry_points.txt"} < names
+
+
+RUN = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+sys.path.append(sys.argv[2])
+import ptmst
+from ptmst import kernels
+print(ptmst.__file__, kernels.__file__, kernels.active()["shortcut_point"], sep="\\n")
+"""
+
+
+def test_an_installed_wheel_runs_natively(wheel: Path, tmp_path: Path) -> None:
+    """Without `site`, so that the editable install's import hook is out of the way."""
+    target = tmp_path / "installed"
+    subprocess.run([*PIP, "install", "--no-deps", f"--target={target}", str(wheel)], check=True, cwd=tmp_path)
+    command = [sys.executable, "-I", "-S", "-c", RUN, str(target), sysconfig.get_path("purelib")]
+    done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    package, kernels, active = done.stdout.splitlines()
+    assert package == str(target / "ptmst" / "__init__.py")
+    assert kernels == str(target / "ptmst" / "kernels" / "__init__.py")
+    assert active.startswith("native C++ (")

@@ -1,0 +1,523 @@
+"""Teaching against a plain torch loop; the store it leaves, its warm-up, and the baseline from the same data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oracles import relative_error
+from ptmst.baselines import random_pairs, random_subset
+from ptmst.config import DataConfig, EncoderConfig, TeachConfig
+from ptmst.data import Pairs, load_pairs, write_scenes
+from ptmst.distilled import DistilledSet
+from ptmst.encoders import HashedText, image_tower, make_student
+from ptmst.errors import Diverged, InputError
+from ptmst.flat import Student
+from ptmst.seeds import generator, seeded
+from ptmst.store import TrajectoryStore
+from ptmst.teachers import Recorder, real_pairs, student_of, tower_weights, train_on_pairs, train_teachers
+from ptmst.warmup import caption_words, warm_tower
+
+IMAGE, TEXT_WIDTH, BATCH, EPOCHS = 16, 32, 16, 3
+ENCODER = EncoderConfig(image_width=16, text_width=TEXT_WIDTH)
+WARM = replace(ENCODER, warmup_epochs=2)
+
+
+def write(root: Path, warmup: int = 16) -> Path:
+    write_scenes(root, image_size=IMAGE, train=24, val=8, test=8, warmup=warmup, captions=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data that no test changes."""
+    return write(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Data that a test may change."""
+    return write(tmp_path / "scenes")
+
+
+@pytest.fixture
+def config(scenes: Path, tmp_path: Path) -> TeachConfig:
+    return teach_config(scenes, tmp_path / "store")
+
+
+def teach_config(root: Path, out: Path, **changed: Any) -> TeachConfig:
+    base = TeachConfig(
+        out=out,
+        data=DataConfig("scenes", root, IMAGE),
+        encoder=ENCODER,
+        experts=2,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        endpoints=(2, 3),
+        device="cpu",
+    )
+    return replace(base, **changed)
+
+
+def train_pairs(config: TeachConfig) -> tuple[Pairs, Tensor]:
+    pairs = load_pairs("scenes", config.data.root, "train", IMAGE)
+    return pairs, HashedText(TEXT_WIDTH).embed(pairs.captions)
+
+
+def trained(config: TeachConfig, number: int) -> list[Tensor]:
+    """θ of an expert after each epoch, as the engine trains it."""
+    pairs, texts = train_pairs(config)
+    student = make_student(config.encoder, IMAGE, TEXT_WIDTH, (config.seed, "expert", number))
+    epochs = train_on_pairs(student, pairs, texts, config, number)
+    return [epoch.theta.clone() for epoch in epochs]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def tensors(path: Path) -> dict[str, str]:
+    """Names and hashes of a store's files."""
+    hashes: dict[str, str] = json.loads((path / "store.json").read_text())["hashes"]
+    return hashes
+
+
+# Training
+
+
+def plain_modules(student: Student) -> list[nn.Module]:
+    return [deepcopy(module) for module in student._modules]
+
+
+def plain_images(pairs: Pairs) -> Tensor:
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    pixels = [np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1) / 255 for path in pairs.image_paths]
+    return (torch.from_numpy(np.stack(pixels)).float() - mean) / std
+
+
+def plain_training(modules: list[nn.Module], config: TeachConfig, number: int) -> Iterator[tuple[Tensor, float]]:
+    """Parameters and mean loss after each epoch: modules, an optimiser and cross entropy."""
+    pairs, texts = train_pairs(config)
+    images, (image, text) = plain_images(pairs), modules
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=config.lr)
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(pairs), generator=generator(config.seed, "expert", number, epoch))
+        losses = []
+        for first in range(0, len(order), config.batch_size):
+            index = order[first : first + config.batch_size]
+            z = F.normalize(image(images[pairs.image_of_text[index]]), dim=1)
+            logits = z @ F.normalize(text(texts[index]), dim=1).T / config.temperature
+            own = torch.arange(len(index))
+            loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        yield torch.cat([p.detach().flatten() for p in parameters]), float(np.mean(losses))
+
+
+@pytest.mark.parametrize("batch", [16, 20])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_expert_is_a_plain_training_loop(config: TeachConfig, batch: int, frozen: bool) -> None:
+    """The second batch size leaves a shorter last batch."""
+    config = replace(config, batch_size=batch, encoder=replace(ENCODER, freeze_tower=frozen))
+    pairs, texts = train_pairs(config)
+    student = make_student(config.encoder, IMAGE, TEXT_WIDTH, (0, "expert", 1))
+    modules = plain_modules(student)
+    start = student.flatten()
+    expected = [(start, math.nan), *plain_training(modules, config, 1)]
+    found = train_on_pairs(student, pairs, texts, config, 1)
+    for number, (epoch, (theta, loss)) in enumerate(zip(found, expected, strict=True)):
+        assert epoch.number == number
+        assert relative_error(epoch.theta, theta) <= 1e-6
+        assert epoch.loss == pytest.approx(loss, rel=1e-5, nan_ok=True)
+        assert number == 0 or relative_error(epoch.theta - start, theta - start) <= 1e-5
+    assert torch.equal(student.flatten(), start)
+
+
+def test_what_is_recorded_is_what_was_walked(config: TeachConfig) -> None:
+    store = TrajectoryStore.open(train_teachers(config).path)
+    assert (store.epochs, store.endpoints, len(store)) == (EPOCHS, (2, 3), 2)
+    for number in range(2):
+        thetas, record = trained(config, number), store.expert(number)
+        assert torch.equal(record.base, thetas[0])
+        for k in (2, 3):
+            assert relative_error(record.displacements[k].decode(store.layers), thetas[k] - thetas[0]) <= 3e-4
+            assert relative_error(record.raw().point(k) - record.base, thetas[k] - thetas[0]) <= 4e-4
+        for k in range(EPOCHS):
+            step = (thetas[k + 1].double() - thetas[k].double()).split(store.layers.sizes)
+            expected = [np.linalg.norm(part.numpy()) for part in step]
+            np.testing.assert_allclose(record.step_norms[k].numpy(), expected, rtol=1e-4)
+        losses = store.experts[number]["losses"]
+        modules = plain_modules(student_of(store, (0, "expert", number)))
+        plain = [loss for _, loss in plain_training(modules, config, number)]
+        assert losses == pytest.approx(plain, rel=1e-5) and losses[-1] < losses[0]
+
+
+def test_a_recorder_copies_what_it_takes() -> None:
+    student = make_student(ENCODER, IMAGE, TEXT_WIDTH, (0,))
+    theta, recorder = student.flatten(), Recorder(student, (1, 3))
+    start = theta.clone()
+    for _ in range(4):
+        recorder.record(theta)
+        theta += 1
+    record = recorder.expert()
+    assert torch.equal(record.base, start) and list(record.displacements) == [1, 3]
+    assert record.displacements[3].decode(student.layers).tolist() == pytest.approx([3.0] * len(theta), rel=1e-5)
+    roots = torch.tensor(student.layers.sizes).double().sqrt()
+    np.testing.assert_allclose(record.step_norms.numpy(), roots.expand(3, -1).numpy(), rtol=1e-5)
+
+
+# The store
+
+
+def test_a_seed_decides_every_bit(config: TeachConfig, tmp_path: Path) -> None:
+    one, same, other = (
+        train_teachers(replace(config, out=tmp_path / name, seed=seed)).path
+        for name, seed in (("one", 0), ("same", 0), ("other", 1))
+    )
+    assert contents(one) == contents(same)
+    assert tensors(one) != tensors(other)
+    store, others = TrajectoryStore.open(one), TrajectoryStore.open(other)
+    image, _ = store.layers.group_sizes
+    assert torch.equal(store.expert(0).base[:image], others.expert(0).base[:image])
+    assert not torch.equal(store.expert(0).base[image:], store.expert(1).base[image:])
+    assert not torch.equal(store.expert(0).base[image:], others.expert(0).base[image:])
+
+
+@pytest.mark.parametrize("encoder", [ENCODER, WARM], ids=["cold", "warm"])
+def test_more_experts_continue_a_store(config: TeachConfig, tmp_path: Path, encoder: EncoderConfig) -> None:
+    config = replace(config, encoder=encoder)
+    whole = train_teachers(replace(config, out=tmp_path / "whole")).path
+    assert len(train_teachers(replace(config, experts=1))) == 1
+    before = contents(config.out)["expert-000.safetensors"]
+    continued = train_teachers(config)
+    assert contents(config.out) == contents(whole)
+    assert contents(config.out)["expert-000.safetensors"] == before
+    assert continued.fingerprint == TrajectoryStore.open(whole).fingerprint
+
+
+def test_a_store_that_is_whole_is_left_alone(config: TeachConfig) -> None:
+    train_teachers(config)
+    stamps = {file: file.stat().st_mtime_ns for file in config.out.iterdir()}
+    assert len(train_teachers(config)) == len(train_teachers(replace(config, experts=1))) == 2
+    assert {file: file.stat().st_mtime_ns for file in config.out.iterdir()} == stamps
+
+
+@pytest.mark.parametrize("saves", [1, 2, 3])
+def test_a_killed_run_continues(
+    config: TeachConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+) -> None:
+    """Killed just before the index is written for the last of `saves` times: files lie there that it does not name."""
+    config = replace(config, encoder=WARM)
+    whole = train_teachers(replace(config, out=tmp_path / "whole")).path
+    calls = 0
+
+    def save_or_die(store: TrajectoryStore) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == saves:
+            raise KeyboardInterrupt
+        save_index(store)
+
+    save_index = TrajectoryStore.save_index
+    with monkeypatch.context() as patch:
+        patch.setattr(TrajectoryStore, "save_index", save_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            train_teachers(config)
+    if saves == 1:
+        with pytest.raises(InputError, match=r"expected a trajectory store, found no store\.json"):
+            TrajectoryStore.open(config.out)
+    else:
+        assert len(TrajectoryStore.open(config.out)) == saves - 2
+        assert (config.out / f"expert-00{saves - 2}.safetensors").exists()
+    train_teachers(config)
+    assert contents(config.out) == contents(whole)
+
+
+def test_all_end_points(config: TeachConfig) -> None:
+    every = train_teachers(replace(config, experts=1, endpoints="all"))
+    assert every.endpoints == (1, 2, 3) == tuple(every.expert(0).displacements)
+    thetas = trained(config, 0)
+    for t in range(EPOCHS + 1):
+        moved = every.expert(0).raw().point(t) - thetas[0]
+        assert t == 0 or relative_error(moved, thetas[t] - thetas[0]) <= 4e-4
+    # An end point changes nothing but what is kept.
+    some = train_teachers(replace(config, experts=1, out=config.out.with_name("some")))
+    for k in (2, 3):
+        a, b = (store.expert(0).displacements[k] for store in (every, some))
+        assert torch.equal(a.values, b.values) and torch.equal(a.norms, b.norms)
+    assert torch.equal(every.expert(0).step_norms, some.expert(0).step_norms)
+
+
+def test_fewer_pairs_than_a_batch_are_refused(config: TeachConfig) -> None:
+    message = "scenes train: expected at least one batch of 49 pairs, found 48; lower batch_size"
+    with pytest.raises(InputError, match=message):
+        train_teachers(replace(config, batch_size=49))
+    assert not config.out.exists()
+    assert len(train_teachers(replace(config, batch_size=48, experts=1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"encoder": replace(ENCODER, image_width=32)}, "encoder.image_width: 16 in the store, 32 asked for"),
+        ({"encoder": replace(ENCODER, text_width=8)}, "encoder.text_width: 32 in the store, 8 asked for"),
+        ({"encoder": replace(ENCODER, freeze_tower=True)}, "encoder.freeze_tower: False in the store, True asked for"),
+    ],
+)
+def test_a_store_of_another_encoder_is_refused(config: TeachConfig, changed: dict[str, Any], message: str) -> None:
+    train_teachers(replace(config, experts=1))
+    with pytest.raises(
+        InputError, match=rf"store: expected a store of these .+, found another encoder \({message}.*\)"
+    ):
+        train_teachers(replace(config, **changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lr": 0.2}, r"lr: 0\.1 in the store, 0\.2 asked for"),
+        ({"seed": 4}, "seed: 0 in the store, 4 asked for"),
+        ({"epochs": 4}, "epochs: 3 in the store, 4 asked for"),
+        ({"endpoints": (1, 3)}, r"endpoints: \[2, 3\] in the store, \[1, 3\] asked for"),
+        ({"endpoints": "all"}, r"endpoints: \[2, 3\] in the store, all asked for"),
+        ({"batch_size": 8, "temperature": 0.1}, "batch_size: 16 .+, 8 asked for; temperature: 0.07 .+, 0.1 asked for"),
+    ],
+)
+def test_a_store_of_other_settings_is_refused(config: TeachConfig, changed: dict[str, Any], message: str) -> None:
+    train_teachers(replace(config, experts=1))
+    with pytest.raises(InputError, match=rf"expected .+, found others \({message}\); choose another --out"):
+        train_teachers(replace(config, **changed))
+
+
+def test_weights_that_changed_behind_a_path_are_refused(config: TeachConfig, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    tower, _ = image_tower(ENCODER, IMAGE)
+    torch.save(tower.state_dict(), path)
+    config = replace(config, encoder=replace(ENCODER, image_weights=path), experts=1)
+    store = train_teachers(config)
+    image, _ = store.layers.group_sizes
+    assert torch.equal(store.expert(0).base[:image], torch.cat([p.detach().flatten() for p in tower.parameters()]))
+    torch.save({name: value + 1 for name, value in tower.state_dict().items()}, path)
+    with pytest.raises(InputError, match=r"image_weights_sha256: \w+ in the store, \w+ asked for"):
+        train_teachers(replace(config, experts=2))
+
+
+def test_an_encoder_that_lost_the_layers_of_its_store_is_refused(config: TeachConfig) -> None:
+    store = train_teachers(replace(config, experts=1))
+    store.settings["encoder"]["image_width"] = 32
+    with pytest.raises(
+        InputError, match=r"expected the layers of convnet \+ hashed \([\d,]+ parameters\), found [\d,]+"
+    ):
+        student_of(store, (0,))
+
+
+def test_divergence_is_told(config: TeachConfig) -> None:
+    with pytest.raises(Diverged, match=r"^expert 0, epoch 0: the loss is nan at lr 1e\+20; lower teach lr$"):
+        train_teachers(replace(config, lr=1e20))
+    assert len(TrajectoryStore.open(config.out)) == 0
+
+
+# Data
+
+
+def rewrite(path: Path, change: dict[str, Any]) -> None:
+    entries = json.loads(path.read_text())
+    entries[5].update(change)
+    path.write_text(json.dumps(entries))
+
+
+def test_pairs_come_back_as_they_were_taught(config: TeachConfig) -> None:
+    pairs, texts = real_pairs(train_teachers(replace(config, experts=1)))
+    expected, embeds = train_pairs(config)
+    assert pairs.captions == expected.captions and torch.equal(texts, embeds)
+
+
+def test_data_that_changed_since_is_refused(own: Path, tmp_path: Path) -> None:
+    store = train_teachers(teach_config(own, tmp_path / "store", experts=1))
+    rewrite(own / "scenes_train.json", {"caption": "something else"})
+    with pytest.raises(InputError, match=r"expected the pairs that .*store was taught on, found others; teach anew"):
+        real_pairs(store)
+    with pytest.raises(InputError, match=r"found others \(data_fingerprint: \w+ in the store, \w+ asked for\)"):
+        train_teachers(teach_config(own, tmp_path / "store"))
+
+
+def test_a_text_tower_that_changed_since_is_refused(config: TeachConfig) -> None:
+    store = train_teachers(replace(config, experts=1))
+    store.settings["text_fingerprint"] = "hashed:of old"
+    with pytest.raises(
+        InputError, match=r"expected text tower hashed:of old, found hashed:32; the store was made with"
+    ):
+        real_pairs(store)
+
+
+def test_an_image_that_is_not_there_is_refused(own: Path, tmp_path: Path) -> None:
+    rewrite(own / "scenes_train.json", {"image": "images/train/gone.png"})
+    with pytest.raises(InputError, match=r"scenes_train\.json: .+ found 1 missing, the first images/train/gone\.png; "):
+        train_teachers(teach_config(own, tmp_path / "store"))
+
+
+def test_a_torn_image_is_refused(own: Path, tmp_path: Path) -> None:
+    whole, torn = own / "images" / "train" / "whole.jpg", own / "images" / "train" / "torn.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
+    torn.write_bytes(whole.read_bytes()[:-900])
+    rewrite(own / "scenes_train.json", {"image": "images/train/whole.jpg"})
+    assert len(train_teachers(teach_config(own, tmp_path / "store", experts=1))) == 1
+    rewrite(own / "scenes_train.json", {"image": "images/train/torn.jpg"})
+    with pytest.raises(InputError, match=r"images/train/torn\.jpg: expected a whole image, found .+; replace the file"):
+        train_teachers(teach_config(own, tmp_path / "other"))
+
+
+# Warm-up
+
+
+def test_warm_up_teaches_and_is_the_same_for_a_seed(scenes: Path) -> None:
+    pairs = load_pairs("scenes", scenes, "warmup", IMAGE)
+    one, same, other = (warm_tower(WARM, pairs, seed, torch.device("cpu")) for seed in (0, 0, 1))
+    cold = image_tower(WARM, IMAGE)[0].state_dict()
+    assert sorted(one) == sorted(cold)
+    for name, value in cold.items():
+        assert torch.equal(one[name], same[name])
+        assert not torch.equal(one[name], value) and not torch.equal(one[name], other[name])
+
+
+def test_warm_up_is_a_plain_training_loop(scenes: Path) -> None:
+    pairs = load_pairs("scenes", scenes, "warmup", IMAGE)
+    found = warm_tower(replace(WARM, warmup_epochs=3), pairs, 0, torch.device("cpu"))
+    tower, width = image_tower(WARM, IMAGE)
+    labels = torch.from_numpy(words_by_hand(pairs)[1]).float()
+    with seeded(0, "warm-up"):
+        words = nn.Linear(labels.shape[1], width, bias=False)
+    optimizer = torch.optim.Adam([*tower.parameters(), *words.parameters()], lr=2e-3)
+    images = plain_images(pairs)
+    for epoch in range(3):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 + math.cos(math.pi * epoch / 3))
+        order = torch.randperm(16, generator=generator(0, "warm-up", epoch))
+        z, t = F.normalize(tower(images[order]), dim=1), F.normalize(words(labels[order]), dim=1)
+        logits, own = z @ t.T / 0.07, torch.arange(16)
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for name, value in tower.state_dict().items():
+        assert relative_error(found[name], value) <= 1e-4, name
+
+
+def test_all_experts_start_from_the_warm_tower(config: TeachConfig) -> None:
+    store = TrajectoryStore.open(train_teachers(replace(config, encoder=WARM)).path)
+    warm = warm_tower(WARM, load_pairs("scenes", config.data.root, "warmup", IMAGE), 0, torch.device("cpu"))
+    kept, (image, _) = tower_weights(store), store.layers.group_sizes
+    assert kept is not None and all(torch.equal(kept[name], value) for name, value in warm.items())
+    tower, _ = image_tower(ENCODER, IMAGE, warm)
+    expected = torch.cat([p.detach().flatten() for p in tower.parameters()])
+    for number in range(2):
+        assert torch.equal(store.expert(number).base[:image], expected)
+    assert len(list(store.path.glob("base-image-*"))) == 1 and len(list(store.path.glob("base-text-*"))) == 2
+    assert torch.equal(student_of(store, (9, "another")).flatten()[:image], expected)
+
+
+def test_a_store_without_warm_up_keeps_no_tower(config: TeachConfig) -> None:
+    assert tower_weights(train_teachers(replace(config, experts=1))) is None
+
+
+def test_warm_up_without_its_split_is_refused(tmp_path: Path) -> None:
+    root = write(tmp_path / "scenes", warmup=0)
+    with pytest.raises(InputError, match=r"scenes_warmup\.json: expected an annotation file, found none"):
+        train_teachers(teach_config(root, tmp_path / "store", encoder=WARM))
+
+
+def words_by_hand(pairs: Pairs) -> tuple[list[str], np.ndarray]:
+    """Words and bigrams that 1–90 % of all images have among their captions, in order; and which image has which."""
+    images = len(pairs.image_names)
+    terms: list[set[str]] = [set() for _ in range(images)]
+    documents = [""] * images
+    for caption, image in zip(pairs.captions, pairs.image_of_text.tolist(), strict=True):
+        documents[image] += f" {caption}"
+    for found, document in zip(terms, documents, strict=True):
+        words = [
+            "".join(c for c in word if c.isalnum()) for word in document.replace("-", " ").replace(",", " ").split()
+        ]
+        words = [word for word in words if len(word) > 1]
+        found.update(words)
+        found.update(f"{words[i]} {words[i + 1]}" for i in range(len(words) - 1))
+    shares = {term: sum(term in found for found in terms) / images for term in set().union(*terms)}
+    vocabulary = sorted(term for term, share in shares.items() if 0.01 <= share <= 0.9)
+    return vocabulary, np.array([[float(term in found) for term in vocabulary] for found in terms])
+
+
+def test_caption_words(scenes: Path) -> None:
+    pairs = load_pairs("scenes", scenes, "warmup", IMAGE)
+    vocabulary, expected = words_by_hand(pairs)
+    found = caption_words(pairs)
+    assert len(vocabulary) > 30 and 0 < expected.mean() < 0.5
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+# The baseline
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_random_subset_is_of_distinct_images(scenes: Path, seed: int) -> None:
+    pairs = load_pairs("scenes", scenes, "train", IMAGE)
+    whole = random_subset(pairs, seed, 24)
+    assert whole.dtype == torch.int64
+    assert sorted(pairs.image_of_text[whole].tolist()) == list(range(24))
+    for count in (0, 1, 7, 23):
+        assert torch.equal(random_subset(pairs, seed, count), whole[:count])
+    assert not torch.equal(whole, random_subset(pairs, seed + 1, 24))
+
+
+def test_random_subsets_are_even(scenes: Path) -> None:
+    pairs = load_pairs("scenes", scenes, "train", IMAGE)
+    counts = torch.stack([random_subset(pairs, seed, 6).bincount(minlength=48) for seed in range(400)]).sum(0)
+    # Each text is drawn with probability 1/8: 50 of 400 times, deviation 6.6.
+    assert counts.sum() == 2400 and (counts - 50).abs().max() <= 5 * 6.6
+
+
+def test_more_pairs_than_images_are_refused(scenes: Path) -> None:
+    pairs = load_pairs("scenes", scenes, "train", IMAGE)
+    with pytest.raises(InputError, match="pairs: expected at most the 24 images of scenes train, found 25"):
+        random_subset(pairs, 0, 25)
+
+
+def test_random_pairs_are_real_ones(config: TeachConfig, tmp_path: Path) -> None:
+    store = train_teachers(replace(config, encoder=WARM, experts=1))
+    found = random_pairs(store, 6, 0.3, seed=2)
+    found.save(tmp_path / "set")
+    found = DistilledSet.load(tmp_path / "set")
+    pairs, texts = train_pairs(config)
+    (phase,), images = found.phases, plain_images(pairs)
+    chosen = []
+    for caption, image, text in zip(phase.captions, phase.pairs.images, phase.pairs.texts, strict=True):
+        match = [
+            j
+            for j in range(len(pairs))
+            if pairs.captions[j] == caption and torch.allclose(images[pairs.image_of_text[j]], image, atol=1e-6)
+        ]
+        assert match and torch.equal(texts[match[0]], text)
+        chosen.append(int(pairs.image_of_text[match[0]]))
+    assert len(set(chosen)) == 6 == found.num_pairs
+    assert torch.equal(phase.pairs.similarity.dense(), torch.eye(6))
+    assert phase.pairs.lr.tolist() == phase.last_lr.tolist() == pytest.approx([0.3, 0.3])
+    assert found.provenance["method"] == "random" and found.provenance["store_sha256"] == store.fingerprint
+    assert found.settings == store.settings
+    kept = tower_weights(store)
+    assert kept is not None and found.tower is not None
+    assert all(torch.equal(found.tower[name], value) for name, value in kept.items())
