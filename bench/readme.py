@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def recall_line(name: str) -> str:
     )
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], str]] = {
     "demo-scenes": lambda: demo_table("demo-scenes"),
     "retrieval": lambda: recall_line("retrieval"),
 }
@@ -51,7 +52,8 @@ def written(readme: str) -> str:
     """README with every table between its `<!-- table: NAME -->` marks made anew."""
     for name, make in TABLES.items():
         marks = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        readme, count = marks.subn(lambda m, make=make: m[1] + make() + m[2], readme)
+        table = make()
+        readme, count = marks.subn(lambda m, table=table: f"{m[1]}{table}{m[2]}", readme)  # type: ignore[misc]
         assert count == 1, f"README.md: expected one table {name}, found {count}"
     return readme
 

@@ -18,18 +18,18 @@ _CHOICES = ("reference", "native")
 def native() -> ctypes.CDLL | None:
     """The native library; none where it was not built or $PTMST_KERNELS=reference forbids it.
 
-    Raises RuntimeError where $PTMST_KERNELS asks for what cannot be had.
+    Raises OSError where $PTMST_KERNELS asks for what cannot be had.
     """
     wanted = os.environ.get(FORCE)
     if wanted is not None and wanted not in _CHOICES:
-        raise RuntimeError(f"{FORCE}: expected {' or '.join(_CHOICES)}, found {wanted}; mend it or unset it")
+        raise OSError(f"{FORCE}: expected {' or '.join(_CHOICES)}, found {wanted}; mend it or unset it")
     if wanted == "reference":
         return None
     # An editable install keeps the library away from this file: the import system knows where.
     spec = importlib.util.find_spec("ptmst.kernels._native")
     if spec is None or spec.origin is None:
         if wanted == "native":
-            raise RuntimeError(f"{FORCE}=native: expected the native library, found none; install with g++ and cmake")
+            raise OSError(f"{FORCE}=native: expected the native library, found none; install with g++ and cmake")
         return None
     library = ctypes.CDLL(spec.origin)
     pointer, float_p = ctypes.c_void_p, ctypes.c_void_p

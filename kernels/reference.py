@@ -77,6 +77,8 @@ def soft_contrastive(
 
     Embeddings need not be normalised; without soft labels the pairs are matched one to one (S = identity).
     """
+    if kind not in LOSSES:
+        raise ValueError(f"kind: expected {', '.join(LOSSES)}, found {kind}")
     logits = F.normalize(image_embeds, dim=-1) @ F.normalize(text_embeds, dim=-1).T / temperature
     if similarity is None:
         similarity = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)

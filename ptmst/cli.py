@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = parse(arguments)
         command.run()
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"ptmst: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from ptmst.errors import InputError
 
@@ -228,9 +228,7 @@ class DistillConfig:
         yield from _at_least(self, 0, "momentum", "adjoint", "ema", "checkpoint_minutes", "seed")
         if not self.phases:
             yield "phases: expected at least one, found none; name one, such as 99:5:0-2"
-        for name, bound in (("momentum", 1), ("ema", 1)):
-            if getattr(self, name) >= bound:
-                yield f"{name}: expected a number below {bound}, found {getattr(self, name)}; lower it"
+        yield from _below(self, 1, "momentum", "ema")
         if self.adjoint > 1:
             yield f"adjoint: expected 0 (truncated) to 1 (exact), found {self.adjoint}; lower it"
         if self.adjoint_clip is not None and not self.adjoint_clip > 0:
@@ -289,6 +287,7 @@ class EvaluateConfig:
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "students", "every", "batch_size", "temperature")
         yield from _at_least(self, 0, "epochs", "lr_drop", "momentum", "weight_decay", "seed")
+        yield from _below(self, 1, "momentum")
 
 
 @dataclass(frozen=True)
@@ -347,6 +346,12 @@ def _at_least(config: object, bound: float, *names: str) -> Iterator[str]:
     for name in names:
         if not getattr(config, name) >= bound:
             yield f"{name}: expected at least {bound}, found {getattr(config, name)}; raise it"
+
+
+def _below(config: object, bound: float, *names: str) -> Iterator[str]:
+    for name in names:
+        if not getattr(config, name) < bound:
+            yield f"{name}: expected a number below {bound}, found {getattr(config, name)}; lower it"
 
 
 def to_json(config: object) -> dict[str, Any]:
@@ -414,6 +419,7 @@ def _converter() -> Converter:
         converter.register_structure_hook(kind, _strict(kind, accepted))
     converter.register_structure_hook(Path, lambda value, _: Path(_strict(str, (str,))(value, str)))
     converter.register_unstructure_hook(Path, str)
+    converter.register_structure_hook_func(_is_literal, _one_of)
     converter.register_structure_hook_func(lambda t: t == Endpoints, _endpoints)
     converter.register_unstructure_hook_func(lambda t: t == Endpoints, lambda v: v if v == "all" else list(v))
     return converter
@@ -428,6 +434,18 @@ def _strict(kind: type, accepted: tuple[type, ...]) -> Any:
     return structure
 
 
+def _is_literal(kind: Any) -> bool:
+    origin: object = get_origin(kind)
+    return origin is Literal
+
+
+def _one_of(value: object, kind: object) -> object:
+    choices = [str(choice) for choice in get_args(kind)]
+    if value not in choices:
+        raise ValueError(f"expected {', '.join(choices)}, found {value!r}{nearest(str(value), choices)}")
+    return value
+
+
 def _endpoints(value: object, _: object) -> Endpoints:
     if isinstance(value, str):
         return parse_endpoints(value)
@@ -436,7 +454,7 @@ def _endpoints(value: object, _: object) -> Endpoints:
     raise TypeError(f"expected a list of epochs or 'all', found {value!r}")
 
 
-def _explain(error: BaseException, kind: type | None) -> str:
+def _explain(error: BaseException, kind: Any) -> str:
     from cattrs.errors import ForbiddenExtraKeysError
 
     if isinstance(error, ForbiddenExtraKeysError):
@@ -444,6 +462,8 @@ def _explain(error: BaseException, kind: type | None) -> str:
         return "; ".join(f"unknown setting {name}{nearest(name, known)}" for name in sorted(error.extra_fields))
     if isinstance(error, KeyError):
         return f"expected the key {error}, found none; add it"
+    if get_origin(kind) is tuple and isinstance(error, TypeError):
+        return "expected a list, found something else"
     if dataclasses.is_dataclass(kind):
         return "expected a table of settings, found something else"
     return str(error) or f"expected {kind}"

@@ -138,17 +138,14 @@ def _distill_phase(
                 adjoint=config.adjoint,
                 adjoint_clip=config.adjoint_clip,
             )
-            if problem := _divergence(gradient, state):
+            if broken := _non_finite({"loss": gradient.loss, **_gradients(gradient)}):
                 checkpoints.save(number, state)
-                kept = f"the state before this step is kept in {config.out}" if config.out else "nothing was saved"
-                raise Diverged(f"phase {number + 1}, outer step {state.step}: {problem}; {kept}")
+                raise _diverged(number, state.step, state.pairs.lr, broken, config)
+            eta = state.pairs.lr.clone()
             state = outer_update(state, gradient, config)
-            if broken := _non_finite(state.tensors()):
-                kept = f"earlier checkpoints are kept in {config.out}" if config.out else "nothing was saved"
-                raise Diverged(
-                    f"phase {number + 1}, outer step {state.step - 1}: its update made {', '.join(broken)} non-finite "
-                    f"{_advice(state)}; {kept}"
-                )
+            broken = _non_finite(state.tensors())
+            if broken or bool((state.pairs.lr <= 0).any()):
+                raise _diverged(number, state.step - 1, eta, broken or ["η that is no longer positive"], config)
             bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {gradient.loss.item():.3f}")
             checkpoints.save_when_due(number, state, now=interrupted() or state.step == config.steps)
             if interrupted():
@@ -156,22 +153,21 @@ def _distill_phase(
     return state
 
 
-def _divergence(gradient: OuterGradient, state: OuterState) -> str | None:
-    values = {"loss": gradient.loss, **{f"gradient of {name}": g for name, g in gradient.grads.items()}}
-    broken = _non_finite(values)
-    if not broken and bool((state.pairs.lr > 0).all()):
-        return None
-    what = f"non-finite {', '.join(broken)}" if broken else "a student learning rate that is not positive"
-    return f"found {what} {_advice(state)}"
+def _gradients(gradient: OuterGradient) -> dict[str, Tensor]:
+    return {f"gradient of {name}": value for name, value in gradient.grads.items()}
 
 
 def _non_finite(values: Mapping[str, Tensor]) -> list[str]:
-    return [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
+    return [f"non-finite {name}" for name, value in values.items() if not bool(torch.isfinite(value).all())]
 
 
-def _advice(state: OuterState) -> str:
-    eta = ", ".join(f"{rate:.3g}" for rate in state.pairs.lr.tolist())
-    return f"at η = {eta}; lower rates.lr, rates.images or student_lr, or set adjoint_clip"
+def _diverged(number: int, step: int, eta: Tensor, found: list[str], config: DistillConfig) -> Diverged:
+    kept = f"the last good checkpoint is kept in {config.out}" if config.out else "nothing was saved"
+    return Diverged(
+        f"phase {number + 1}, outer step {step}: found {', '.join(found)} after η = "
+        f"{', '.join(f'{rate:.3g}' for rate in eta.tolist())}; lower rates.lr, rates.images or student_lr, or set "
+        f"adjoint_clip; {kept}"
+    )
 
 
 def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:

@@ -187,7 +187,7 @@ def _reference_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterato
     lr = distilled.phases[-1].last_lr
     for number in range(len(distilled)):
         for epoch in range(config.epochs + 1):
-            dropped = number > 0 or epoch > config.lr_drop
+            dropped = number * (config.epochs + 1) + epoch > config.lr_drop
             yield number, lr * (0.1 if dropped else 1.0), False
 
 

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def recall_table(rows: Sequence[Row]) -> Table:
     from rich.table import Table
 
     table = Table(title="Retrieval recall on the test split, percent (mean ± std over students)")
-    table.add_column("trained on")
+    table.add_column("trained on", no_wrap=True)
     for heading in ("pairs", *HEADINGS):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -102,7 +103,7 @@ def _set(row: Row) -> dict[str, Any]:
 def _picture(image: Tensor) -> str:
     """A normalised image [3, H, W] as a data address."""
     buffer = io.BytesIO()
-    Image.fromarray(denormalise(image).permute(1, 2, 0).numpy()).save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
+    Image.fromarray(rearrange(denormalise(image), "c h w -> h w c").numpy()).save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

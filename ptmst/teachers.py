@@ -103,7 +103,7 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
             losses.append(loss.detach())
         mean = torch.stack(losses).mean().item()
         if not torch.isfinite(theta).all():
-            raise Diverged(f"expert {number}, epoch {epoch}: the loss is {mean} at lr {config.lr}; lower teach lr")
+            raise Diverged(f"expert {number}, epoch {epoch + 1}: the loss is {mean} at lr {config.lr}; lower teach lr")
         yield Epoch(epoch + 1, theta, mean)
 
 
@@ -168,8 +168,16 @@ def student_of(store: TrajectoryStore, draw: tuple[int | str, ...]) -> Student:
 def student_from_settings(
     settings: Mapping[str, Any], draw: tuple[int | str, ...], weights: Mapping[str, Tensor] | None
 ) -> Student:
-    """A fresh student from the settings that a store or a distilled set records."""
+    """A fresh student from the settings that a store or a distilled set records.
+
+    Raises InputError where the image tower's weights are no longer those of the settings.
+    """
     encoder = configs.from_json(EncoderConfig, settings["encoder"])
+    if _file_hash(encoder.image_weights) != settings["image_weights_sha256"]:
+        raise InputError(
+            f"{encoder.image_weights}: expected the weights that the experts began with, found others or none; restore "
+            "the file or teach anew"
+        )
     return make_student(encoder, settings["data"]["image_size"], settings["text_width"], draw, weights)
 
 
@@ -193,13 +201,16 @@ def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, d
 def _settings(config: TeachConfig, pairs: Pairs, text_fingerprint: str) -> dict[str, Any]:
     whole = configs.to_json(config)
     whole = {key: value for key, value in whole.items() if key not in ("out", "device", "experts")}
-    tower = config.encoder.image_weights
     return whole | {
         "text_width": text_tower(config.encoder).width,
         "text_fingerprint": text_fingerprint,
         "data_fingerprint": pairs.fingerprint,
-        "image_weights_sha256": files.sha256(tower.read_bytes()) if tower is not None and tower.is_file() else None,
+        "image_weights_sha256": _file_hash(config.encoder.image_weights),
     }
+
+
+def _file_hash(path: Path | None) -> str | None:
+    return files.sha256(path.read_bytes()) if path is not None and path.is_file() else None
 
 
 def _refuse_other_settings(store: TrajectoryStore, settings: dict[str, Any]) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp
+
+with warnings.catch_warnings():
+    # Forward mode scripts these on first use, and torch warns its users of that.
+    warnings.simplefilter("ignore", FutureWarning)
+    import torch._decomp.decompositions_for_jvp
 
 from ptmst.config import LossKind
 from ptmst.contrast import student_loss

@@ -19,7 +19,7 @@ FLOORS = (
     "contrast encoders similarity synthetic",
     "matching shortcut store warmup teachers unroll distilled baselines",
     "checkpoints distillation evaluation",
-    "report demo doctor cli __main__ __init__",
+    "report doctor demo cli __main__ __init__",
 )
 """A module imports from lower floors and from its left neighbours. `__init__` names all of them, when they are used."""
 RANK = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names.split())}

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import contents, finish, names, python
 
 from ptmst import DistilledSet, TrajectoryStore, teachers
 from ptmst.cli import COMMANDS, main
+from tiny import contents, finish, names, python
 
 DISTILL = ["--steps", "2", "--inner-steps", "2", "--batch-size", "4", "--rates.images", "1", "--rates.lr", "1e-4"]
 EVALUATE = ["--students", "2", "--epochs", "2", "--lr-drop", "1", "--batch-size", "8"]

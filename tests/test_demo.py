@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import ENCODER
 
 from ptmst import InputError, Phase, demo, distillation, evaluation, teachers
 from ptmst.config import Experiment, check, experiment
 from ptmst.demo import as_lors, run_demo
 from ptmst.files import sha256
+from tiny import ENCODER
 
 PRESETS = ("demo", "demo-quick")
 

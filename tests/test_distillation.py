@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
-from tiny import DISTILL, RATES, contents, finish, names, python, tiny_store
 from torch import Tensor
 
 from oracles import beta, relative_error
@@ -38,6 +37,7 @@ from ptmst.files import read_tensors
 from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
 from ptmst.teachers import real_pairs, student_of
 from ptmst.unroll import OuterGradient, unrolled_gradient
+from tiny import DISTILL, RATES, contents, finish, names, python, tiny_store
 
 Optimizer = Literal["sgd", "adam"]
 RATE = {"images": 0.1, "texts": 0.2, "lr": 0.003, "similarity": 0.5, "diag": 0.5, "left": 0.5, "right": 0.5}
@@ -477,7 +477,9 @@ def test_a_signal_waits_for_the_end_of_the_step(
             distill(config, store)
     assert signal.getsignal(number) is handler
     assert names(out) == ["checkpoint-0-00000003.safetensors", "run.json"]
+    steps = _record_steps(monkeypatch)
     distill(config, store, resume=True)
+    assert len(steps) == 5
     assert contents(out, "phase-*") == expected
 
 

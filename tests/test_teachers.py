@@ -328,7 +328,7 @@ def test_an_encoder_that_lost_the_layers_of_its_store_is_refused(config: TeachCo
 
 
 def test_divergence_is_told(config: TeachConfig) -> None:
-    with pytest.raises(Diverged, match=r"^expert 0, epoch 0: the loss is nan at lr 1e\+20; lower teach lr$"):
+    with pytest.raises(Diverged, match=r"^expert 0, epoch 1: the loss is nan at lr 1e\+20; lower teach lr$"):
         train_teachers(replace(config, lr=1e20))
     assert len(TrajectoryStore.open(config.out)) == 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -182,4 +183,4 @@ def _read_image(path: Path, size: int) -> Tensor:
     except Exception as error:  # on broken bytes PIL's decoders raise nearly anything
         raise InputError(f"{path}: expected a whole image, found {error}; replace the file") from error
     resized = upright.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    return rearrange(torch.from_numpy(np.array(resized)), "h w c -> c h w")

@@ -1,0 +1,49 @@
+"""README says what is so: its tables are those of bench/results, its commands and its example can be run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ptmst
+from bench.readme import written
+from ptmst import cli
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = [line.split("#")[0] for line in README.splitlines() if line.startswith("ptmst ")]
+
+
+def test_tables_are_those_of_the_results() -> None:
+    assert written(README) == README
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_can_be_parsed(line: str) -> None:
+    _, *arguments = shlex.split(line)
+    cli.parse(arguments)
+
+
+def test_every_command_is_shown() -> None:
+    assert {shlex.split(line)[1] for line in COMMANDS} == set(cli.COMMANDS) - {"demo"}
+
+
+def test_the_example_runs_at_a_smaller_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    smaller = {
+        'write_scenes("data/scenes"': 'write_scenes("data/scenes", train=120, val=20, test=20, warmup=20',
+        "warmup_epochs=20": "warmup_epochs=1, image_width=16",
+        "experts=4": "experts=1, epochs=7",
+        "batch_size=25": "batch_size=25, steps=2",
+        "EvaluateConfig()": "EvaluateConfig(students=1, epochs=2)",
+    }
+    for long, short in smaller.items():
+        assert long in example
+        example = example.replace(long, short)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert isinstance(names["distilled"], ptmst.DistilledSet)
