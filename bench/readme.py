@@ -51,9 +51,9 @@ TABLES: dict[str, Callable[[], str]] = {
 def written(readme: str) -> str:
     """README with every table between its `<!-- table: NAME -->` marks made anew."""
     for name, make in TABLES.items():
-        marks = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        marks = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         table = make()
-        readme, count = marks.subn(lambda m, table=table: f"{m[1]}{table}{m[2]}", readme)  # type: ignore[misc]
+        readme, count = marks.subn(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", readme)  # type: ignore[misc]
         assert count == 1, f"README.md: expected one table {name}, found {count}"
     return readme
 

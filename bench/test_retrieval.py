@@ -32,7 +32,9 @@ def test_retrieval_recall(benchmark: BenchmarkFixture) -> None:
         "peak_extra_mb": peak_mb() - before,
         "machine": machine(),
     }
-    scores = images.double() @ texts[:500].double().T
-    own = scores[image_of_text[:500], torch.arange(500)]
-    first = float((scores > own).sum(0).eq(0).double().mean())
-    assert abs(first - found["ir1"] / 100) < 0.1
+    scores = images.double() @ texts.double().T
+    own = scores[image_of_text, torch.arange(TEXTS)]
+    ranks = (scores > own).sum(0)
+    # Two scores may differ by less than float32 can tell: a few of the 25,000 ranks may be off by one.
+    for k in (1, 5, 10):
+        assert abs(100 * float((ranks < k).double().mean()) - found[f"ir{k}"]) < 0.02

@@ -140,6 +140,8 @@ def _per_parameter(per_layer: Tensor, offsets: Tensor, size: int) -> Tensor:
 
 
 def _group_sizes(offsets: Tensor, groups: Tensor) -> list[int]:
+    if bool((groups.diff() < 0).any()):
+        raise ValueError(f"groups: expected the layers of a group side by side, found {groups.tolist()}")
     counts = torch.zeros(int(groups.max()) + 1, dtype=torch.int64, device=groups.device)
     sizes: list[int] = counts.index_add_(0, groups, offsets.diff()).tolist()
     return sizes

@@ -23,7 +23,7 @@ def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: T
     if library is None or base.device.type != "cpu":
         return reference.shortcut_point(base, displacement, scale, offsets, beta)
     base, displacement = base.contiguous(), displacement.contiguous()
-    scale, offsets, beta = scale.contiguous(), offsets.contiguous(), beta.contiguous()
+    scale, offsets, beta = scale.contiguous(), offsets.cpu().contiguous(), beta.contiguous()
     theta = torch.empty_like(base)
     library.ptmst_shortcut_point(
         theta.data_ptr(),

@@ -145,7 +145,7 @@ class Checkpoints:
 
 def comparable(config: DistillConfig) -> dict[str, Any]:
     """The settings that decide the result."""
-    passing = ("out", "device", "checkpoint_minutes")
+    passing = ("out", "root", "device", "checkpoint_minutes")
     return {key: value for key, value in configs.to_json(config).items() if key not in passing}
 
 

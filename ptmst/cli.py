@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -175,8 +176,8 @@ def parse(arguments: list[str]) -> Any:
     """The command of a command line. Exits with 0 for --help and with 2 for flags that cannot be used."""
     name = arguments[0] if arguments else "--help"
     if name not in COMMANDS:
-        if name in ("-h", "--help"):
-            print(overview())
+        if name in ("-h", "--help", "--version"):
+            print(f"ptmst {metadata.version('ptmst')}" if name == "--version" else overview())
             raise SystemExit(0)
         raise InputError(f"{name}: no such command{configs.nearest(name, list(COMMANDS))}")
     kind = COMMANDS[name]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ptmst.errors import InputError
 
@@ -61,12 +62,16 @@ class DataConfig:
 
     name: str = "scenes"
     """Data set: scenes, digits, flickr30k, coco or cc3m."""
-    root: Path = Path("data/scenes")
-    """Folder with the annotation JSON files and the images they name."""
+    root: Path | None = None
+    """Folder with the annotation JSON files and the images they name; none = data/NAME."""
     image_size: int = 32
     """Height and width that images are resized to, pixels."""
     max_words: int = 30
     """Words kept of each caption."""
+
+    @property
+    def folder(self) -> Path:
+        return self.root if self.root is not None else Path("data") / self.name
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "image_size", "max_words")
@@ -96,7 +101,8 @@ class EncoderConfig:
     """Epochs of warm-up on the data set's warmup split, a stand-in for pretrained weights; 0 = none."""
 
     def problems(self) -> Iterator[str]:
-        yield from _positive(self, "image_width", "head_width", "text_width")
+        yield from _positive(self, "head_width", "text_width")
+        yield from _at_least(self, 4, "image_width")
         yield from _at_least(self, 0, "warmup_epochs")
         if self.image_weights is not None and self.warmup_epochs:
             yield "image_weights and warmup_epochs: expected one of them, found both; drop one"
@@ -176,6 +182,8 @@ class DistillConfig:
 
     out: Path | None = None
     """Folder of the distilled set and its checkpoints; none = nothing is written (Python API only)."""
+    root: Path | None = None
+    """Data folder, where it has moved since teaching; none = the folder recorded in the store."""
     phases: tuple[Phase, ...] = (Phase(200, 5, (0, 2)), Phase(299, 7, (1, 3)))
     """Phases as PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2 299:7:1-3 (last is exclusive)."""
     trajectory: Literal["shortcut", "raw"] = "shortcut"
@@ -328,10 +336,17 @@ def check(config: object) -> None:
 
 
 def _walk(config: object, prefix: str) -> Iterator[str]:
-    for line in getattr(config, "problems", tuple)():
-        yield prefix + line
+    found = list(getattr(config, "problems", tuple)())
+    yield from (prefix + line for line in found)
+    kinds = get_type_hints(type(config))
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, f.name)
+        if _is_literal(kinds[f.name]) and value not in get_args(kinds[f.name]):
+            choices = [str(choice) for choice in get_args(kinds[f.name])]
+            yield f"{prefix}{f.name}: expected {', '.join(choices)}, found {value!r}{nearest(str(value), choices)}"
+        told = any(line.startswith(f"{f.name}:") for line in found)
+        if isinstance(value, float) and not math.isfinite(value) and not told:
+            yield f"{prefix}{f.name}: expected a finite number, found {value}; lower it"
         if dataclasses.is_dataclass(value):
             yield from _walk(value, f"{prefix}{f.name}.")
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ptmst import kernels
 from ptmst.config import LossKind
+from ptmst.errors import InputError
 from ptmst.flat import Student
 from ptmst.kernels.reference import LOSSES
 
@@ -26,7 +28,11 @@ def contrastive_loss(kind: LossKind, logits: Tensor, similarity: Tensor) -> Tens
 
 
 def student_loss(student: Student, kind: LossKind, temperature: float) -> StudentLoss:
-    """ℓ(θ, x, y, S): the loss of a student on one batch, as a pure function of θ [P] and the batch."""
+    """ℓ(θ, x, y, S): the loss of a student on one batch, as a pure function of θ [P] and the batch.
+
+    Raises InputError for a loss that there is not.
+    """
+    _known(kind)
 
     def loss(theta: Tensor, images: Tensor, texts: Tensor, similarity: Tensor) -> Tensor:
         image_embeds = student.embed_images(theta, images)
@@ -34,6 +40,12 @@ def student_loss(student: Student, kind: LossKind, temperature: float) -> Studen
         return contrastive_loss(kind, contrastive_logits(image_embeds, text_embeds, temperature), similarity)
 
     return loss
+
+
+def _known(kind: LossKind) -> LossKind:
+    if kind not in LOSSES:
+        raise InputError(f"loss: expected {', '.join(LOSSES)}, found {kind!r}; mend the name")
+    return kind
 
 
 def hard_label_loss(logits: Tensor) -> Tensor:
@@ -51,11 +63,12 @@ class SoftContrastiveLoss(nn.Module):
 
     def __init__(self, kind: LossKind = "wbce", temperature: float = 0.07) -> None:
         super().__init__()
+        _known(kind)
         self.kind: LossKind = kind
         self.temperature = temperature
 
     def forward(self, image_embeds: Tensor, text_embeds: Tensor, similarity: Tensor | None = None) -> Tensor:
-        logits = contrastive_logits(image_embeds, text_embeds, self.temperature)
-        if similarity is None:
-            similarity = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
-        return contrastive_loss(self.kind, logits, similarity)
+        loss: Tensor = kernels.soft_contrastive(
+            image_embeds, text_embeds, similarity, kind=self.kind, temperature=self.temperature
+        )
+        return loss

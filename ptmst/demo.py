@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from ptmst import config as configs
 from ptmst import files
 from ptmst.baselines import random_pairs
-from ptmst.config import DataConfig, DistillConfig, EvaluateConfig, Phase, experiment
+from ptmst.config import DataConfig, DistillConfig, EvaluateConfig, Experiment, LossKind, Phase, experiment
 from ptmst.data import write_rendered
 from ptmst.distillation import distill
-from ptmst.distilled import INDEX, DistilledSet, versions
+from ptmst.distilled import versions
 from ptmst.doctor import machine
 from ptmst.errors import InputError
-from ptmst.evaluation import SCORES, Scores, evaluate, evaluate_experts, read_scores
+from ptmst.evaluation import Scores, evaluate, evaluate_experts, read_scores
 from ptmst.progress import say, show
 from ptmst.report import Row, recall_table, write_report
 from ptmst.store import TrajectoryStore
-from ptmst.teachers import real_pairs, train_teachers
+from ptmst.teachers import load, train_teachers
 
 PAGE, RESULTS = "report.html", "results.json"
 _RECORD, _KIND, _VERSION = "demo.json", "demo", 1
-RANDOM_LR = (0.03, 0.1, 0.3)
-"""Student learning rates tried for random pairs; the best on the val split is used."""
+RANDOM_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
+RANDOM_LR = (0.01, 0.03, 0.1)
+"""Losses and student learning rates tried for random pairs; the best on the val split are used."""
 
 
 def run_demo(data: Literal["scenes", "digits"], out: Path, quick: bool, command: str) -> list[Row]:
-    """Run the demo in `out`, or continue it; returns the rows of its table, of which it also writes a page."""
-    began = time.perf_counter()
+    """Run the demo in `out`, or continue it; returns the rows of its table, of which it also writes a page.
+
+    Raises InputError where `out` holds another demo, or cannot be written.
+    """
     settings = experiment("demo-quick" if quick else "demo")
-    _claim(out, data, quick)
+    with _claimed(out, {"data": data, "settings": configs.to_json(settings)}) as seconds:
+        rows = _rows(data, out, settings)
+        minutes = seconds() / 60
+    if not (out / RESULTS).exists():
+        _record_results(out / RESULTS, command, minutes, rows)
+    title = f"ptmst demo: {rows[-2].pairs} pairs distilled from {rows[-1].pairs:,} ({data})"
+    write_report(out / PAGE, title, rows, command)
+    show(recall_table(rows))
+    say(f"{minutes:.1f} min. Everything is in {out}; open {out / PAGE} in a browser.")
+    return rows
+
+
+def _rows(data: Literal["scenes", "digits"], out: Path, settings: Experiment) -> list[Row]:
     say(f"1/5 data: {data}")
     root = out / "data"
     write_rendered(replace(settings.data, name=data, root=root))
@@ -44,21 +64,18 @@ def run_demo(data: Literal["scenes", "digits"], out: Path, quick: bool, command:
     say("4/5 distillation: PTM-ST (shortcut trajectories, phases, EMA)")
     ptm_st = distill(replace(settings.distill, out=out / "ptm-st"), store, resume=True)
     say("5/5 fresh students on each")
-    config = settings.evaluate
-    random = _random(out / "random", store, ptm_st.num_pairs, config)
-    rows = [
-        Row("random real pairs", _scored(out / "random", lambda: evaluate(random, config)), random.num_pairs, random),
-        Row("LoRS", _scored(out / "lors", lambda: evaluate(lors, config)), lors.num_pairs, lors),
-        Row("PTM-ST", _scored(out / "ptm-st", lambda: evaluate(ptm_st, config)), ptm_st.num_pairs, ptm_st),
-        Row("all real pairs", _scored(out / "store", lambda: evaluate_experts(store, config.students)), _pairs(store)),
+    config, count = settings.evaluate, ptm_st.num_pairs
+    scored = partial(_scored, out / "scores")
+    random = scored("random", lambda: _score_random(store, count, config))
+    shown = random_pairs(store, count, random.provenance["lr"], config.seed)
+    return [
+        Row("random real pairs", random, count, shown),
+        Row("LoRS", scored("lors", lambda: evaluate(lors, config)), lors.num_pairs, lors),
+        Row("PTM-ST", scored("ptm-st", lambda: evaluate(ptm_st, config)), count, ptm_st),
+        Row(
+            "all real pairs", scored("all", lambda: evaluate_experts(store, config.students)), len(load(real, "train"))
+        ),
     ]
-    minutes = (time.perf_counter() - began) / 60
-    _record_results(out / RESULTS, command, minutes, rows)
-    title = f"ptmst demo: {ptm_st.num_pairs} pairs distilled from {_pairs(store):,} ({data})"
-    write_report(out / PAGE, title, rows, command)
-    show(recall_table(rows))
-    say(f"{minutes:.1f} min. Everything is in {out}; open {out / PAGE} in a browser.")
-    return rows
 
 
 def as_lors(config: DistillConfig) -> DistillConfig:
@@ -82,36 +99,50 @@ def as_lors(config: DistillConfig) -> DistillConfig:
     )
 
 
+def _score_random(store: TrajectoryStore, count: int, config: EvaluateConfig) -> Scores:
+    """Each student on random pairs of its own, at the loss and student learning rate that are best on the val split."""
+
+    def score(number: int, loss: LossKind, lr: float, split: Literal["test", "val"]) -> Scores:
+        seed = config.seed + number
+        subset = random_pairs(store, count, lr, seed)
+        return evaluate(subset, replace(config, students=1, seed=seed, loss=loss, split=split))
+
+    loss, lr = max(product(RANDOM_LOSSES, RANDOM_LR), key=lambda tried: score(0, tried[0], tried[1], "val").mean())
+    found = [score(number, loss, lr, config.split) for number in range(config.students)]
+    students = tuple(student for one in found for student in one.students)
+    return Scores(students, {"split": config.split, "loss": loss, "lr": lr, "config": found[0].provenance["config"]})
+
+
 def _record_results(path: Path, command: str, minutes: float, rows: list[Row]) -> None:
     summaries = [{"name": row.name, "pairs": row.pairs, "recall": row.scores.to_json()["summary"]} for row in rows]
     measured = {"command": command, "machine": machine(), "versions": versions(), "minutes": minutes}
     files.write_json(path, {**measured, "students": len(rows[0].scores.students), "rows": summaries})
 
 
-def _claim(out: Path, data: str, quick: bool) -> None:
-    record = {"format": "ptmst-demo", "version": _VERSION, "data": data, "quick": quick}
-    path = out / _RECORD
+@contextmanager
+def _claimed(out: Path, asked: dict[str, Any]) -> Iterator[Callable[[], float]]:
+    """Hold `out` for this demo; yields how many seconds it has taken, over all its runs until it was finished."""
+    path, began, before = out / _RECORD, time.perf_counter(), 0.0
+    record = {"format": "ptmst-demo", "version": _VERSION, **json.loads(json.dumps(asked))}
+    if path.exists():
+        found = files.read_json(path, _KIND, _VERSION)
+        before = found.pop("seconds")
+        if found != record:
+            raise InputError(f"{out}: expected the demo asked for, found one of other settings; choose another --out")
+
+    finished = (out / RESULTS).exists()
+
+    def seconds() -> float:
+        return before if finished else before + time.perf_counter() - began
+
+    try:
+        yield seconds
+    finally:
+        files.write_json(path, {**record, "seconds": seconds()})
+
+
+def _scored(folder: Path, name: str, score: Callable[[], Scores]) -> Scores:
+    path = folder / f"{name}.json"
     if not path.exists():
-        files.write_json(path, record)
-    elif files.read_json(path, _KIND, _VERSION) != record:
-        raise InputError(f"{out}: expected a demo of {data}{' --quick' * quick}, found another; choose another --out")
-
-
-def _random(path: Path, store: TrajectoryStore, count: int, config: EvaluateConfig) -> DistilledSet:
-    """As many real pairs, at the student learning rate that is best on the val split."""
-    if (path / INDEX).exists():
-        return DistilledSet.load(path)
-    tries = [random_pairs(store, count, lr, config.seed) for lr in RANDOM_LR]
-    best = max(tries, key=lambda tried: evaluate(tried, replace(config, split="val")).mean())
-    best.save(path)
-    return best
-
-
-def _scored(folder: Path, score: Callable[[], Scores]) -> Scores:
-    if not (folder / SCORES).exists():
-        files.write_json(folder / SCORES, score().to_json())
-    return read_scores(folder / SCORES)
-
-
-def _pairs(store: TrajectoryStore) -> int:
-    return len(real_pairs(store)[0])
+        files.write_json(path, score().to_json())
+    return read_scores(path)

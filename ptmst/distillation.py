@@ -39,10 +39,10 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
     configs.check(config)
     _check_against_store(config, store)
     if config.out is not None and resume and (config.out / INDEX).exists():
-        Checkpoints.begin(config, store, resume)  # refuses another run's set
+        Checkpoints.begin(config, store, resume).clear()  # refuses another run's set
         return DistilledSet.load(config.out)
     student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
-    pairs, texts = real_pairs(store)
+    pairs, texts = real_pairs(store, config.root)
     starts = [initial_pairs(config, n, pairs, texts, student.layers.num_groups) for n in range(len(config.phases))]
     checkpoints = Checkpoints.begin(config, store, resume)
     with progress.bar("distil", config.steps * len(config.phases), checkpoints.steps_done) as bar:
@@ -118,6 +118,9 @@ def _distill_phase(
     device = devices.pick(config.device)
     start = start.replace({name: leaf.to(device) for name, leaf in start.leaves().items()})
     state = checkpoints.newest(number, OuterState.begin(start, config))
+    if state.step == 0:
+        # Leaves are updated in place: where the first update breaks them, this is the last good state.
+        checkpoints.save(number, state)
     trajectory = _trajectories(config, phase, store, device)
     experts = sorted(store.experts)
 
@@ -165,8 +168,8 @@ def _diverged(number: int, step: int, eta: Tensor, found: list[str], config: Dis
     kept = f"the last good checkpoint is kept in {config.out}" if config.out else "nothing was saved"
     return Diverged(
         f"phase {number + 1}, outer step {step}: found {', '.join(found)} after η = "
-        f"{', '.join(f'{rate:.3g}' for rate in eta.tolist())}; lower rates.lr, rates.images or student_lr, or set "
-        f"adjoint_clip; {kept}"
+        f"{', '.join(f'{rate:.3g}' for rate in eta.tolist())}; begin again in another folder with lower rates.lr, "
+        f"rates.images or student_lr, or with adjoint_clip; {kept}"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from math import sqrt
+from math import gcd, sqrt
 from pathlib import Path
 from typing import Protocol
 
@@ -37,7 +37,7 @@ class ConvNet(nn.Module):
             blocks += [
                 nn.Conv2d(before, after, 3, padding=1),
                 nn.AvgPool2d(2),
-                nn.GroupNorm(max(1, after // 16), after),
+                nn.GroupNorm(gcd(after, max(1, after // 16)), after),
                 nn.SiLU(),
             ]
         self.blocks = nn.Sequential(*blocks)
@@ -249,7 +249,10 @@ def embed_captions(tower: TextTower, captions: Sequence[str]) -> Tensor:
         except InputError:
             path.unlink()
     texts = tower.embed(captions)
-    files.write_tensors(path, {"texts": texts}, {"tower": tower.fingerprint})
+    try:
+        files.write_tensors(path, {"texts": texts}, {"tower": tower.fingerprint})
+    except InputError as error:
+        raise InputError(f"cache of text embeddings: {error}; $PTMST_CACHE names another folder") from error
     return texts
 
 

@@ -20,7 +20,7 @@ from ptmst.config import DataConfig, Device, EncoderConfig, EvaluateConfig
 from ptmst.contrast import student_loss
 from ptmst.data import Pairs
 from ptmst.distilled import DistilledSet
-from ptmst.encoders import embed_captions, text_tower
+from ptmst.encoders import TextTower, embed_captions, text_tower
 from ptmst.errors import Diverged, InputError
 from ptmst.flat import Student
 from ptmst.seeds import generator
@@ -108,8 +108,9 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     data = configs.from_json(DataConfig, distilled.settings["data"])
     data = replace(data, root=config.root) if config.root is not None else data
     encoder = configs.from_json(EncoderConfig, distilled.settings["encoder"])
-    scored_on = Retrieval(load(data, config.split), encoder, device)
-    choose = Retrieval(load(data, "val"), encoder, device) if config.select == "best-val" else scored_on
+    tower = text_tower(encoder)
+    scored_on = Retrieval(load(data, config.split), tower, device)
+    choose = Retrieval(load(data, "val"), tower, device) if config.select == "best-val" else scored_on
     began = time.perf_counter()
 
     students = []
@@ -129,7 +130,12 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
             best = len(chosen) - 1 if config.select == "last" else max(range(len(chosen)), key=chosen.__getitem__)
             students.append(scored[best])
     settings = {k: v for k, v in configs.to_json(config).items() if k not in ("root", "device")}
-    provenance = {"config": settings, "set": dict(distilled.provenance), "pairs": distilled.num_pairs}
+    provenance = {
+        "split": config.split,
+        "config": settings,
+        "set": dict(distilled.provenance),
+        "pairs": distilled.num_pairs,
+    }
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
 
 
@@ -137,11 +143,14 @@ def evaluate_experts(store: TrajectoryStore, students: int, device: Device = "au
     """Score the first experts at their last epoch: what all real pairs teach. That epoch must be a kept end point."""
     where = devices.pick(device)
     data = configs.from_json(DataConfig, store.settings["data"])
-    test = Retrieval(load(data, "test"), configs.from_json(EncoderConfig, store.settings["encoder"]), where)
+    tower = text_tower(configs.from_json(EncoderConfig, store.settings["encoder"]))
+    test = Retrieval(load(data, "test"), tower, where)
     student = student_of(store, ("experts",)).to(where)
     numbers = sorted(store.experts)[:students]
     scored = [test.score(student, store.expert(number).raw().point(store.epochs).to(where)) for number in numbers]
-    return Scores(tuple(scored), {"experts": numbers, "epochs": store.epochs, "store_sha256": store.fingerprint})
+    return Scores(
+        tuple(scored), {"split": "test", "experts": numbers, "epochs": store.epochs, "store_sha256": store.fingerprint}
+    )
 
 
 def train_student(
@@ -154,11 +163,11 @@ def train_student(
     layers, loss_of = student.layers, student_loss(student, config.loss, config.temperature)
     schedule = _per_phase_rates if config.protocol == "per-phase" else _reference_rates
     device = next(p for m in student._modules for p in m.parameters()).device
+    phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
     theta = student.flatten()
     momentum = torch.zeros_like(theta)
     for epoch, (phase, rates, restart) in enumerate(schedule(distilled, config)):
-        pairs = distilled[phase]
-        pairs = pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()})
+        pairs = phases[phase]
         rate = layers.expand(rates.to(device))
         momentum = torch.zeros_like(theta) if restart else momentum
         order = generator(*draw, "epoch", epoch)
@@ -194,9 +203,9 @@ def _reference_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterato
 class Retrieval:
     """A split to be scored: its images and text embeddings."""
 
-    def __init__(self, pairs: Pairs, encoder: EncoderConfig, device: torch.device) -> None:
+    def __init__(self, pairs: Pairs, tower: TextTower, device: torch.device) -> None:
         self._pairs, self._device = pairs, device
-        self._texts = embed_captions(text_tower(encoder), pairs.captions).to(device)
+        self._texts = embed_captions(tower, pairs.captions).to(device)
 
     @torch.no_grad()
     def score(self, student: Student, theta: Tensor) -> dict[str, float]:

@@ -175,8 +175,17 @@ def _refuse_impure(prefix: str, module: nn.Module) -> None:
                 f"{where}: BatchNorm in train mode makes the loss depend on more than θ; "
                 "expected frozen statistics: call .eval() on it, or use a tower with group or layer norm"
             )
-        if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
+        if part.training and (p := _drop_probability(part)) > 0:
             raise InputError(
-                f"{where}: dropout with p = {part.p} draws another mask at each use, so its outer gradient belongs to "
+                f"{where}: dropout with p = {p} draws another mask at each use, so its outer gradient belongs to "
                 "no loss; call .eval() on it or set p = 0"
             )
+
+
+def _drop_probability(module: nn.Module) -> float:
+    """Of dropout layers, of attention's own dropout, and of timm's DropPath, which is no torch class."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return float(module.p)
+    if isinstance(module, nn.MultiheadAttention):
+        return float(module.dropout)
+    return float(getattr(module, "drop_prob", None) or 0.0)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_EVERY_S = 20.0
+_TABLE_COLUMNS = 116
 
 
 class Bar:
@@ -60,5 +61,7 @@ def say(line: str) -> None:
 
 
 def show(renderable: object) -> None:
-    """A table, on stdout; 120 columns wide where that is no terminal."""
-    Console(width=None if sys.stdout.isatty() else 120).print(renderable)
+    """A table, on stdout; never cut to fit: a narrow terminal wraps its lines."""
+    console = Console()
+    console.width = max(console.width, _TABLE_COLUMNS)
+    console.print(renderable)

@@ -52,7 +52,7 @@ def recall_table(rows: Sequence[Row]) -> Table:
     """Recall@1/5/10 of each row in percent, mean ± standard deviation over students, for a terminal."""
     from rich.table import Table
 
-    table = Table(title="Retrieval recall on the test split, percent (mean ± std over students)")
+    table = Table(title=f"Retrieval recall on the {_split(rows)} split, percent (mean ± std over students)")
     table.add_column("trained on", no_wrap=True)
     for heading in ("pairs", *HEADINGS):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -71,6 +71,7 @@ def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None
         title=title,
         command=command,
         headings=HEADINGS,
+        split=_split(rows),
         rows=[{"name": row.name, "pairs": f"{row.pairs:,}", "cells": _cells(row.scores)} for row in rows],
         recall_figure=_recall_figure(rows),
         students=sorted({len(row.scores.students) for row in rows}),
@@ -80,8 +81,12 @@ def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None
     files.write(out, page.encode())
 
 
+def _split(rows: Sequence[Row]) -> str:
+    return " or ".join(sorted({str(row.scores.provenance["split"]) for row in rows}))
+
+
 def _cells(scores: Scores) -> list[str]:
-    return [f"{scores.mean(metric):.1f} ± {scores.std(metric):.1f}" for metric in METRICS]
+    return [f"{scores.mean(metric):.1f}±{scores.std(metric):.1f}" for metric in METRICS]
 
 
 def _pretty(row: Row) -> str:
@@ -103,7 +108,8 @@ def _set(row: Row) -> dict[str, Any]:
 def _picture(image: Tensor) -> str:
     """A normalised image [3, H, W] as a data address."""
     buffer = io.BytesIO()
-    Image.fromarray(rearrange(denormalise(image), "c h w -> h w c").numpy()).save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
+    pixels = rearrange(denormalise(image), "c h w -> h w c").numpy()
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -79,7 +79,7 @@ class TrajectoryStore:
             raise InputError(f"{self.path}: expected experts {sorted(self.experts)}, found none numbered {number}")
         entry = self.experts[number]
         try:
-            base = torch.cat([self._read(entry["bases"][group])["base"] for group in self.layers.group_names])
+            base = self._base(tuple(entry["bases"][group] for group in self.layers.group_names))
             tensors = self._read(entry["file"])
             norms = tensors["step_norms"]
             displacements = {
@@ -131,6 +131,13 @@ class TrajectoryStore:
                 "hashes": dict(sorted(self.hashes.items())),
             },
         )
+
+    def _base(self, names: tuple[str, ...]) -> Tensor:
+        """θ⁰ [P] of its groups' files: one tensor for all experts that start alike."""
+        whole = "+".join(names)
+        if whole not in self._loaded:
+            self._loaded[whole] = {"base": torch.cat([self._read(name)["base"] for name in names])}
+        return self._loaded[whole]["base"]
 
     def _read(self, name: str) -> dict[str, Tensor]:
         if name not in self._loaded:

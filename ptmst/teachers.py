@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ptmst import devices, files, kernels, progress
 from ptmst.config import DataConfig, EncoderConfig, TeachConfig
 from ptmst.contrast import contrastive_logits, hard_label_loss
 from ptmst.data import Pairs, load_pairs
-from ptmst.encoders import embed_captions, make_student, text_tower
+from ptmst.encoders import TextTower, embed_captions, make_student, text_tower
 from ptmst.errors import Diverged, InputError
 from ptmst.flat import Student
 from ptmst.seeds import generator
@@ -42,7 +42,7 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
             f"{len(pairs)}; lower batch_size"
         )
     tower = text_tower(config.encoder)
-    settings = _settings(config, pairs, tower.fingerprint)
+    settings = _settings(config, pairs, tower)
     exists = (Path(config.out) / INDEX).exists()
     store = TrajectoryStore.open(config.out) if exists else _new_store(config, settings, tower.width, device)
     _refuse_other_settings(store, settings)
@@ -134,15 +134,19 @@ class Recorder:
 
 def load(config: DataConfig, split: str) -> Pairs:
     """The pairs of a config."""
-    return load_pairs(config.name, config.root, split, image_size=config.image_size, max_words=config.max_words)
+    return load_pairs(config.name, config.folder, split, image_size=config.image_size, max_words=config.max_words)
 
 
-def real_pairs(store: TrajectoryStore) -> tuple[Pairs, Tensor]:
-    """The store's training pairs and their text embeddings [T, D]. Raises InputError where they have changed."""
+def real_pairs(store: TrajectoryStore, root: Path | None = None) -> tuple[Pairs, Tensor]:
+    """The store's training pairs and their text embeddings [T, D]; `root` is their folder, where it has moved.
+
+    Raises InputError where they have changed.
+    """
     data = configs.from_json(DataConfig, store.settings["data"])
+    data = replace(data, root=root) if root is not None else data
     pairs = load(data, "train")
     if pairs.fingerprint != store.settings["data_fingerprint"]:
-        raise InputError(f"{data.root}: expected the pairs that {store.path} was taught on, found others; teach anew")
+        raise InputError(f"{data.folder}: expected the pairs that {store.path} was taught on, found others; teach anew")
     tower = text_tower(configs.from_json(EncoderConfig, store.settings["encoder"]))
     if tower.fingerprint != store.settings["text_fingerprint"]:
         raise InputError(
@@ -198,12 +202,12 @@ def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, d
     return store
 
 
-def _settings(config: TeachConfig, pairs: Pairs, text_fingerprint: str) -> dict[str, Any]:
+def _settings(config: TeachConfig, pairs: Pairs, tower: TextTower) -> dict[str, Any]:
     whole = configs.to_json(config)
     whole = {key: value for key, value in whole.items() if key not in ("out", "device", "experts")}
     return whole | {
-        "text_width": text_tower(config.encoder).width,
-        "text_fingerprint": text_fingerprint,
+        "text_width": tower.width,
+        "text_fingerprint": tower.fingerprint,
         "data_fingerprint": pairs.fingerprint,
         "image_weights_sha256": _file_hash(config.encoder.image_weights),
     }
@@ -214,7 +218,9 @@ def _file_hash(path: Path | None) -> str | None:
 
 
 def _refuse_other_settings(store: TrajectoryStore, settings: dict[str, Any]) -> None:
-    different = sorted(_differences(store.settings, settings))
+    # Paths may be written in many ways; the hashes beside them tell whether the content is the same.
+    paths = ("data.root", "encoder.image_weights", "encoder.text_weights")
+    different = sorted(entry for entry in _differences(store.settings, settings) if entry[0] not in paths)
     if different:
         what = "; ".join(f"{key}: {old} in the store, {new} asked for" for key, old, new in different[:4])
         kind = "another encoder" if any(key.startswith(("encoder", "text_")) for key, _, _ in different) else "others"

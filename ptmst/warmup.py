@@ -1,7 +1,8 @@
 """Warm-up of an image tower: a stand-in for pretrained weights where none can be had.
 
-The tower learns which caption words belong to an image (multi-label classification on words, Joulin et al. 2016), on
-a split of its own that no teacher or student trains on.
+The tower learns to tell its images apart by the words and word pairs of their captions: symmetric cross-entropy
+between image features and a linear map of the words, which is thrown away. It does so on a split of its own that no
+teacher or student trains on, and every expert and student starts from it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _BATCH, _LR = 64, 2e-3
 
 
 def warm_tower(config: EncoderConfig, pairs: Pairs, seed: int, device: torch.device) -> dict[str, Tensor]:
-    """Train the tower for `config.warmup_epochs` on the words of the captions; returns its weights."""
+    """Train the tower for `config.warmup_epochs`; returns its weights, by the names of its state dict."""
     tower, width = image_tower(config, pairs.image_size)
     labels = caption_words(pairs)
     with seeded(seed, "warm-up"):
@@ -47,7 +48,7 @@ def warm_tower(config: EncoderConfig, pairs: Pairs, seed: int, device: torch.dev
 
 
 def caption_words(pairs: Pairs) -> Tensor:
-    """Which words the captions of each image hold: float32 [N, words], words of 1–90 % of all images."""
+    """Which words and word pairs the captions of each image hold: float32 [I, words], those of 1–90 % of all images."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     documents: list[list[str]] = [[] for _ in pairs.image_paths]

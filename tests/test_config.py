@@ -157,7 +157,10 @@ def test_toml(tmp_path: Path) -> None:
         ("rates = 3", "expected a table of settings, found something else @ $.rates"),
         ('phases = ["200:5:0-2"]', "expected a table of settings, found something else @ $.phases[0]"),
         ("out = 3", "expected str, found 3 @ $.out"),
-        ('loss = "wbec"', "expected wbce, bce, infonce, kl, mse, cwcl, found 'wbec'; did you mean wbce or bce? @ $.loss"),
+        (
+            'loss = "wbec"',
+            "expected wbce, bce, infonce, kl, mse, cwcl, found 'wbec'; did you mean wbce or bce? @ $.loss",
+        ),
         ("phases = [{ pairs = 99, start = [0, 2] }]", "expected the key 'endpoint', found none; add it @ $.phases[0]"),
         ('phases = [{ pairs = 99, endpoint = "5", start = [0, 2] }]', "expected int, found '5' @ $.phases[0].endpoint"),
         ("steps = ", "expected TOML, found a mistake (Invalid value"),

@@ -41,7 +41,7 @@ from tiny import DISTILL, RATES, contents, finish, names, python, tiny_store
 
 Optimizer = Literal["sgd", "adam"]
 RATE = {"images": 0.1, "texts": 0.2, "lr": 0.003, "similarity": 0.5, "diag": 0.5, "left": 0.5, "right": 0.5}
-SLOW = replace(DISTILL, steps=20, inner_steps=2, checkpoint_minutes=0.0005)
+SLOW = replace(DISTILL, steps=40, inner_steps=2, checkpoint_minutes=0.0005)
 
 
 @pytest.fixture(scope="module")
@@ -364,16 +364,19 @@ def test_a_folder_that_holds_a_run_is_refused(store: TrajectoryStore, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"student_lr": 1e30}, r"phase 1, outer step 0: found non-finite loss, .* at η = 1e\+30, 1e\+30"),
-        ({"rates": replace(RATES, images=1e30)}, r"phase 1, outer step 1: found non-finite .* at η = 0\.\d+, 0\.\d+"),
-        ({"rates": replace(RATES, lr=5.0)}, "phase 1, outer step 1: found a student learning rate that is not posit"),
+        ({"student_lr": 1e30}, r"phase 1, outer step 0: found non-finite loss, .* after η = 1e\+30, 1e\+30"),
+        (
+            {"rates": replace(RATES, images=1e30)},
+            r"phase 1, outer step 1: found non-finite .* after η = 0\.\d+, 0\.\d+",
+        ),
+        ({"rates": replace(RATES, lr=5.0)}, "phase 1, outer step 0: found η that is no longer positive after η = 0"),
     ],
 )
 def test_divergence_is_named_and_leaves_a_whole_checkpoint(
     store: TrajectoryStore, tmp_path: Path, change: dict[str, Any], what: str
 ) -> None:
     config = replace(DISTILL, out=tmp_path, **change)
-    with pytest.raises(Diverged, match=f"{what}.*; lower rates.lr, rates.images or student_lr, .* is kept in"):
+    with pytest.raises(Diverged, match=f"{what}.*; begin again in another folder with lower rates.lr, .* is kept in"):
         distill(config, store)
     kept = sorted(tmp_path.glob("checkpoint-0-*.safetensors"))
     assert kept and "distilled.json" not in names(tmp_path)
@@ -395,7 +398,7 @@ def test_an_update_that_overflows_is_divergence(
     rates = LeafRates(images=1e-3, texts=1e10, lr=1e-5, similarity=1e-3)
     config = replace(DISTILL, optimizer="sgd", rates=rates, out=tmp_path / "out", checkpoint_minutes=0.0)
     with pytest.raises(
-        Diverged, match=r"^phase 1, outer step 3: its update made leaf\.texts, .* at η = .*; lower rates"
+        Diverged, match=r"^phase 1, outer step 3: found non-finite leaf\.texts, .* after η = .*; begin again in another"
     ):
         distill(config, store)
     kept = [f"checkpoint-0-{step:08d}.safetensors" for step in (2, 3)]
@@ -476,7 +479,7 @@ def test_a_signal_waits_for_the_end_of_the_step(
         with pytest.raises(KeyboardInterrupt):
             distill(config, store)
     assert signal.getsignal(number) is handler
-    assert names(out) == ["checkpoint-0-00000003.safetensors", "run.json"]
+    assert names(out) == ["checkpoint-0-00000000.safetensors", "checkpoint-0-00000003.safetensors", "run.json"]
     steps = _record_steps(monkeypatch)
     distill(config, store, resume=True)
     assert len(steps) == 5
@@ -492,7 +495,7 @@ def test_a_second_signal_ends_at_once(store: TrajectoryStore, tmp_path: Path, mo
     monkeypatch.setattr(distillation, "outer_update", signalled)
     with pytest.raises(KeyboardInterrupt):
         distill(replace(DISTILL, out=tmp_path / "out", checkpoint_minutes=60.0), store)
-    assert names(tmp_path / "out") == ["run.json"]
+    assert names(tmp_path / "out") == ["checkpoint-0-00000000.safetensors", "run.json"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other pairs", "no history"])
@@ -593,7 +596,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
         time.sleep(draw.uniform(0, 0.3))
         process.kill()
         killed += finish(process)[0] == -signal.SIGKILL
-    assert killed >= 3
+    assert killed == 5
     (out / ".checkpoint-0-00000001.safetensors.1.part").write_bytes(b"cut off")
     code, said, _ = finish(python(*_command(store, out, "--resume")))
     assert code == 0 and said == f"{out}: 18 pairs in 2 phases\n"

@@ -14,7 +14,8 @@ from bench.readme import written
 from ptmst import cli
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-COMMANDS = [line.split("#")[0] for line in README.splitlines() if line.startswith("ptmst ")]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [line.split("#")[0] for _, block in BLOCKS for line in block.splitlines() if line.startswith("ptmst ")]
 
 
 def test_tables_are_those_of_the_results() -> None:
@@ -33,12 +34,12 @@ def test_every_command_is_shown() -> None:
 
 def test_the_example_runs_at_a_smaller_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (example,) = (block for language, block in BLOCKS if language == "python")
     smaller = {
         'write_scenes("data/scenes"': 'write_scenes("data/scenes", train=120, val=20, test=20, warmup=20',
         "warmup_epochs=20": "warmup_epochs=1, image_width=16",
         "experts=4": "experts=1, epochs=7",
-        "batch_size=25": "batch_size=25, steps=2",
+        "steps=250": "steps=2",
         "EvaluateConfig()": "EvaluateConfig(students=1, epochs=2)",
     }
     for long, short in smaller.items():

@@ -28,7 +28,7 @@ VOID = {"meta", "img", "br", "link", "path", "use", "rect"}
 
 def scores(first: float, students: int = 3) -> Scores:
     values = ({metric: first + 3 * i + i * i for i, metric in enumerate(METRICS, start=n)} for n in range(students))
-    return Scores(tuple(values), {"config": {"seed": 7}})
+    return Scores(tuple(values), {"split": "val", "config": {"seed": 7}})
 
 
 def distilled(history: bool = True, phases: int = 2) -> DistilledSet:
@@ -92,7 +92,7 @@ def page_of(tmp_path: Path, found: list[Row], title: str = "A title", command: s
 
 def cells(row: Row) -> list[str]:
     values = [[student[metric] for student in row.scores.students] for metric in METRICS]
-    return [f"{mean(v):.1f} ± {stdev(v) if len(v) > 1 else 0.0:.1f}" for v in values]
+    return [f"{mean(v):.1f}±{stdev(v) if len(v) > 1 else 0.0:.1f}" for v in values]
 
 
 def test_the_table_holds_mean_and_deviation_of_every_recall() -> None:
@@ -123,6 +123,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
 
 def test_the_page_shows_everything(tmp_path: Path) -> None:
     page = page_of(tmp_path, rows(), title="Pairs & <recalls>", command="ptmst report <x>")
+    assert "Recall on the val split in percent" in page
     parsed = Parsed(page)
     text = "".join(parsed.text)
     assert "Pairs & <recalls>" in text and "ptmst report <x>" in text

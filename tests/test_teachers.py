@@ -72,7 +72,7 @@ def teach_config(root: Path, out: Path, **changed: Any) -> TeachConfig:
 
 
 def train_pairs(config: TeachConfig) -> tuple[Pairs, Tensor]:
-    pairs = load_pairs("scenes", config.data.root, "train", IMAGE)
+    pairs = load_pairs("scenes", config.data.folder, "train", IMAGE)
     return pairs, HashedText(TEXT_WIDTH).embed(pairs.captions)
 
 
@@ -421,7 +421,7 @@ def test_warm_up_is_a_plain_training_loop(scenes: Path) -> None:
 
 def test_all_experts_start_from_the_warm_tower(config: TeachConfig) -> None:
     store = TrajectoryStore.open(train_teachers(replace(config, encoder=WARM)).path)
-    warm = warm_tower(WARM, load_pairs("scenes", config.data.root, "warmup", IMAGE), 0, torch.device("cpu"))
+    warm = warm_tower(WARM, load_pairs("scenes", config.data.folder, "warmup", IMAGE), 0, torch.device("cpu"))
     kept, (image, _) = tower_weights(store), store.layers.group_sizes
     assert kept is not None and all(torch.equal(kept[name], value) for name, value in warm.items())
     tower, _ = image_tower(ENCODER, IMAGE, warm)
