@@ -16,7 +16,10 @@ from ptmst.teachers import real_pairs, tower_weights
 
 
 def random_pairs(store: TrajectoryStore, count: int, lr: float, seed: int) -> DistilledSet:
-    """`count` random pairs of the store's data, matched one to one, with student learning rate `lr` in every group."""
+    """`count` random pairs of the store's data, matched one to one, with student learning rate `lr` in every group.
+
+    Raises InputError where the data hold fewer images, or are no longer those of the store.
+    """
     pairs, texts = real_pairs(store)
     chosen = random_subset(pairs, seed, count)
     rates = torch.full((store.layers.num_groups,), lr)

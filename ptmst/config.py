@@ -164,13 +164,13 @@ class LeafRates:
     """Outer learning rate of each leaf."""
 
     images: float = 1000.0
-    """Of the synthetic images x."""
+    """Outer learning rate of the synthetic images x."""
     texts: float = 1000.0
-    """Of the synthetic texts y."""
+    """Outer learning rate of the synthetic texts y."""
     lr: float = 0.01
-    """Of the student learning rate η."""
+    """Outer learning rate of the student learning rate η."""
     similarity: float = 10.0
-    """Of the soft labels S; 0 keeps the identity."""
+    """Outer learning rate of the soft labels S; 0 keeps the identity."""
 
     def problems(self) -> Iterator[str]:
         yield from _at_least(self, 0, "images", "texts", "lr", "similarity")

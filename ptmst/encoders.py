@@ -150,6 +150,7 @@ class TextTower(Protocol):
 
 
 def text_tower(config: EncoderConfig) -> TextTower:
+    """The frozen text tower of a config. Raises InputError for a name that is none, or weights that do not fit."""
     kind, _, name = config.text_tower.partition(":")
     if config.text_tower == "hashed":
         return HashedText(config.text_width)

@@ -102,7 +102,11 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
 
 
 def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
-    """Train `config.students` fresh students on the set and score them on a split of its data."""
+    """Train `config.students` fresh students on the set and score them on a split of its data (METHOD §6).
+
+    Raises InputError for settings, data or weights that cannot be used, and Diverged for a student whose θ is no
+    longer finite.
+    """
     configs.check(config)
     device = devices.pick(config.device)
     data = configs.from_json(DataConfig, distilled.settings["data"])
@@ -140,7 +144,10 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
 
 
 def evaluate_experts(store: TrajectoryStore, students: int, device: Device = "auto") -> Scores:
-    """Score the first experts at their last epoch: what all real pairs teach. That epoch must be a kept end point."""
+    """Score the first experts at their last epoch: what all real pairs teach.
+
+    Raises InputError where that epoch is no kept end point of the store.
+    """
     where = devices.pick(device)
     data = configs.from_json(DataConfig, store.settings["data"])
     tower = text_tower(configs.from_json(EncoderConfig, store.settings["encoder"]))

@@ -87,6 +87,11 @@ class LayerTable:
         counts = torch.tensor(self.group_sizes, device=per_group.device)
         return per_group.repeat_interleave(counts, output_size=self.num_params)
 
+    def expand_layers(self, per_layer: Tensor) -> Tensor:
+        """[L] → [P]: each parameter's value of its layer."""
+        counts = torch.tensor(self.sizes, device=per_layer.device)
+        return per_layer.repeat_interleave(counts, output_size=self.num_params)
+
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """⟨a, b⟩ over each group: [P], [P] → [G]."""
         pairs = zip(a.split(self.group_sizes), b.split(self.group_sizes), strict=True)

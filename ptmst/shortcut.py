@@ -47,13 +47,13 @@ class Displacement:
         # The largest value of a layer lands in [2^14, 2^15): far from overflow, and as far as can be from underflow.
         exponent = torch.where(largest > 0, torch.floor(torch.log2(largest.where(largest > 0, 1.0))) - 14, 0.0)
         scale = torch.exp2(exponent.clamp(min=-126.0)).float()
-        values = (delta / _per_parameter(scale, layers)).half()
+        values = (delta / layers.expand_layers(scale)).half()
         norms = layers.layer_norms(values.float()) * scale
         return cls(values, scale, norms)
 
     def decode(self, layers: LayerTable) -> Tensor:
         """δ as float32 [P]."""
-        return self.values.float() * _per_parameter(self.scale, layers)
+        return self.values.float() * layers.expand_layers(self.scale)
 
 
 class Span(Protocol):
@@ -131,6 +131,8 @@ class Shortcut:
 
 @dataclass(frozen=True)
 class ShortcutSpan:
+    """From s to t on a shortcut; the target is never formed."""
+
     trajectory: Shortcut
     s: int
     t: int
@@ -179,14 +181,11 @@ class RawTrajectory:
 
 @dataclass(frozen=True)
 class RawSpan:
+    """Between two epochs of an expert as they were, each θ [P]."""
+
     start: Tensor
     target: Tensor
     layers: LayerTable
 
     def match(self, theta: Tensor) -> Match:
         return match(theta, self.start, self.target, self.layers)
-
-
-def _per_parameter(per_layer: Tensor, layers: LayerTable) -> Tensor:
-    sizes = torch.tensor(layers.sizes, device=per_layer.device)
-    return per_layer.repeat_interleave(sizes, output_size=layers.num_params)

@@ -67,6 +67,7 @@ Similarity = FullSimilarity | LowRankSimilarity
 
 
 def similarity_from_leaves(leaves: Mapping[str, Tensor], alpha: float) -> Similarity:
+    """The form that `leaves` are of, by their names; `alpha` counts for the low-rank form only."""
     if "similarity" in leaves:
         return FullSimilarity(leaves["similarity"])
     return LowRankSimilarity(leaves["diag"], leaves["left"], leaves["right"], alpha)

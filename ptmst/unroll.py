@@ -52,6 +52,9 @@ def outer_gradient(
 
     `adjoint` is the share c of the adjoint recursion λ ← λ + c ∂/∂θ⟨−η⊙λ, g_i⟩ that is kept: 0 is the truncated
     gradient of the paper, 1 the exact one. `adjoint_clip` bounds ‖λ‖ by that multiple of ‖λ_n‖ in each group.
+    Memory holds the n parameter vectors of the inner loop, and the activations of one step.
+
+    Raises InputError for an unknown loss, and where a group's span from θ_start to θ_target has length 0.
     """
 
     def match_target(theta: Tensor) -> Match:

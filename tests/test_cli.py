@@ -75,7 +75,7 @@ def test_the_flow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "evaluate", "--set", "o/set", *EVALUATE)
     scores = json.loads((here / "o" / "set" / "scores.json").read_text())
     assert code == 0 and len(scores["students"]) == 2
-    assert f"{scores['summary']['mean']['mean']:.1f} ± {scores['summary']['mean']['std']:.1f}" in out
+    assert f"{scores['summary']['mean']['mean']:.1f}±{scores['summary']['mean']['std']:.1f}" in out
     assert "o/set/scores.json: scores of 2 students\n" in out
     assert run(capsys, "evaluate", "--set", "o/set", "--out", "other.json", *EVALUATE)[0] == 0
     assert json.loads((here / "other.json").read_text())["students"] == scores["students"]

@@ -40,6 +40,8 @@ def test_against_numpy() -> None:
     np.testing.assert_allclose(TABLE.dot(a, b).numpy(), [products[:11].sum(), products[11:].sum()], rtol=1e-5)
     rates = TABLE.expand(torch.tensor([0.5, -2.0]))
     np.testing.assert_array_equal(rates.numpy(), np.repeat([0.5, -2.0], [11, 22]).astype(np.float32))
+    layers = TABLE.expand_layers(torch.arange(4.0))
+    np.testing.assert_array_equal(layers.numpy(), np.repeat(np.arange(4, dtype=np.float32), SIZES))
 
 
 def test_flatten_undoes_split() -> None:
