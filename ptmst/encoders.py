@@ -251,7 +251,7 @@ def embed_captions(tower: TextTower, captions: Sequence[str]) -> Tensor:
             path.unlink()
     texts = tower.embed(captions)
     try:
-        files.write_tensors(path, {"texts": texts}, {"tower": tower.fingerprint})
+        files.write_tensors(path, {"texts": texts})
     except InputError as error:
         raise InputError(f"cache of text embeddings: {error}; $PTMST_CACHE names another folder") from error
     return texts

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ptmst.errors import InputError
 
+_CONTENT = "content_sha256"
+
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
@@ -67,19 +69,23 @@ def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
     return value
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors as safetensors, atomically; returns the file's SHA-256. Refuses non-finite values."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path}: tensor {name} holds NaN or infinity; nothing was written")
     # Copies, since safetensors refuses tensors that share memory (η and its average at step 0, say).
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
-    content = st.save(copies, dict(metadata or {}))
-    return write(path, content)
+    # One entry only: safetensors writes several in any order, and the same tensors must give the same bytes.
+    return write(path, st.save(copies, {_CONTENT: _content_hash(copies)}))
 
 
 def read_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file whole, after its hash has been compared; refuses non-finite values."""
+    """Read a safetensors file whole; refuses non-finite values.
+
+    The file's hash is compared with the expected one or, where no index holds one (checkpoints, the cache), the hash
+    of its tensors with the one inside it, if it is a file of ours.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -91,9 +97,21 @@ def read_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Te
         )
     try:
         tensors = st.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path}: expected safetensors, found a damaged file ({error}); make it anew") from error
+    inside = header.get("__metadata__", {}).get(_CONTENT)
+    if expected_sha256 is None and inside is not None and _content_hash(tensors) != inside:
+        raise InputError(f"{path}: expected the tensors it was written with, found others; the file is damaged")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path}: tensor {name} holds NaN or infinity; make the file anew")
     return tensors
+
+
+def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -498,7 +498,7 @@ def test_a_second_signal_ends_at_once(store: TrajectoryStore, tmp_path: Path, mo
     assert names(tmp_path / "out") == ["checkpoint-0-00000000.safetensors", "run.json"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other pairs", "no history"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "other pairs", "no history"])
 @pytest.mark.parametrize("how_many", [1, 2])
 def test_a_damaged_checkpoint_is_passed_over(
     store: TrajectoryStore,
@@ -516,6 +516,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         made = {
             "cut": path.read_bytes()[:-9],
             "empty": b"",
+            "flipped": path.read_bytes()[:-4] + bytes([path.read_bytes()[-4] ^ 1]) + path.read_bytes()[-3:],
             "other pairs": first.read_bytes(),
             "no history": save(poorer),
         }

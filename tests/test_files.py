@@ -100,14 +100,14 @@ def test_tensors_come_back(tmp_path: Path) -> None:
         "e.nothing": torch.zeros(0, 3),
         "f.scalar": torch.tensor(1.5),
     }
-    digest = files.write_tensors(path, tensors, {"step": "3"})
+    digest = files.write_tensors(path, tensors)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     for found in (files.read_tensors(path, digest), files.read_tensors(path), load_file(path)):
         assert set(found) == set(tensors)
         for name, tensor in tensors.items():
             assert found[name].dtype == tensor.dtype
             assert torch.equal(found[name], tensor)
-    assert files.write_tensors(path, dict(reversed(tensors.items())), {"step": "3"}) == digest
+    assert files.write_tensors(path, dict(reversed(tensors.items()))) == digest
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -153,6 +153,18 @@ def test_a_truncated_file(kept: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:kept])
     message = rf"^{re.escape(str(path))}: expected safetensors, found a damaged file \(.+\); make it anew$"
     with pytest.raises(InputError, match=message):
+        files.read_tensors(path)
+
+
+def test_a_flipped_bit_without_an_index(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    files.write_tensors(path, {"x": torch.ones(300), "empty": torch.empty(0), "one": torch.tensor(3, dtype=torch.int8)})
+    assert torch.equal(files.read_tensors(path)["x"], torch.ones(300))
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+    message = "expected the tensors it was written with, found others; the file is damaged"
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: {message}$"):
         files.read_tensors(path)
 
 
