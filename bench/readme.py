@@ -44,6 +44,7 @@ def recall_line(name: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo-scenes": lambda: demo_table("demo-scenes"),
+    "demo-digits": lambda: demo_table("demo-digits"),
     "retrieval": lambda: recall_line("retrieval"),
 }
 

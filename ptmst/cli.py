@@ -28,15 +28,16 @@ class Demo:
 
     data: Literal["scenes", "digits"] = "scenes"
     """Embedded data set."""
-    out: Path = Path("runs/demo")
-    """Folder for everything that is written; a stopped demo continues where it was."""
+    out: Path | None = None
+    """Folder for everything that is written, where a stopped demo continues; none = runs/demo[-digits][-quick]."""
     quick: bool = False
     """At most 3 minutes on two cores, instead of 12: fewer experts and steps, and worse recall."""
 
     def run(self) -> None:
         from ptmst.demo import run_demo
 
-        run_demo(self.data, self.out, self.quick, " ".join(["ptmst", *sys.argv[1:]]))
+        folder = Path("runs") / f"demo{'-digits' * (self.data == 'digits')}{'-quick' * self.quick}"
+        run_demo(self.data, self.out or folder, self.quick, " ".join(["ptmst", *sys.argv[1:]]))
 
 
 @dataclass(frozen=True)
