@@ -18,7 +18,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	rm -rf build/types && mkdir -p build/types/ptmst
 	ln -s $(CURDIR)/ptmst/* build/types/ptmst/ && ln -s $(CURDIR)/kernels build/types/ptmst/kernels
-	$(BIN)/mypy build/types/ptmst tests
+	$(BIN)/mypy build/types/ptmst tests bench
 
 $(VENV)/.installed: $(BUILD_INPUTS) | $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
