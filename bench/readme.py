@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ptmst.evaluation import METRICS
+from ptmst.report import HEADINGS
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
-METRICS = {"ir1": "IR@1", "ir5": "IR@5", "ir10": "IR@10", "tr1": "TR@1", "tr5": "TR@5", "tr10": "TR@10", "mean": "mean"}
 
 
 def demo_table(name: str) -> str:
     """The recall table of a demo's results.json."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    lines = [f"| trained on | pairs | {' | '.join(METRICS.values())} |", f"|---|--:|{'--:|' * len(METRICS)}"]
+    lines = [f"| trained on | pairs | {' | '.join(HEADINGS)} |", f"|---|--:|{'--:|' * len(METRICS)}"]
     for row in found["rows"]:
         cells = [f"{row['recall'][m]['mean']:.1f} ± {row['recall'][m]['std']:.1f}" for m in METRICS]
         lines.append(f"| {row['name']} | {row['pairs']:,} | {' | '.join(cells)} |")

@@ -342,8 +342,7 @@ def _walk(config: object, prefix: str) -> Iterator[str]:
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, f.name)
         if _is_literal(kinds[f.name]) and value not in get_args(kinds[f.name]):
-            choices = [str(choice) for choice in get_args(kinds[f.name])]
-            yield f"{prefix}{f.name}: expected {', '.join(choices)}, found {value!r}{nearest(str(value), choices)}"
+            yield f"{prefix}{f.name}: {_no_choice(value, kinds[f.name])}"
         told = any(line.startswith(f"{f.name}:") for line in found)
         if isinstance(value, float) and not math.isfinite(value) and not told:
             yield f"{prefix}{f.name}: expected a finite number, found {value}; lower it"
@@ -455,10 +454,14 @@ def _is_literal(kind: Any) -> bool:
 
 
 def _one_of(value: object, kind: object) -> object:
-    choices = [str(choice) for choice in get_args(kind)]
-    if value not in choices:
-        raise ValueError(f"expected {', '.join(choices)}, found {value!r}{nearest(str(value), choices)}")
+    if value not in get_args(kind):
+        raise ValueError(_no_choice(value, kind))
     return value
+
+
+def _no_choice(value: object, kind: object) -> str:
+    choices = [str(choice) for choice in get_args(kind)]
+    return f"expected {', '.join(choices)}, found {value!r}{nearest(str(value), choices)}"
 
 
 def _endpoints(value: object, _: object) -> Endpoints:

@@ -32,7 +32,7 @@ def student_loss(student: Student, kind: LossKind, temperature: float) -> Studen
 
     Raises InputError for a loss that there is not.
     """
-    _known(kind)
+    _refuse_unknown(kind)
 
     def loss(theta: Tensor, images: Tensor, texts: Tensor, similarity: Tensor) -> Tensor:
         image_embeds = student.embed_images(theta, images)
@@ -42,10 +42,9 @@ def student_loss(student: Student, kind: LossKind, temperature: float) -> Studen
     return loss
 
 
-def _known(kind: LossKind) -> LossKind:
+def _refuse_unknown(kind: LossKind) -> None:
     if kind not in LOSSES:
         raise InputError(f"loss: expected {', '.join(LOSSES)}, found {kind!r}; mend the name")
-    return kind
 
 
 def hard_label_loss(logits: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ class SoftContrastiveLoss(nn.Module):
 
     def __init__(self, kind: LossKind = "wbce", temperature: float = 0.07) -> None:
         super().__init__()
-        _known(kind)
+        _refuse_unknown(kind)
         self.kind: LossKind = kind
         self.temperature = temperature
 

@@ -135,6 +135,7 @@ def _claimed(out: Path, asked: dict[str, Any]) -> Iterator[Callable[[], float]]:
     def seconds() -> float:
         return before if finished else before + time.perf_counter() - began
 
+    files.write_json(path, {**record, "seconds": before})
     try:
         yield seconds
     finally:
