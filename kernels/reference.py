@@ -17,7 +17,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
     """θ = base + β · scale · displacement, layer by layer (METHOD §2) → float32 [P]."""
-    return base + _per_parameter(beta * scale, offsets, len(base)) * displacement.float()
+    return base + _per_parameter(beta * scale, offsets) * displacement.float()
 
 
 def matching_residual(
@@ -135,8 +135,10 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def _per_parameter(per_layer: Tensor, offsets: Tensor, size: int) -> Tensor:
-    return per_layer.repeat_interleave(offsets.diff().to(per_layer.device), output_size=size)
+def _per_parameter(per_layer: Tensor, offsets: Tensor) -> Tensor:
+    # By views: sizes that were copied to a device could not be recorded in a CUDA graph.
+    values = zip(per_layer.unbind(), offsets.diff().tolist(), strict=True)
+    return torch.cat([value.expand(n) for value, n in values])
 
 
 def _group_sizes(offsets: Tensor, groups: Tensor) -> list[int]:

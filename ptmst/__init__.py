@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ptmst.synthetic import SyntheticPairs as SyntheticPairs
     from ptmst.teachers import train_teachers as train_teachers
     from ptmst.unroll import OuterGradient as OuterGradient
+    from ptmst.unroll import OuterStep as OuterStep
     from ptmst.unroll import outer_gradient as outer_gradient
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ _HOME = {
     "LeafRates": "config",
     "LowRankSimilarity": "similarity",
     "OuterGradient": "unroll",
+    "OuterStep": "unroll",
     "Pairs": "data",
     "Phase": "config",
     "Scores": "evaluation",

@@ -58,15 +58,13 @@ class OuterState:
             lr=history.clone(),
         )
 
+    def optimised(self) -> dict[str, Tensor]:
+        """What the next step starts from: finite, as long as nothing diverged."""
+        return _named({"leaf": self.pairs.leaves(), "first": self.first_moment, "second": self.second_moment})
+
     def tensors(self) -> dict[str, Tensor]:
-        parts = {
-            "leaf": self.pairs.leaves(),
-            "average": self.average.leaves(),
-            "first": self.first_moment,
-            "second": self.second_moment,
-            "history": {"loss": self.loss, "lr": self.lr},
-        }
-        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+        history = {"loss": self.loss, "lr": self.lr}
+        return self.optimised() | _named({"average": self.average.leaves(), "history": history})
 
     def restored(self, step: int, tensors: Mapping[str, Tensor]) -> OuterState:
         """The state of a checkpoint that was written from one of this form."""
@@ -74,6 +72,10 @@ class OuterState:
         for value, kept in both:
             value.copy_(kept)
         return replace(self, step=step)
+
+
+def _named(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
 class Checkpoints:

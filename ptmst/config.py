@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl"]
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "tf32", "bf16"]
+Keep = Literal["nothing", "path", "primals"]
+Compile = Literal["auto", "on", "off"]
 Endpoints = tuple[int, ...] | Literal["all"]
 
 
@@ -217,6 +220,16 @@ class DistillConfig:
     """Share of the adjoint recursion kept: 0 = truncated gradient (the paper) … 1 = exact."""
     adjoint_clip: float | None = None
     """Largest ‖λ_i‖/‖λ_n‖ per group; none = unclipped."""
+    precision: Precision = "fp32"
+    """Arithmetic of the student: fp32, tf32 (CUDA only), or bf16; parameters, matching and leaves stay float32."""
+    keep: Keep = "path"
+    """What an outer step keeps of its inner steps: path = their n parameter vectors; primals = their activations too
+    (about a fifth faster); nothing = it walks them twice (about a third slower; adjoint 0 only)."""
+    chunk: int | None = None
+    """Images in the tower at a time, a divisor of batch_size; none = the whole batch. Memory of so many images'
+    activations, for about half as much time again."""
+    compile: Compile = "auto"
+    """Compile the outer step, once, for minutes with a big tower: auto = on CUDA only."""
     ema: float = 0.99
     """Decay of the averaged leaves, which are what is saved; 0 = the leaves themselves."""
     checkpoint_minutes: float = 3.0
@@ -241,6 +254,12 @@ class DistillConfig:
             yield f"adjoint: expected 0 (truncated) to 1 (exact), found {self.adjoint}; lower it"
         if self.adjoint_clip is not None and not self.adjoint_clip > 0:
             yield f"adjoint_clip: expected a positive number, found {self.adjoint_clip}; raise it or leave it out"
+        if self.keep == "nothing" and self.adjoint > 0:
+            yield f"keep: expected path or primals with adjoint {self.adjoint}, found nothing; keep the path"
+        if self.chunk is not None and (self.chunk < 1 or self.batch_size % self.chunk):
+            yield f"chunk: expected a divisor of batch_size {self.batch_size}, found {self.chunk}; name one"
+        if self.chunk is not None and self.keep == "primals":
+            yield "keep and chunk: expected one way to spend memory, found primals with chunks; drop one"
         for i, phase in enumerate(self.phases):
             first, last = phase.start
             if not 0 <= first < last:

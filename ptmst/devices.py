@@ -1,10 +1,13 @@
-"""Which device a run uses."""
+"""Which device a run uses, and with which arithmetic."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from ptmst.config import Device
+from ptmst.config import Device, Precision
 from ptmst.errors import InputError
 
 
@@ -13,3 +16,19 @@ def pick(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device: expected a CUDA device, found none; use --device cpu, or see `ptmst doctor`")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def arithmetic(precision: Precision) -> Iterator[None]:
+    """Matrix products and convolutions on CUDA in the precision asked for, by algorithms that repeat their bits.
+
+    torch's own default is TF32 for convolutions, float32 for matrix products, and whatever algorithm is fastest.
+    """
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, conv.allow_tf32, conv.deterministic, conv.benchmark
+    fast = precision == "tf32"
+    matmul.allow_tf32, conv.allow_tf32, conv.deterministic, conv.benchmark = fast, fast, True, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, conv.allow_tf32, conv.deterministic, conv.benchmark = before

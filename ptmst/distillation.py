@@ -17,14 +17,13 @@ from ptmst.config import DistillConfig, LeafRates, Phase
 from ptmst.data import Pairs
 from ptmst.distilled import INDEX, DistilledPhase, DistilledSet, nearest_captions, versions
 from ptmst.errors import Diverged, InputError
-from ptmst.flat import Student
 from ptmst.seeds import generator
 from ptmst.shortcut import Trajectory
 from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
 from ptmst.store import TrajectoryStore
 from ptmst.synthetic import SyntheticPairs
 from ptmst.teachers import real_pairs, student_of, tower_weights
-from ptmst.unroll import OuterGradient, unrolled_gradient
+from ptmst.unroll import OuterGradient, OuterStep
 
 _ADAM_BETA2, _ADAM_EPS = 0.99, 1e-8
 
@@ -42,13 +41,24 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
         Checkpoints.begin(config, store, resume).clear()  # refuses another run's set
         return DistilledSet.load(config.out)
     student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
+    outer_step = OuterStep(
+        student,
+        loss=config.loss,
+        temperature=config.temperature,
+        adjoint=config.adjoint,
+        adjoint_clip=config.adjoint_clip,
+        precision=config.precision,
+        keep=config.keep,
+        chunk=config.chunk,
+        compile=config.compile,
+    )
     pairs, texts = real_pairs(store, config.root)
     starts = [initial_pairs(config, n, pairs, texts, student.layers.num_groups) for n in range(len(config.phases))]
     checkpoints = Checkpoints.begin(config, store, resume)
     with progress.bar("distil", config.steps * len(config.phases), checkpoints.steps_done) as bar:
         phases = []
         for number, start in enumerate(starts):
-            state = _distill_phase(number, config, store, student, start, checkpoints, bar)
+            state = _distill_phase(number, config, store, outer_step, start, checkpoints, bar)
             phases.append(_finished(state, pairs, texts))
     provenance = {
         "method": "trajectory matching",
@@ -109,7 +119,7 @@ def _distill_phase(
     number: int,
     config: DistillConfig,
     store: TrajectoryStore,
-    student: Student,
+    outer_step: OuterStep,
     start: SyntheticPairs,
     checkpoints: Checkpoints,
     bar: progress.Bar,
@@ -123,6 +133,8 @@ def _distill_phase(
         checkpoints.save(number, state)
     trajectory = _trajectories(config, phase, store, device)
     experts = sorted(store.experts)
+    if outer_step.compiles and state.step < config.steps:
+        bar.note("compiling the outer step (once)")
 
     with interruptible() as interrupted:
         while state.step < config.steps:
@@ -130,23 +142,14 @@ def _distill_phase(
             expert = experts[int(torch.randint(len(experts), (1,), generator=draw))]
             first = int(torch.randint(*phase.start, (1,), generator=draw))
             span = trajectory(expert).span(first, first + config.expert_epochs)
-            gradient = unrolled_gradient(
-                student,
-                span.start,
-                span.match,
-                state.pairs,
-                draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw).to(device),
-                loss=config.loss,
-                temperature=config.temperature,
-                adjoint=config.adjoint,
-                adjoint_clip=config.adjoint_clip,
-            )
+            batches = draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw).to(device)
+            gradient = outer_step(span, state.pairs, batches)
             if broken := _non_finite({"loss": gradient.loss, **_gradients(gradient)}):
                 checkpoints.save(number, state)
                 raise _diverged(number, state.step, state.pairs.lr, broken, config)
             eta = state.pairs.lr.clone()
             state = outer_update(state, gradient, config)
-            broken = _non_finite(state.tensors())
+            broken = _non_finite(state.optimised())
             if broken or bool((state.pairs.lr <= 0).any()):
                 raise _diverged(number, state.step - 1, eta, broken or ["η that is no longer positive"], config)
             bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {gradient.loss.item():.3f}")
@@ -161,7 +164,9 @@ def _gradients(gradient: OuterGradient) -> dict[str, Tensor]:
 
 
 def _non_finite(values: Mapping[str, Tensor]) -> list[str]:
-    return [f"non-finite {name}" for name, value in values.items() if not bool(torch.isfinite(value).all())]
+    # One answer for all of them: each would wait for the device.
+    finite = torch.stack([torch.isfinite(value).all() for value in values.values()]).tolist()
+    return [f"non-finite {name}" for name, good in zip(values, finite, strict=True) if not good]
 
 
 def _diverged(number: int, step: int, eta: Tensor, found: list[str], config: DistillConfig) -> Diverged:

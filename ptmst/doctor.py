@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ptmst import kernels
-from ptmst.encoders import cache_folder
+from ptmst import files, kernels
 
 _PACKAGES = ("ptmst", "torch", "triton", "open_clip_torch", "timm", "safetensors", "numpy", "scikit-learn", "tyro")
 _EXTRAS = {"transformers": "text towers from Hugging Face: pip install 'ptmst[hf]'"}
@@ -26,7 +25,9 @@ def report() -> list[tuple[str, str]]:
         lines.append(("cuda", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"))
     else:
         lines.append(("cuda", "no device found: everything runs on the CPU"))
-    lines.append(("cache", f"{cache_folder()} (text embeddings; $PTMST_CACHE names another folder)"))
+    lines.append(
+        ("cache", f"{files.cache_folder()} (text embeddings, compiled code; $PTMST_CACHE names another folder)")
+    )
     lines += [(f"kernel {name}", how) for name, how in kernels.active().items()]
     return lines
 

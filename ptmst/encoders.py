@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,14 +123,12 @@ def make_student(
     With a trained tower θ is the tower and a text head; with a frozen one it is an image head and a text head
     (METHOD §1, a and b).
     """
-    image_module, width = image_tower(config, image_size, tower_weights)
+    tower, width = image_tower(config, image_size, tower_weights)
     with seeded("heads", *draw):
-        if config.freeze_tower:
-            image_module.requires_grad_(False)
-            image_module = nn.Sequential(image_module, ProjectionHead(width, config.head_width))
-            width = config.head_width
-        text_head = ProjectionHead(text_width, width)
-    return Student.from_modules(image_module, text_head)
+        if not config.freeze_tower:
+            return Student.from_modules(tower, ProjectionHead(text_width, width))
+        image_head = ProjectionHead(width, config.head_width)
+        return Student.from_modules(image_head, ProjectionHead(text_width, config.head_width), tower=tower)
 
 
 class TextTower(Protocol):
@@ -243,7 +240,7 @@ class OpenClipText:
 def embed_captions(tower: TextTower, captions: Sequence[str]) -> Tensor:
     """T captions → float32 [T, D], computed once per tower and captions and kept in the cache folder."""
     key = files.sha256(json.dumps([tower.fingerprint, *captions]).encode())
-    path = cache_folder() / f"texts-{key[:32]}.safetensors"
+    path = files.cache_folder() / f"texts-{key[:32]}.safetensors"
     if path.exists():
         try:
             return files.read_tensors(path)["texts"]
@@ -255,13 +252,6 @@ def embed_captions(tower: TextTower, captions: Sequence[str]) -> Tensor:
     except InputError as error:
         raise InputError(f"cache of text embeddings: {error}; $PTMST_CACHE names another folder") from error
     return texts
-
-
-def cache_folder() -> Path:
-    """Where computed text embeddings are kept: $PTMST_CACHE, or ptmst in the user's cache folder."""
-    if folder := os.environ.get("PTMST_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ptmst"
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -169,7 +169,7 @@ def train_student(
     """
     layers, loss_of = student.layers, student_loss(student, config.loss, config.temperature)
     schedule = _per_phase_rates if config.protocol == "per-phase" else _reference_rates
-    device = next(p for m in student._modules for p in m.parameters()).device
+    device = student.device
     phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
     theta = student.flatten()
     momentum = torch.zeros_like(theta)

@@ -23,6 +23,13 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where things are kept that are computed once: $PTMST_CACHE, or ptmst in the user's cache folder."""
+    if folder := os.environ.get("PTMST_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ptmst"
+
+
 def write(path: Path, content: bytes) -> str:
     """Write a file through a sibling temporary one, flushed and renamed; returns its SHA-256.
 

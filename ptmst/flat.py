@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from math import prod
@@ -23,6 +23,10 @@ class LayerTable:
     shapes: tuple[tuple[int, ...], ...]
     group_of_layer: tuple[int, ...]
     group_names: tuple[str, ...] = ("image", "text")
+    sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Parameters of each layer."""
+    group_sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Parameters of each group."""
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.shapes) == len(self.group_of_layer):
@@ -34,10 +38,13 @@ class LayerTable:
                 f"LayerTable: expected layers in each of the groups {', '.join(self.group_names)}, found groups "
                 f"{sorted(set(self.group_of_layer))}; drop the empty group or give it trainable parameters"
             )
-
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(prod(shape) for shape in self.shapes)
+        # Plain attributes: torch.compile cannot look through the lock of a cached property.
+        sizes = tuple(prod(shape) for shape in self.shapes)
+        group_sizes = [0] * len(self.group_names)
+        for size, group in zip(sizes, self.group_of_layer, strict=True):
+            group_sizes[group] += size
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "group_sizes", tuple(group_sizes))
 
     @cached_property
     def offsets(self) -> Tensor:
@@ -48,13 +55,6 @@ class LayerTable:
     def groups(self) -> Tensor:
         """int64 [L]: the group of each layer."""
         return torch.tensor(self.group_of_layer, dtype=torch.int64)
-
-    @cached_property
-    def group_sizes(self) -> tuple[int, ...]:
-        sums = [0] * len(self.group_names)
-        for size, group in zip(self.sizes, self.group_of_layer, strict=True):
-            sums[group] += size
-        return tuple(sums)
 
     @property
     def num_layers(self) -> int:
@@ -84,8 +84,8 @@ class LayerTable:
 
     def expand(self, per_group: Tensor) -> Tensor:
         """[G] → [P]: each parameter's value of its group."""
-        counts = torch.tensor(self.group_sizes, device=per_group.device)
-        return per_group.repeat_interleave(counts, output_size=self.num_params)
+        # By views, which no compiler, CUDA graph or function transform minds; there are a few groups only.
+        return torch.cat([value.expand(n) for value, n in zip(per_group.unbind(), self.group_sizes, strict=True)])
 
     def expand_layers(self, per_layer: Tensor) -> Tensor:
         """[L] → [P]: each parameter's value of its layer."""
@@ -122,20 +122,35 @@ class LayerTable:
 class Student:
     """An image module and a text module as pure functions of θ [P]: their trainable parameters, images first.
 
-    Parameters with `requires_grad=False` and all buffers are constants of the functions.
+    Parameters with `requires_grad=False` and all buffers are constants of the functions. A frozen image tower may
+    stand before the image module: then θ holds heads only, and the tower is asked once for features (METHOD §4).
     """
 
-    def __init__(self, image_module: nn.Module, text_module: nn.Module, layers: LayerTable) -> None:
+    def __init__(
+        self,
+        image_module: nn.Module,
+        text_module: nn.Module,
+        layers: LayerTable,
+        tower: nn.Module | None = None,
+        bf16: bool = False,
+    ) -> None:
         self.layers = layers
-        self._modules = (image_module, text_module)
+        self.tower = tower
+        self._bf16 = bf16
+        self._modules: tuple[nn.Module, ...] = (image_module, text_module)
         self._names = tuple(tuple(name for name, p in m.named_parameters() if p.requires_grad) for m in self._modules)
 
     @classmethod
-    def from_modules(cls, image_module: nn.Module, text_module: nn.Module) -> Student:
+    def from_modules(
+        cls, image_module: nn.Module, text_module: nn.Module, *, tower: nn.Module | None = None
+    ) -> Student:
         """Group 0 holds the image module's trainable parameters, group 1 the text module's, in registration order.
 
-        Raises InputError for modules that are no pure function of θ: BatchNorm or Dropout in train mode.
+        `tower` is frozen here, and embeds images before the image module does. Raises InputError for modules that are
+        no pure function of θ: BatchNorm or Dropout in train mode.
         """
+        if tower is not None:
+            _refuse_impure("tower", tower.requires_grad_(False))
         names, shapes, groups = [], [], []
         for group, (prefix, module) in enumerate((("image", image_module), ("text", text_module))):
             _refuse_impure(prefix, module)
@@ -144,23 +159,51 @@ class Student:
                     names.append(f"{prefix}.{name}")
                     shapes.append(tuple(parameter.shape))
                     groups.append(group)
-        return cls(image_module, text_module, LayerTable(tuple(names), tuple(shapes), tuple(groups)))
+        return cls(image_module, text_module, LayerTable(tuple(names), tuple(shapes), tuple(groups)), tower)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The image module, the text module, and the tower where one is frozen."""
+        return self._modules if self.tower is None else (*self._modules, self.tower)
+
+    @property
+    def heads(self) -> Student:
+        """The student behind its frozen tower: its "images" are features. Itself, where no tower is frozen."""
+        image_module, text_module = self._modules
+        return Student(image_module, text_module, self.layers, bf16=self._bf16)
+
+    def in_bf16(self) -> Student:
+        """The same functions, computed in bfloat16 where that is safe (torch's autocast); θ and embeddings float32."""
+        image_module, text_module = self._modules
+        return Student(image_module, text_module, self.layers, self.tower, bf16=True)
+
+    @property
+    def device(self) -> torch.device:
+        return next(p for module in self._modules for p in module.parameters()).device
 
     def flatten(self) -> Tensor:
         """The modules' present parameters as a new vector θ [P]."""
         parameters = (p for module in self._modules for p in module.parameters() if p.requires_grad)
         return self.layers.flatten([p.detach() for p in parameters])
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the frozen tower makes of images: [B, 3, H, W] → [B, Z]; the images, where no tower is frozen."""
+        if self.tower is None:
+            return images
+        with self._autocast():
+            features: Tensor = self.tower(images)
+        return features.float() if self._bf16 else features
+
     def embed_images(self, theta: Tensor, images: Tensor) -> Tensor:
         """[B, 3, H, W] → [B, H], not normalised."""
-        return self._call(0, theta, images)
+        return self._call(0, theta, self.features(images))
 
     def embed_texts(self, theta: Tensor, texts: Tensor) -> Tensor:
         """Text-tower embeddings [B, D] → [B, H], not normalised."""
         return self._call(1, theta, texts)
 
     def to(self, device: torch.device | str) -> Student:
-        for module in self._modules:
+        for module in self.modules:
             module.to(device)
         return self
 
@@ -168,8 +211,13 @@ class Student:
         tensors = self.layers.split(theta)
         first = len(self._names[0]) if group else 0
         named = dict(zip(self._names[group], tensors[first:], strict=False))
-        out: Tensor = torch.func.functional_call(self._modules[group], named, (batch,))
-        return out
+        with self._autocast():
+            out: Tensor = torch.func.functional_call(self._modules[group], named, (batch,))
+        return out.float() if self._bf16 else out
+
+    def _autocast(self) -> torch.autocast:
+        # No cache of casts: it would outlive the function transforms that its tensors belong to.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False)
 
 
 def _refuse_impure(prefix: str, module: nn.Module) -> None:

@@ -21,28 +21,40 @@ class Match(NamedTuple):
     """[G], the terms of L."""
     adjoint: Tensor
     """[P], λ_n = ∂L/∂θ_n."""
+    progress: Tensor
+    """[G], ⟨λ_n, θ_n − θ_start⟩: the truncated ∂L/∂η is this over η."""
 
 
-def match(theta: Tensor, start: Tensor, target: Tensor, layers: LayerTable) -> Match:
-    """Match θ_n [P] against a span from `start` [P] to `target` [P]."""
-    offset = start - target
+def match(theta: Tensor, start: Tensor, target: Tensor, distance: Tensor, layers: LayerTable) -> Match:
+    """Match θ_n [P] against a span from `start` [P] to `target` [P] of squared length `distance` [G]."""
     residual = theta - target
-    return match_residual(residual, layers.dot(residual, residual), layers.dot(offset, offset), layers)
+    return match_residual(
+        residual, layers.dot(residual, residual), layers.dot(residual, theta - start), distance, layers
+    )
 
 
-def match_residual(residual: Tensor, squared: Tensor, distance: Tensor, layers: LayerTable) -> Match:
-    """The match from residual θ_n − θ_target [P], its squared norm per group [G] and the span's squared length [G].
+def match_residual(residual: Tensor, squared: Tensor, progress: Tensor, distance: Tensor, layers: LayerTable) -> Match:
+    """The match from residual θ_n − θ_target [P], and per group [G] its squared norm, its inner product with
+    θ_n − θ_start, and the span's squared length, which is not 0."""
+    per_group, scale = squared / distance, 2 / distance
+    return Match(per_group.sum(), per_group, residual * layers.expand(scale), progress * scale)
 
-    Raises InputError where the span of a group has length 0.
-    """
+
+def squared_length(start: Tensor, target: Tensor, layers: LayerTable) -> Tensor:
+    """‖θ_start − θ_target‖² of [P] and [P] per group [G]. Raises InputError where a group's span has length 0."""
+    offset = start - target
+    return refuse_still(layers.dot(offset, offset), layers)
+
+
+def refuse_still(distance: Tensor, layers: LayerTable) -> Tensor:
+    """The squared length of a span per group [G], as it is. Raises InputError where one is 0."""
     still = [name for name, d in zip(layers.group_names, distance.tolist(), strict=True) if d == 0]
     if still:
         raise InputError(
             f"group {', '.join(still)}: expected a span that moves, found start equal to target; "
             "match other epochs, or leave the group out of the student"
         )
-    per_group = squared / distance
-    return Match(per_group.sum(), per_group, residual * layers.expand(2 / distance))
+    return distance
 
 
 class TrajectoryMatchingLoss(nn.Module):
@@ -71,13 +83,11 @@ class TrajectoryMatchingLoss(nn.Module):
 
 class _MatchingLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, theta: Tensor, start: Tensor, target: Tensor, layers: LayerTable
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        found = match(theta, start, target, layers)
+    def forward(ctx: Any, theta: Tensor, start: Tensor, target: Tensor, layers: LayerTable) -> Match:
+        found = match(theta, start, target, squared_length(start, target, layers), layers)
         ctx.save_for_backward(theta, found.adjoint)
-        ctx.mark_non_differentiable(found.per_group, found.adjoint)
-        return found.loss, found.per_group, found.adjoint
+        ctx.mark_non_differentiable(*found[1:])
+        return found
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:

@@ -23,6 +23,13 @@ class Bar:
         self._task = progress.add_task(label, total=total, completed=done, note="") if progress else None
         self._began = self._said = time.monotonic()
 
+    def note(self, note: str) -> None:
+        """Say at once what is being done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, note=note)
+        else:
+            print(f"{self._label}: {note}", file=sys.stderr, flush=True)
+
     def advance(self, note: str = "", steps: int = 1) -> None:
         self._done += steps
         if self._progress is not None and self._task is not None:
@@ -53,6 +60,11 @@ def bar(label: str, total: int, done: int = 0) -> Iterator[Bar]:
     )
     with Progress(*columns, console=console) as progress:
         yield Bar(label, total, done, progress)
+
+
+def tell(line: str) -> None:
+    """A remark on how things are done, on stderr at once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def say(line: str) -> None:

@@ -5,9 +5,10 @@ Everything is computed from θ⁰, the displacements δ at the kept end points a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from ptmst import kernels
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
-from ptmst.matching import Match, match, match_residual
+from ptmst.matching import Match, match, match_residual, refuse_still, squared_length
 
 
 def shortcut_beta(step_norms: Tensor, endpoint: int) -> Tensor:
@@ -57,14 +58,20 @@ class Displacement:
 
 
 class Span(Protocol):
-    """What one outer step matches: a start point, and how far θ_n is from the target."""
+    """What one outer step matches: a start point, and how far θ_n is from the target. Pure tensors on one device."""
 
     @property
     def start(self) -> Tensor:
         """θ_start [P]."""
 
     def match(self, theta: Tensor) -> Match:
-        """The matching loss of θ_n [P]."""
+        """The matching loss of θ_n [P]; waits for no device."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that tells it from other spans of its kind."""
+
+    def replace(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The span of the same kind that these are the tensors of."""
 
 
 class Trajectory(Protocol):
@@ -126,42 +133,62 @@ class Shortcut:
         )
 
     def span(self, s: int, t: int) -> ShortcutSpan:
-        return ShortcutSpan(self, s, t)
+        """Raises InputError where a group does not move between s and t."""
+        d, device = self.displacement, self.base.device
+        # Σ_ℓ (Δβ_ℓ)² ‖δ_ℓ‖² per group: read from tables on the host, no parameter touched.
+        lengths = (self.beta[t] - self.beta[s]).double() * d.norms.double()
+        distance = torch.zeros(self.layers.num_groups, dtype=torch.float64)
+        distance = distance.index_add(0, self.layers.groups, lengths.square()).float()
+        return ShortcutSpan(
+            layers=self.layers,
+            start=self.point(s),
+            base=self.base,
+            displacement=d.values,
+            scale=d.scale,
+            beta_start=self.beta[s].to(device),
+            beta_target=self.beta[t].to(device),
+            distance=refuse_still(distance, self.layers).to(device),
+        )
 
 
 @dataclass(frozen=True)
 class ShortcutSpan:
     """From s to t on a shortcut; the target is never formed."""
 
-    trajectory: Shortcut
-    s: int
-    t: int
-
-    @property
-    def start(self) -> Tensor:
-        return self.trajectory.point(self.s)
-
-    @property
-    def distance(self) -> Tensor:
-        """Σ_ℓ (Δβ_ℓ)² ‖δ_ℓ‖² per group [G]: read from tables, no parameter touched."""
-        way = self.trajectory
-        lengths = (way.beta[self.t] - way.beta[self.s]).double() * way.displacement.norms.double()
-        squares = torch.zeros(way.layers.num_groups, dtype=torch.float64)
-        return squares.index_add(0, way.layers.groups, lengths.square()).float()
+    layers: LayerTable
+    start: Tensor
+    """θ(s) [P]."""
+    base: Tensor
+    """θ⁰ [P]."""
+    displacement: Tensor
+    """float16 [P]."""
+    scale: Tensor
+    """float32 [L]."""
+    beta_start: Tensor
+    """β(s) [L]."""
+    beta_target: Tensor
+    """β(t) [L]."""
+    distance: Tensor
+    """[G], the span's squared length."""
 
     def match(self, theta: Tensor) -> Match:
-        way, d = self.trajectory, self.trajectory.displacement
-        residual, squared, _ = kernels.matching_residual(
+        residual, squared, progress = kernels.matching_residual(
             theta,
-            way.base,
-            d.values,
-            d.scale,
-            way.layers.offsets,
-            way.layers.groups,
-            way.beta[self.s].to(theta.device),
-            way.beta[self.t].to(theta.device),
+            self.base,
+            self.displacement,
+            self.scale,
+            self.layers.offsets,
+            self.layers.groups,
+            self.beta_start,
+            self.beta_target,
         )
-        return match_residual(residual, squared, self.distance.to(theta.device), way.layers)
+        return match_residual(residual, squared, progress, self.distance, self.layers)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return _tensors(self)
+
+    def replace(self, tensors: Mapping[str, Tensor]) -> ShortcutSpan:
+        return dataclasses.replace(self, **tensors)  # type: ignore[arg-type]  # names of tensor fields
 
 
 @dataclass(frozen=True)
@@ -176,16 +203,36 @@ class RawTrajectory:
         return self.expert.base + self.expert._kept(t).decode(self.expert.layers)
 
     def span(self, s: int, t: int) -> RawSpan:
-        return RawSpan(self.point(s), self.point(t), self.expert.layers)
+        """Raises InputError where a group does not move between s and t."""
+        return RawSpan.between(self.point(s), self.point(t), self.expert.layers)
 
 
 @dataclass(frozen=True)
 class RawSpan:
-    """Between two epochs of an expert as they were, each θ [P]."""
+    """Between two points as they are, such as two epochs of an expert."""
 
-    start: Tensor
-    target: Tensor
     layers: LayerTable
+    start: Tensor
+    """[P]."""
+    target: Tensor
+    """[P]."""
+    distance: Tensor
+    """[G], the span's squared length."""
+
+    @classmethod
+    def between(cls, start: Tensor, target: Tensor, layers: LayerTable) -> RawSpan:
+        """Raises InputError where a group does not move."""
+        return cls(layers, start, target, squared_length(start, target, layers))
 
     def match(self, theta: Tensor) -> Match:
-        return match(theta, self.start, self.target, self.layers)
+        return match(theta, self.start, self.target, self.distance, self.layers)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return _tensors(self)
+
+    def replace(self, tensors: Mapping[str, Tensor]) -> RawSpan:
+        return dataclasses.replace(self, **tensors)  # type: ignore[arg-type]  # names of tensor fields
+
+
+def _tensors(span: ShortcutSpan | RawSpan) -> dict[str, Tensor]:
+    return {f.name: getattr(span, f.name) for f in dataclasses.fields(span) if f.name != "layers"}

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import vjp
 
-with warnings.catch_warnings():
-    # Forward mode scripts these on first use, and torch warns its users of that.
-    warnings.simplefilter("ignore", FutureWarning)
-    import torch._decomp.decompositions_for_jvp
-
-from ptmst.config import LossKind
-from ptmst.contrast import student_loss
+from ptmst.capture import Captured
+from ptmst.compilation import compiler
+from ptmst.config import Compile, Keep, LossKind, Precision
+from ptmst.derivatives import Along, Batch, Step, derivatives
+from ptmst.devices import arithmetic
+from ptmst.errors import InputError
+from ptmst.features import Features, drawn
 from ptmst.flat import Student
-from ptmst.matching import Match, match
+from ptmst.shortcut import RawSpan, Span
+from ptmst.similarity import Similarity
 from ptmst.synthetic import SyntheticPairs
 
 
@@ -52,79 +52,159 @@ def outer_gradient(
 
     `adjoint` is the share c of the adjoint recursion λ ← λ + c ∂/∂θ⟨−η⊙λ, g_i⟩ that is kept: 0 is the truncated
     gradient of the paper, 1 the exact one. `adjoint_clip` bounds ‖λ‖ by that multiple of ‖λ_n‖ in each group.
-    Memory holds the n parameter vectors of the inner loop, and the activations of one step.
+    Memory holds the n parameter vectors of the inner loop, and the activations of one step. For many steps of one
+    student make an `OuterStep` once, which can compile.
 
     Raises InputError for an unknown loss, and where a group's span from θ_start to θ_target has length 0.
     """
-
-    def match_target(theta: Tensor) -> Match:
-        return match(theta, theta_start, theta_target, student.layers)
-
-    return unrolled_gradient(
-        student,
-        theta_start,
-        match_target,
-        pairs,
-        batches,
-        loss=loss,
-        temperature=temperature,
-        adjoint=adjoint,
-        adjoint_clip=adjoint_clip,
-    )
+    step = OuterStep(student, loss=loss, temperature=temperature, adjoint=adjoint, adjoint_clip=adjoint_clip)
+    return step(RawSpan.between(theta_start, theta_target, student.layers), pairs, batches)
 
 
-@torch.no_grad()
-def unrolled_gradient(
-    student: Student,
-    theta_start: Tensor,
-    match_final: Callable[[Tensor], Match],
-    pairs: SyntheticPairs,
-    batches: Tensor,
-    *,
-    loss: LossKind,
-    temperature: float,
-    adjoint: float,
-    adjoint_clip: float | None,
-) -> OuterGradient:
-    """`outer_gradient` with the target behind a function of θ_n, which may never form it."""
-    layers = student.layers
-    loss_of = student_loss(student, loss, temperature)
-    rate = layers.expand(pairs.lr)
+class OuterStep:
+    """The outer gradient of one student, to be called at every outer step: `step(span, pairs, batches)`.
 
-    # The truncated form asks for no weight gradient: λ stays, and Σ g_i is known from the inner loop.
-    gradients = grad(loss_of, argnums=(1, 2, 3) if adjoint == 0 else (1, 2, 3, 0))
+    `loss` … `adjoint_clip` say what is computed, as in `outer_gradient`; the others only how, as in `DistillConfig`.
+    The student stays on the device where it is; span, pairs and batches must be there too. Where the step is compiled
+    on CUDA it is one CUDA graph: the tensors that it returns are overwritten by its next call.
 
-    path = [theta_start]
-    gradient_sum = torch.zeros_like(theta_start)
-    for index in batches:
-        g = grad(loss_of)(path[-1], pairs.images[index], pairs.texts[index], pairs.similarity.batch(index))
-        path.append(path[-1] - rate * g)
-        gradient_sum += g
-    matched = match_final(path[-1])
+    Raises InputError for an unknown loss, for tf32 without CUDA, and for `compile="on"` without a compiler.
+    """
 
-    grads = {name: torch.zeros_like(leaf) for name, leaf in pairs.leaves().items()}
-    if adjoint == 0:
-        grads["lr"] -= layers.dot(matched.adjoint, gradient_sum)
-    lam = matched.adjoint
-    largest = None if adjoint_clip is None else adjoint_clip * layers.dot(lam, lam).sqrt()
-
-    for theta, index in zip(reversed(path[:-1]), batches.flip(0), strict=True):
-        batch_similarity, pull_similarity = vjp(  # type: ignore[misc]  # no has_aux: a pair
-            lambda leaves, index=index: pairs.similarity.replace(leaves).batch(index), pairs.similarity.leaves()
+    def __init__(
+        self,
+        student: Student,
+        *,
+        loss: LossKind = "wbce",
+        temperature: float = 0.07,
+        adjoint: float = 0.0,
+        adjoint_clip: float | None = None,
+        precision: Precision = "fp32",
+        keep: Keep = "path",
+        chunk: int | None = None,
+        compile: Compile = "off",
+    ) -> None:
+        if precision == "tf32" and student.device.type != "cuda":
+            raise InputError("precision tf32: expected a CUDA device, found none; use fp32 or bf16 here")
+        self._adjoint, self._clip = adjoint, adjoint_clip
+        self._precision, self._keep, self._chunk = precision, keep, chunk
+        self._student = student.in_bf16() if precision == "bf16" else student
+        self._compiler = compiler(compile, student.device)
+        self._frozen = student.tower is not None
+        self._derivatives = derivatives(
+            self._student.heads,
+            loss,
+            temperature,
+            in_theta=adjoint > 0,
+            keep=keep,
+            # Behind a frozen tower a batch is as small as its features.
+            chunk=None if self._frozen else chunk,
+            compiler=self._compiler,
         )
-        batch = (pairs.images[index], pairs.texts[index], batch_similarity)
-        primal, tangent = jvp(  # type: ignore[misc]
-            lambda theta, batch=batch: gradients(theta, *batch), (theta,), (-rate * lam,)
-        )
-        grads["images"].index_add_(0, index, tangent[0])
-        grads["texts"].index_add_(0, index, tangent[1])
-        for name, g in pull_similarity(tangent[2])[0].items():
-            grads[name] += g
-        if adjoint > 0:
-            grads["lr"] -= layers.dot(lam, primal[3])
-            lam = lam + adjoint * tangent[3]
-            if largest is not None:
-                norm = layers.dot(lam, lam).sqrt()
-                lam = lam * layers.expand(torch.where(norm > largest, largest / norm, 1.0))
+        self._features: Features | None = None
+        self._captured: Captured | None = None
 
-    return OuterGradient(matched.loss, matched.per_group, path[-1], grads)
+    @property
+    def compiles(self) -> bool:
+        """Whether the first call takes the time to compile."""
+        return self._compiler is not None
+
+    @torch.no_grad()
+    def __call__(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
+        """Train from `span.start` on `batches` (int64 [n, B]) of the pairs, match the span's target, differentiate."""
+        with arithmetic(self._precision):
+            if self.compiles and self._student.device.type == "cuda":
+                return self._replayed(span, pairs, batches)
+            return self._gradient(span, pairs, batches)
+
+    def _replayed(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
+        def flat(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            of_span = {name: inputs[f"span.{name}"] for name in span.tensors()}
+            leaves = {name: inputs[f"leaf.{name}"] for name in pairs.leaves()}
+            found = self._gradient(span.replace(of_span), pairs.replace(leaves), inputs["batches"])
+            return {"loss": found.loss, "per_group": found.per_group, "theta": found.theta_final, **found.grads}
+
+        if self._captured is None:
+            self._captured = Captured(flat)
+        found = dict(
+            self._captured(
+                {f"span.{name}": value for name, value in span.tensors().items()}
+                | {f"leaf.{name}": value for name, value in pairs.leaves().items()}
+                | {"batches": batches}
+            )
+        )
+        return OuterGradient(found.pop("loss"), found.pop("per_group"), found.pop("theta"), found)
+
+    def _gradient(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
+        if not self._frozen:
+            return self._unrolled(span, pairs, pairs.images, batches, batches)
+        if self._features is None:
+            block = self._chunk or batches.shape[1]
+            self._features = Features(self._student, block, self._keep == "primals", self._compiler)
+        rows, slots = drawn(len(pairs), batches)
+        features, back = self._features(pairs.images[rows])
+        found = self._unrolled(span, pairs, features, slots, batches)
+        images = torch.zeros_like(pairs.images).index_add_(0, rows, back(found.grads["images"]))
+        return OuterGradient(found.loss, found.per_group, found.theta_final, found.grads | {"images": images})
+
+    def _unrolled(
+        self, span: Span, pairs: SyntheticPairs, images: Tensor, slots: Tensor, batches: Tensor
+    ) -> OuterGradient:
+        """`images` are what the inner loop sees (behind a frozen tower features), by their rows `slots` [n, B]."""
+        layers, numbers = self._student.layers, range(len(batches))
+
+        def walk() -> Iterator[Step]:
+            theta = span.start
+            for slot, index in zip(slots, batches, strict=True):
+                batch = Batch(images[slot], pairs.texts[index], pairs.similarity.batch(index))
+                step = self._derivatives.step(theta, pairs.lr, batch)
+                yield step
+                theta = step.theta
+
+        kept: list[Step] = []
+        path = [span.start]
+        for step in walk():
+            if self._keep == "nothing":
+                path = [step.theta]
+            else:
+                path.append(step.theta)
+                kept.append(step)
+        matched = span.match(path[-1])
+
+        grads = {name: torch.zeros_like(leaf) for name, leaf in pairs.leaves().items()}
+        grads["images"] = torch.zeros_like(images)
+
+        def add(i: int, found: Along) -> None:
+            grads["images"].index_add_(0, slots[i], found.images)
+            grads["texts"].index_add_(0, batches[i], found.texts)
+            for name, gradient in _similarity_gradient(pairs.similarity, batches[i], found.similarity).items():
+                grads[name] += gradient
+
+        lam = matched.adjoint
+        direction = layers.expand(-pairs.lr) * lam
+        if self._adjoint == 0:
+            # θ_n − θ_start = −η ⊙ Σ_i g_i, so this is Σ_i −⟨λ_n, g_i⟩.
+            grads["lr"] += matched.progress / pairs.lr
+            for i, step in enumerate(kept or walk()):
+                add(i, step.along(direction))
+            return OuterGradient(matched.loss, matched.per_group, path[-1], grads)
+
+        largest = None if self._clip is None else self._clip * layers.dot(lam, lam).sqrt()
+        for i in reversed(numbers):
+            found = kept[i].along(direction)
+            add(i, found)
+            grads["lr"] += layers.dot(lam, path[i + 1] - path[i]) / pairs.lr
+            if i > 0 and found.theta is not None:
+                lam = torch.add(lam, found.theta, alpha=self._adjoint)
+                if largest is not None:
+                    norm = layers.dot(lam, lam).sqrt()
+                    lam = lam * layers.expand(torch.where(norm > largest, largest / norm, 1.0))
+                direction = layers.expand(-pairs.lr) * lam
+        return OuterGradient(matched.loss, matched.per_group, path[-1], grads)
+
+
+def _similarity_gradient(similarity: Similarity, index: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    """∂L/∂leaf from ∂L/∂S over the pairs of a batch [B, B]."""
+    _, pull = vjp(lambda leaves: similarity.replace(leaves).batch(index), similarity.leaves())  # type: ignore[misc]
+    found: dict[str, Tensor] = pull(gradient)[0]
+    return found

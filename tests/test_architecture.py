@@ -14,10 +14,11 @@ import ptmst
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "errors kernels.reference kernels.dispatch kernels.shortcut kernels",
-    "config files seeds devices progress flat data.captions data.karpathy data.composition data.generated data.scenes "
+    "config files seeds devices progress compilation capture flat "
+    "data.captions data.karpathy data.composition data.generated data.scenes "
     "data.digits data.pairs data.render data",
     "contrast encoders similarity synthetic",
-    "matching shortcut store warmup teachers unroll distilled baselines",
+    "derivatives features matching shortcut store warmup teachers unroll distilled baselines",
     "checkpoints distillation evaluation",
     "report doctor demo cli __main__ __init__",
 )

@@ -12,6 +12,7 @@ from ptmst import InputError, Phase, demo, distillation, evaluation, teachers
 from ptmst.config import Experiment, check, experiment
 from ptmst.demo import as_lors, run_demo
 from ptmst.files import sha256
+from ptmst.unroll import OuterStep
 from tiny import ENCODER
 
 PRESETS = ("demo", "demo-quick")
@@ -82,7 +83,7 @@ def test_a_demo_runs_whole_and_is_reused(
     before = _files(out)
     monkeypatch.setattr(teachers, "train_on_pairs", _fail)
     monkeypatch.setattr(teachers, "warm_tower", _fail)
-    monkeypatch.setattr(distillation, "unrolled_gradient", _fail)
+    monkeypatch.setattr(OuterStep, "__call__", _fail)
     monkeypatch.setattr(evaluation, "train_student", _fail)
     again = run_demo(data, out, True, "ptmst demo --here")
     assert [row.scores for row in again] == [row.scores for row in rows]

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from oracles import relative_error
 from ptmst.config import EncoderConfig
-from ptmst.encoders import ConvNet, HashedText, cache_folder, embed_captions, image_tower, make_student, text_tower
+from ptmst.encoders import ConvNet, HashedText, embed_captions, image_tower, make_student, text_tower
 from ptmst.errors import InputError
+from ptmst.files import cache_folder
 
 CONVNET = EncoderConfig(image_width=16, head_width=8)
 CAPTIONS = ["a red star", "two green boxes beside one very large and rather dark blue ring", "star"]
@@ -170,7 +171,7 @@ def test_a_frozen_tower_leaves_two_heads() -> None:
     weights = {name: torch.randn_like(value) for name, value in ConvNet(16).state_dict().items()}
     one, other = (make_student(config, 16, 6, (0, draw), weights) for draw in (0, 1))
     parts = ["projection.weight", "projection.bias", "fc.weight", "fc.bias", "norm.weight", "norm.bias"]
-    assert one.layers.names == (*(f"image.1.{part}" for part in parts), *(f"text.{part}" for part in parts))
+    assert one.layers.names == (*(f"image.{part}" for part in parts), *(f"text.{part}" for part in parts))
     assert one.layers.group_sizes == (64 * 8 + 8 + 8 * 8 + 8 + 16, 6 * 8 + 8 + 8 * 8 + 8 + 16)
     images = torch.randn(3, 3, 16, 16)
     for group in range(2):

@@ -11,7 +11,7 @@ from torch import Tensor
 from oracles import relative_error
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
-from ptmst.matching import TrajectoryMatchingLoss, match
+from ptmst.matching import TrajectoryMatchingLoss
 
 TABLE = LayerTable(("image.a", "text.b", "text.c"), ((31, 4), (255,), (3,)), (0, 1, 1))
 SIZES = (124, 258)
@@ -60,7 +60,7 @@ def test_lists_of_layers() -> None:
     loss = TrajectoryMatchingLoss(TABLE)
     found = loss(leaves, list(TABLE.split(start)), target).loss
     gradients = torch.autograd.grad(found, leaves)
-    assert torch.equal(TABLE.flatten(gradients), match(theta, start, target, TABLE).adjoint)
+    assert torch.equal(TABLE.flatten(gradients), TrajectoryMatchingLoss(TABLE)(theta, start, target).adjoint)
 
 
 def test_only_the_loss_is_differentiable_and_once() -> None:

@@ -98,7 +98,8 @@ def tensors(path: Path) -> dict[str, str]:
 
 
 def plain_modules(student: Student) -> list[nn.Module]:
-    return [deepcopy(module) for module in student._modules]
+    image, text, *towers = (deepcopy(module) for module in student.modules)
+    return [nn.Sequential(*towers, image), text]
 
 
 def plain_images(pairs: Pairs) -> Tensor:

@@ -183,7 +183,7 @@ def test_a_pair_twice_in_a_batch(form: str) -> None:
 def test_frozen_tower() -> None:
     encoder = EncoderConfig(image_width=16, freeze_tower=True, head_width=8)
     student = make_student(encoder, 16, TEXT_WIDTH, (0,))
-    for module in student._modules:
+    for module in student.modules:
         module.double()
     c = case(student, 16, "full")
     assert not any("blocks" in name for name in student.layers.names)

@@ -1,0 +1,54 @@
+"""Whether an outer step is compiled, and with what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ptmst import files, progress
+from ptmst.config import Compile
+from ptmst.errors import InputError
+
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def compiler(mode: Compile, device: torch.device) -> Compiler | None:
+    """torch.compile without graph breaks, or none where `mode` says that everything runs as it is.
+
+    `auto` compiles on CUDA only: on a CPU a big tower takes minutes. What was compiled is kept for later runs in the
+    user's cache folder. Raises InputError where `on` lacks a compiler.
+    """
+    if mode == "off" or (mode == "auto" and device.type != "cuda"):
+        return None
+    if (lacking := _lacking(device)) is not None:
+        if mode == "on":
+            raise InputError(f"compile on: expected {lacking}, found none; install it, or use --compile off")
+        progress.tell(f"compile auto: {lacking} is missing, the outer step runs as it is (slower, same results)")
+        return None
+    os.environ.setdefault(_CACHE, str(files.cache_folder() / "compiled"))
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        # Steps of several students share this code: each is compiled, and counts its compilations, by itself.
+        own: Any = torch.compile(function, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
+        return own  # type: ignore[no-any-return]
+
+    return compiled
+
+
+def _lacking(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "a C++ compiler"
+    return None
