@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ptmst.errors import InputError
 
@@ -170,10 +173,10 @@ class Student:
     def heads(self) -> Student:
         """The student behind its frozen tower: its "images" are features. Itself, where no tower is frozen."""
         image_module, text_module = self._modules
-        return Student(image_module, text_module, self.layers, bf16=self._bf16)
+        return Student(image_module, text_module, self.layers, bf16=self._bf16 and self.tower is None)
 
     def in_bf16(self) -> Student:
-        """The same functions, computed in bfloat16 where that is safe (torch's autocast); θ and embeddings float32."""
+        """The same functions, computed in bfloat16; θ, inputs and embeddings stay float32."""
         image_module, text_module = self._modules
         return Student(image_module, text_module, self.layers, self.tower, bf16=True)
 
@@ -190,9 +193,9 @@ class Student:
         """What the frozen tower makes of images: [B, 3, H, W] → [B, Z]; the images, where no tower is frozen."""
         if self.tower is None:
             return images
-        with self._autocast():
+        with self._products(tower=True):
             features: Tensor = self.tower(images)
-        return features.float() if self._bf16 else features
+        return features
 
     def embed_images(self, theta: Tensor, images: Tensor) -> Tensor:
         """[B, 3, H, W] → [B, H], not normalised."""
@@ -211,13 +214,50 @@ class Student:
         tensors = self.layers.split(theta)
         first = len(self._names[0]) if group else 0
         named = dict(zip(self._names[group], tensors[first:], strict=False))
-        with self._autocast():
+        # Heads are a thousandth of a tower's work, and near the loss, where small errors grow.
+        with self._products(tower=group == 0 and self.tower is None):
             out: Tensor = torch.func.functional_call(self._modules[group], named, (batch,))
-        return out.float() if self._bf16 else out
+        return out
 
-    def _autocast(self) -> torch.autocast:
-        # No cache of casts: it would outlive the function transforms that its tensors belong to.
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False)
+    def _products(self, tower: bool) -> AbstractContextManager[None]:
+        return _HalfProducts() if self._bf16 and tower else nullcontext()
+
+
+class _HalfProducts(TorchFunctionMode):
+    """Matrix products and convolutions of bfloat16 factors; all else, and what they return, stays as it is.
+
+    torch.autocast does the same, but mixes types up inside function transforms.
+    """
+
+    _PRODUCTS = frozenset(
+        {
+            F.linear,
+            F.conv1d,
+            F.conv2d,
+            F.conv3d,
+            torch.matmul,
+            Tensor.matmul,
+            Tensor.__matmul__,
+            torch.bmm,
+            torch.baddbmm,
+            torch.addmm,
+            torch.mm,
+            F.scaled_dot_product_attention,
+        }
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in self._PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        factors = (_half(value) for value in args)
+        named = {name: _half(value) for name, value in (kwargs or {}).items()}
+        return func(*factors, **named).float()
+
+
+def _half(value: Any) -> Any:
+    return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
 
 def _refuse_impure(prefix: str, module: nn.Module) -> None:
