@@ -284,6 +284,9 @@ class EvaluateConfig:
     """Data folder, where it has moved since distillation; none = the folder recorded in the set."""
     students: int = 5
     """Fresh students, each with its own seed."""
+    together: int | None = None
+    """Students trained at once, as one stack of parameters; none = all on CUDA, and one on the CPU, where it is
+    slower. Lower it where memory is short."""
     protocol: Literal["per-phase", "reference"] = "per-phase"
     """per-phase restarts optimiser and schedule in every phase; reference lets one span all of them."""
     split: Literal["test", "val"] = "test"
@@ -313,6 +316,8 @@ class EvaluateConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "students", "every", "batch_size", "temperature")
+        if self.together is not None and self.together < 1:
+            yield f"together: expected a positive number, found {self.together}; raise it or leave it out"
         yield from _at_least(self, 0, "epochs", "lr_drop", "momentum", "weight_decay", "seed")
         yield from _below(self, 1, "momentum")
 

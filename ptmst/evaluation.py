@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 from torch.nn import functional as F
 
 from ptmst import config as configs
 from ptmst import devices, progress
 from ptmst.config import DataConfig, Device, EncoderConfig, EvaluateConfig
-from ptmst.contrast import student_loss
+from ptmst.contrast import StudentLoss, student_loss
 from ptmst.data import Pairs
 from ptmst.distilled import DistilledSet
 from ptmst.encoders import TextTower, embed_captions, text_tower
@@ -30,6 +31,8 @@ from ptmst.teachers import load, student_from_settings, student_of
 SCORES = "scores.json"
 METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
 _SCORES_AT_ONCE = 1 << 24
+_IMAGES_AT_ONCE = 256
+_HELD_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -117,22 +120,28 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     choose = Retrieval(load(data, "val"), tower, device) if config.select == "best-val" else scored_on
     began = time.perf_counter()
 
-    students = []
+    students: list[dict[str, float]] = []
     epochs = (config.epochs + 1) * len(distilled)
     with progress.bar("evaluate", config.students * epochs) as bar:
-        for number in range(config.students):
-            draw = (config.seed, "student", number)
-            student = student_from_settings(distilled.settings, draw, distilled.tower).to(device)
-            scored: list[dict[str, float]] = []
-            chosen: list[float] = []
-            for epoch, theta in train_student(student, distilled, config, draw):
-                bar.advance(f"student {number + 1}/{config.students}")
+        for numbers in _groups(config, device):
+            draws = [(config.seed, "student", number) for number in numbers]
+            fresh = [student_from_settings(distilled.settings, draw, distilled.tower) for draw in draws]
+            thetas = torch.stack([student.flatten() for student in fresh]).to(device)
+            # Students differ in θ alone: the functions of one serve all.
+            student = fresh[0].to(device)
+            scored: list[list[dict[str, float]]] = [[] for _ in numbers]
+            chosen: list[list[float]] = [[] for _ in numbers]
+            for epoch, trained in train_students(student, thetas, distilled, config, draws):
+                bar.advance(f"student {numbers[-1] + 1}/{config.students}", steps=len(numbers))
                 last = epoch == epochs - 1
                 if last or (config.select != "last" and epoch % (config.epochs + 1) % config.every == 0):
-                    scored.append(scored_on.score(student, theta))
-                    chosen.append(scored[-1]["mean"] if choose is scored_on else choose.score(student, theta)["mean"])
-            best = len(chosen) - 1 if config.select == "last" else max(range(len(chosen)), key=chosen.__getitem__)
-            students.append(scored[best])
+                    for k, theta in enumerate(trained):
+                        found = scored_on.score(student, theta)
+                        scored[k].append(found)
+                        chosen[k].append((found if choose is scored_on else choose.score(student, theta))["mean"])
+            for all_scored, all_chosen in zip(scored, chosen, strict=True):
+                best = -1 if config.select == "last" else max(range(len(all_chosen)), key=all_chosen.__getitem__)
+                students.append(all_scored[best])
     settings = {k: v for k, v in configs.to_json(config).items() if k not in ("root", "device")}
     provenance = {
         "split": config.split,
@@ -160,35 +169,68 @@ def evaluate_experts(store: TrajectoryStore, students: int, device: Device = "au
     )
 
 
-def train_student(
-    student: Student, distilled: DistilledSet, config: EvaluateConfig, draw: tuple[int | str, ...]
+def train_students(
+    student: Student,
+    thetas: Tensor,
+    distilled: DistilledSet,
+    config: EvaluateConfig,
+    draws: Sequence[tuple[int | str, ...]],
 ) -> Iterator[tuple[int, Tensor]]:
-    """Train one student on the phases in order; yields (epoch, θ [P]) after every epoch, counted over all phases.
+    """Train K students from θ [K, P] on the phases in order; yields (epoch, θ [K, P]) after every epoch of all phases.
 
-    An epoch is ceil(N/batch) batches, each the first pairs of a fresh permutation. Raises Diverged for a non-finite θ.
+    `student` has the functions that all share; each draws batches of its own. An epoch is ceil(N/batch) batches, each
+    the first pairs of a fresh permutation. Raises Diverged for a non-finite θ.
     """
-    layers, loss_of = student.layers, student_loss(student, config.loss, config.temperature)
+    layers, device = student.layers, thetas.device
     schedule = _per_phase_rates if config.protocol == "per-phase" else _reference_rates
-    device = student.device
+    gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
     phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
-    theta = student.flatten()
-    momentum = torch.zeros_like(theta)
+    seen = [_features(student, pairs.images) for pairs in phases]
+    momentum = torch.zeros_like(thetas)
     for epoch, (phase, rates, restart) in enumerate(schedule(distilled, config)):
-        pairs = phases[phase]
+        pairs, images = phases[phase], seen[phase]
         rate = layers.expand(rates.to(device))
-        momentum = torch.zeros_like(theta) if restart else momentum
-        order = generator(*draw, "epoch", epoch)
+        momentum = torch.zeros_like(thetas) if restart else momentum
+        orders = [generator(*draw, "epoch", epoch) for draw in draws]
         for _ in range(-(-len(pairs) // config.batch_size)):
-            index = torch.randperm(len(pairs), generator=order)[: config.batch_size].to(device)
-            leaf = theta.detach().requires_grad_()
-            batch = pairs.images[index], pairs.texts[index], pairs.similarity.batch(index)
-            (gradient,) = torch.autograd.grad(loss_of(leaf, *batch), leaf)
-            momentum = config.momentum * momentum + gradient + config.weight_decay * theta
-            theta = theta - rate * momentum
-        if not bool(torch.isfinite(theta).all()):
-            eta = ", ".join(f"{r:.3g}" for r in rates.tolist())
-            raise Diverged(f"student {draw}, epoch {epoch}: θ is not finite at η = {eta}; the set's η is too large")
-        yield epoch, theta
+            drawn = [torch.randperm(len(pairs), generator=order)[: config.batch_size] for order in orders]
+            index = torch.stack(drawn).to(device)
+            similarity = torch.stack([pairs.similarity.batch(own) for own in index])
+            g = gradient(thetas, images[index], pairs.texts[index], similarity)
+            momentum = config.momentum * momentum + g + config.weight_decay * thetas
+            thetas = thetas - rate * momentum
+        for draw, finite in zip(draws, torch.isfinite(thetas).all(1).tolist(), strict=True):
+            if not finite:
+                eta = ", ".join(f"{r:.3g}" for r in rates.tolist())
+                raise Diverged(f"student {draw}, epoch {epoch}: θ is not finite at η = {eta}; the set's η is too large")
+        yield epoch, thetas
+
+
+def _groups(config: EvaluateConfig, device: torch.device) -> list[range]:
+    """The numbers of the students that train together."""
+    at_once = config.together or (config.students if device.type == "cuda" else 1)
+    return [range(n, min(n + at_once, config.students)) for n in range(0, config.students, at_once)]
+
+
+def _gradient(loss_of: StudentLoss) -> Callable[..., Tensor]:
+    """∇_θ of every student: θ [K, P] and stacked batches → [K, P]."""
+
+    def gradient(thetas: Tensor, *batches: Tensor) -> Tensor:
+        leaf = thetas.detach().requires_grad_()
+        if len(thetas) == 1:
+            loss = loss_of(leaf[0], *(batch[0] for batch in batches))
+        else:
+            loss = vmap(loss_of)(leaf, *batches).sum()
+        (g,) = torch.autograd.grad(loss, leaf)
+        return g
+
+    return gradient
+
+
+@torch.no_grad()
+def _features(student: Student, images: Tensor) -> Tensor:
+    """What the heads see of images: their features, where a tower is frozen."""
+    return torch.cat([student.features(some) for some in images.split(_IMAGES_AT_ONCE)])
 
 
 def _per_phase_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterator[tuple[int, Tensor, bool]]:
@@ -213,12 +255,25 @@ class Retrieval:
     def __init__(self, pairs: Pairs, tower: TextTower, device: torch.device) -> None:
         self._pairs, self._device = pairs, device
         self._texts = embed_captions(tower, pairs.captions).to(device)
+        self._held: list[Tensor] | None = None
 
     @torch.no_grad()
     def score(self, student: Student, theta: Tensor) -> dict[str, float]:
-        """Recalls of a student with parameters θ [P]."""
-        batches = torch.arange(len(self._pairs.image_paths)).split(256)
-        images = torch.cat([student.embed_images(theta, self._pairs.images(b).to(self._device)) for b in batches])
+        """Recalls of a student with parameters θ [P]. All students that are scored share one frozen tower, or none."""
+        heads = student.heads
+        images = torch.cat([heads.embed_images(theta, some) for some in self._inputs(student)])
         texts = student.embed_texts(theta, self._texts)
         normal = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
         return retrieval_recall(*normal, self._pairs.image_of_text)
+
+    def _inputs(self, student: Student) -> Iterable[Tensor]:
+        """What the heads see of the images, batch by batch; held on the device where it fits."""
+        if self._held is not None:
+            return self._held
+        count = len(self._pairs.image_paths)
+        batches = torch.arange(count).split(_IMAGES_AT_ONCE)
+        made = (student.features(self._pairs.images(some).to(self._device)) for some in batches)
+        if student.tower is None and 4 * count * 3 * self._pairs.image_size**2 > _HELD_BYTES:
+            return made
+        self._held = list(made)
+        return self._held

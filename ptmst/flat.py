@@ -223,37 +223,38 @@ class Student:
         return _HalfProducts() if self._bf16 and tower else nullcontext()
 
 
+_PRODUCTS = frozenset(
+    {
+        F.linear,
+        F.conv1d,
+        F.conv2d,
+        F.conv3d,
+        F.scaled_dot_product_attention,
+        torch.einsum,
+        torch.matmul,
+        torch.mm,
+        torch.bmm,
+        torch.addmm,
+        torch.baddbmm,
+        Tensor.matmul,
+        Tensor.__matmul__,
+    }
+)
+
+
 class _HalfProducts(TorchFunctionMode):
     """Matrix products and convolutions of bfloat16 factors; all else, and what they return, stays as it is.
 
     torch.autocast does the same, but mixes types up inside function transforms.
     """
 
-    _PRODUCTS = frozenset(
-        {
-            F.linear,
-            F.conv1d,
-            F.conv2d,
-            F.conv3d,
-            torch.matmul,
-            Tensor.matmul,
-            Tensor.__matmul__,
-            torch.bmm,
-            torch.baddbmm,
-            torch.addmm,
-            torch.mm,
-            F.scaled_dot_product_attention,
-        }
-    )
-
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in self._PRODUCTS:
-            return func(*args, **(kwargs or {}))
-        factors = (_half(value) for value in args)
-        named = {name: _half(value) for name, value in (kwargs or {}).items()}
-        return func(*factors, **named).float()
+        named = kwargs or {}
+        if func not in _PRODUCTS:
+            return func(*args, **named)
+        return func(*map(_half, args), **{name: _half(value) for name, value in named.items()}).float()
 
 
 def _half(value: Any) -> Any:

@@ -84,7 +84,7 @@ def test_a_demo_runs_whole_and_is_reused(
     monkeypatch.setattr(teachers, "train_on_pairs", _fail)
     monkeypatch.setattr(teachers, "warm_tower", _fail)
     monkeypatch.setattr(OuterStep, "__call__", _fail)
-    monkeypatch.setattr(evaluation, "train_student", _fail)
+    monkeypatch.setattr(evaluation, "train_students", _fail)
     again = run_demo(data, out, True, "ptmst demo --here")
     assert [row.scores for row in again] == [row.scores for row in rows]
     after = _files(out)
@@ -103,7 +103,7 @@ def test_a_demo_that_was_stopped_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "experiment", micro)
-    for module, name in ((teachers, "train_on_pairs"), (distillation, "outer_update"), (evaluation, "train_student")):
+    for module, name in ((teachers, "train_on_pairs"), (distillation, "outer_update"), (evaluation, "train_students")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, interrupted)
             with pytest.raises(KeyboardInterrupt):

@@ -32,7 +32,7 @@ from ptmst import (
     retrieval_recall,
 )
 from ptmst.distilled import DistilledPhase
-from ptmst.evaluation import METRICS, evaluate_experts, read_scores, train_student
+from ptmst.evaluation import METRICS, evaluate_experts, read_scores, train_students
 from ptmst.similarity import Similarity
 from ptmst.teachers import load, real_pairs, student_of
 from tiny import data_config, tiny_store
@@ -161,7 +161,8 @@ def test_a_student_is_trained_as_torch_would(
     config = replace(SHORT, protocol=protocol, momentum=0.8, weight_decay=0.01, loss=loss, temperature=0.09)
     batches = _record_batches(monkeypatch)
     student = student_of(store, (5,))
-    found = [theta.clone() for _, theta in train_student(student, distilled, config, (0, "student", 0))]
+    thetas = student.flatten()[None]
+    found = [theta[0].clone() for _, theta in train_students(student, thetas, distilled, config, [(0, "student", 0)])]
     monkeypatch.undo()
     assert [len(batch) for batch in batches] == [5] * (5 * 2 + 5 * 3)
     assert all(len(set(batch.tolist())) == 5 for batch in batches)
@@ -201,7 +202,8 @@ def test_every_pair_comes_into_a_students_batches(
     store: TrajectoryStore, distilled: DistilledSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = _record_batches(monkeypatch)
-    for _ in train_student(student_of(store, (5,)), distilled, SHORT, (0,)):
+    student = student_of(store, (5,))
+    for _ in train_students(student, student.flatten()[None], distilled, SHORT, [(0,)]):
         pass
     assert set(torch.cat(batches[:10]).tolist()) == set(range(8))
     assert set(torch.cat(batches[10:]).tolist()) == set(range(11))
