@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from ptmst import allocator
 from ptmst import config as configs
 from ptmst.config import DistillConfig, Endpoints, EvaluateConfig, Phase, RenderConfig, TeachConfig
 from ptmst.errors import InputError
@@ -160,6 +161,8 @@ COMMANDS: dict[str, type] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    if argv is None:  # this process is ours
+        allocator.keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         command = parse(arguments)

@@ -1,0 +1,91 @@
+"""The outer step as its field computes it, written cleanly: what ptmst is measured against.
+
+`double_backward` is the truncated gradient of LoRS, TESLA, RepBlend and PTM-ST: an inner loop whose parameters are
+constants, then every step once more with a graph, and back through its gradient. `unrolled` is MTT's exact gradient,
+back through all inner steps at once. Both use one flat vector and the same loss as ptmst, and do nothing needless.
+`Waste` is what the published loop does besides, at every outer step: it builds both encoders anew and reads a replay
+buffer of whole parameter vectors from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ptmst.contrast import StudentLoss
+from ptmst.flat import LayerTable
+from ptmst.synthetic import SyntheticPairs
+
+Gradients = dict[str, Tensor]
+
+
+def double_backward(
+    loss_of: StudentLoss, layers: LayerTable, start: Tensor, target: Tensor, pairs: SyntheticPairs, batches: Tensor
+) -> Gradients:
+    """The truncated gradient in every leaf, for θ_start and θ_target [P] and batches int64 [n, B]."""
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in pairs.leaves().items()}
+    synthetic = pairs.replace(leaves)
+    rate = layers.expand(pairs.lr)
+    path = [start]
+    for index in batches:
+        theta = path[-1].detach().requires_grad_()
+        with torch.no_grad():
+            batch = _batch(pairs, index)
+        (g,) = torch.autograd.grad(loss_of(theta, *batch), theta)
+        path.append(path[-1] - rate * g)
+
+    final = path[-1].detach().requires_grad_()
+    (lam,) = torch.autograd.grad(_matching_loss(final, start, target, layers), final)
+    direction = -rate * lam
+    wanted = [leaf for name, leaf in leaves.items() if name != "lr"]
+    sums = tuple(torch.zeros_like(leaf) for leaf in wanted)
+    for theta, index in zip(path, batches, strict=False):
+        parameters = theta.detach().requires_grad_()
+        (g,) = torch.autograd.grad(loss_of(parameters, *_batch(synthetic, index)), parameters, create_graph=True)
+        parts = torch.autograd.grad(g @ direction, wanted)
+        sums = tuple(total + part for total, part in zip(sums, parts, strict=True))
+    gradients = dict(zip((name for name in leaves if name != "lr"), sums, strict=True))
+    return gradients | {"lr": layers.dot(lam, path[-1] - start) / pairs.lr}
+
+
+def unrolled(
+    loss_of: StudentLoss, layers: LayerTable, start: Tensor, target: Tensor, pairs: SyntheticPairs, batches: Tensor
+) -> Gradients:
+    """The exact gradient in every leaf, by one backward pass through the whole inner loop."""
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in pairs.leaves().items()}
+    synthetic = pairs.replace(leaves)
+    rate = layers.expand(synthetic.lr)
+    theta = start.detach().requires_grad_()
+    for index in batches:
+        (g,) = torch.autograd.grad(loss_of(theta, *_batch(synthetic, index)), theta, create_graph=True)
+        theta = theta - rate * g
+    found = torch.autograd.grad(_matching_loss(theta, start, target, layers), list(leaves.values()))
+    return dict(zip(leaves, found, strict=True))
+
+
+class Waste:
+    """The published loop's work besides: `encoders` are built, and `buffer` is read, at every call."""
+
+    def __init__(self, build_tower: Callable[[], nn.Module], buffer: Path, points: Sequence[Tensor]) -> None:
+        self._build_tower, self._buffer = build_tower, buffer
+        torch.save([list(points)], buffer)
+
+    def __call__(self, device: torch.device) -> None:
+        from transformers import BertConfig, BertModel
+
+        for encoder in (self._build_tower(), BertModel(BertConfig())):
+            encoder.to(device)
+        torch.load(self._buffer, weights_only=True)
+
+
+def _batch(pairs: SyntheticPairs, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return pairs.images[index], pairs.texts[index], pairs.similarity.batch(index)
+
+
+def _matching_loss(theta: Tensor, start: Tensor, target: Tensor, layers: LayerTable) -> Tensor:
+    parts = (vector.split(layers.group_sizes) for vector in (theta, start, target))
+    terms = [((t - g).square().sum() / (s - g).square().sum()) for t, s, g in zip(*parts, strict=True)]
+    return torch.stack(terms).sum()

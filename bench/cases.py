@@ -1,0 +1,96 @@
+"""What is measured: the cases of the outer step, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ptmst.config import Keep, Precision
+
+Gradient = Literal["truncated", "exact"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One outer step: `steps` inner steps of `batch` pairs at `size` pixels, out of `pairs` synthetic ones."""
+
+    tower: str
+    """timm's name, or convnet-WIDTH."""
+    size: int
+    batch: int
+    steps: int = 8
+    pairs: int = 100
+    gradient: Gradient = "truncated"
+    frozen: bool = False
+    """The tower is frozen, and heads are trained."""
+
+    @property
+    def adjoint(self) -> float:
+        return 0.0 if self.gradient == "truncated" else 1.0
+
+    def __str__(self) -> str:
+        frozen = "-frozen" if self.frozen else ""
+        return f"{self.tower}{frozen}-{self.size}px-B{self.batch}-n{self.steps}-N{self.pairs}-{self.gradient}"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an outer step is computed."""
+
+    name: str
+    compiled: bool = False
+    keep: Keep = "path"
+    precision: Precision = "fp32"
+    general: bool = False
+    """A frozen tower goes through the general path, as one that is trained."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+OURS = (
+    Way("ptmst eager"),
+    Way("ptmst eager, primals kept", keep="primals"),
+    Way("ptmst compiled", compiled=True),
+    Way("ptmst compiled, primals kept", compiled=True, keep="primals"),
+)
+GENERAL = (Way("ptmst eager, general path", general=True), Way("ptmst compiled, general path", True, general=True))
+"""For a frozen tower besides."""
+_PRECISIONS: tuple[Precision, ...] = ("tf32", "bf16")
+HALF = tuple(replace(way, name=f"{way.name}, {p}", precision=p) for p in _PRECISIONS for way in OURS if way.compiled)
+"""On CUDA besides."""
+CLEAN, PUBLISHED = "double backward", "published loop"
+"""Opponents (baselines.py): written cleanly, and with the published waste put back."""
+
+FORWARDS: dict[tuple[Gradient, Keep], int] = {
+    ("truncated", "path"): 9,
+    ("truncated", "primals"): 7,
+    ("exact", "path"): 11,
+    ("exact", "primals"): 9,
+}
+"""Operations of an inner step and its gradient, in forward passes of the tower (METHOD §4): an inner step is 3, the
+gradient along a direction 6 or, on kept primals, 4, and the adjoint's weight gradients 2 more."""
+
+_TOWERS = ("nfnet_l0", "resnet50_gn", "vit_tiny_patch16_224")
+CPU = tuple(Case(tower, 96, 8, gradient=g) for tower in _TOWERS for g in ("truncated", "exact"))
+CPU_FROZEN = Case("nfnet_l0", 96, 8, frozen=True)
+CUDA = (
+    Case("nfnet_l0", 224, 40, pairs=200),
+    Case("nfnet_l0", 224, 40, pairs=200, gradient="exact"),
+    Case("nfnet_l0", 224, 20, pairs=100, frozen=True),
+    Case("nfnet_l0", 224, 20, pairs=100),
+    Case("resnet50_gn", 224, 40, pairs=200),
+    Case("vit_small_patch16_224", 224, 40, pairs=200),
+    Case("vit_small_patch16_224", 224, 40, pairs=200, gradient="exact"),
+)
+"""In order of importance: a run stops beginning cases when its time is up."""
+
+_SMALL = Case("convnet-64", 32, 25)
+GROWTH: dict[str, tuple[Case, ...]] = {
+    "inner steps": tuple(replace(_SMALL, steps=n) for n in (2, 4, 8, 16, 32)),
+    "batch": tuple(replace(_SMALL, batch=b) for b in (5, 10, 25, 50, 100)),
+    "parameters": tuple(replace(_SMALL, tower=f"convnet-{w}") for w in (16, 32, 64, 128, 256)),
+    "synthetic pairs": tuple(replace(_SMALL, pairs=n) for n in (100, 200, 500, 1000, 2000, 5000)),
+    "resolution": tuple(replace(_SMALL, size=s) for s in (16, 32, 64, 96, 128)),
+}
+"""How cost grows along one axis, the rest as in the demo."""

@@ -1,0 +1,232 @@
+"""Seconds and memory of an outer step, ours and others'; `python -m bench.outer` runs them.
+
+No speed counts for a wrong answer: after its timing every result is compared with that of another way of computing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.baselines import Gradients, Waste, double_backward, unrolled
+from bench.cases import CLEAN, CPU, CPU_FROZEN, CUDA, FORWARDS, GENERAL, GROWTH, HALF, OURS, PUBLISHED, Case, Way
+from bench.measure import copy_bandwidth, environment, peak_memory, product_rate, synchronise
+from ptmst import OuterStep, Student, SyntheticPairs
+from ptmst.contrast import student_loss
+from ptmst.devices import arithmetic
+from ptmst.encoders import ConvNet, ProjectionHead
+from ptmst.shortcut import Displacement, Shortcut
+from ptmst.similarity import FullSimilarity
+
+TEXT_WIDTH, HEAD_WIDTH = 768, 2048
+_COSINE = {"fp32": 0.9999, "tf32": 0.99, "bf16": 0.98}
+"""With the other way of computing it, in every leaf; at random directions, where errors are at their largest."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A case on a device."""
+
+    student: Student
+    general: Student
+    """The same function of θ; a frozen tower is part of its image module."""
+    trajectory: Shortcut
+    pairs: SyntheticPairs
+    batches: Tensor
+
+    def step(self, step: OuterStep) -> Gradients:
+        return step(self.trajectory.span(0, 1), self.pairs, self.batches).grads
+
+    def opponent(self, gradient: Callable[..., Gradients]) -> Gradients:
+        loss_of = student_loss(self.student, "wbce", 0.07)
+        points = self.trajectory.point(0), self.trajectory.point(1)
+        return gradient(loss_of, self.student.layers, *points, self.pairs, self.batches)
+
+
+def build_tower(name: str, size: int) -> tuple[nn.Module, int]:
+    """The tower and the width of its features."""
+    if name.startswith("convnet-"):
+        width = int(name.removeprefix("convnet-"))
+        return ConvNet(width), 4 * width
+    import timm
+
+    timm.layers.set_fused_attn(False)
+    sized: dict[str, Any] = {"img_size": size} if name.startswith("vit") else {}
+    tower: Any = timm.create_model(name, num_classes=0, **sized).eval()
+    return tower, tower.num_features
+
+
+@cache
+def setting(case: Case, device: torch.device) -> Setting:
+    torch.manual_seed(0)
+    tower, width = build_tower(case.tower, case.size)
+    if case.frozen:
+        image_head, text_head = ProjectionHead(width, HEAD_WIDTH), ProjectionHead(TEXT_WIDTH, HEAD_WIDTH)
+        student = Student.from_modules(image_head, text_head, tower=tower)
+        general = Student.from_modules(nn.Sequential(tower, image_head), text_head).to(device)
+    else:
+        student = general = Student.from_modules(tower, ProjectionHead(TEXT_WIDTH, width))
+    layers, theta = student.layers, student.flatten()
+    # Towers start with some weights at zero, which would leave work undone.
+    theta += 1e-3 * torch.randn_like(theta)
+    moved = Displacement.encode(1e-2 * torch.randn_like(theta), layers)
+    on_device = Displacement(moved.values.to(device), moved.scale.to(device), moved.norms)
+    beta = torch.linspace(0, 1, 6)[:, None].expand(6, layers.num_layers).contiguous()
+    pairs = SyntheticPairs(
+        torch.randn(case.pairs, 3, case.size, case.size, device=device),
+        torch.randn(case.pairs, TEXT_WIDTH, device=device),
+        FullSimilarity(torch.eye(case.pairs, device=device)),
+        torch.full((2,), 0.1, device=device),
+    )
+    order = torch.cat([torch.randperm(case.pairs) for _ in range(-(-case.steps * case.batch // case.pairs))])
+    batches = order[: case.steps * case.batch].view(case.steps, case.batch).to(device)
+    return Setting(student.to(device), general, Shortcut(layers, theta.to(device), on_device, beta), pairs, batches)
+
+
+@cache
+def rates(device: torch.device, precision: str) -> dict[str, float]:
+    """Measured in the same run: bytes a second copied, operations a second of products in that precision."""
+    with arithmetic("tf32" if precision == "tf32" else "fp32"):
+        product = product_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    return {"copied bytes/s": copy_bandwidth(device), "product FLOP/s": product}
+
+
+@cache
+def forward_operations(case: Case) -> int:
+    """Operations of one forward pass of a batch through the tower."""
+    tower, _ = build_tower(case.tower, case.size)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        tower.to("meta")(torch.empty(case.batch, 3, case.size, case.size))
+    return int(counter.get_total_flops())
+
+
+def record(
+    benchmark: BenchmarkFixture, case: Case, way: str, device: torch.device, call: Callable[[], Gradients]
+) -> Gradients:
+    """Time `call`, then measure its memory; returns what it found."""
+
+    def timed() -> Gradients:
+        found = call()
+        synchronise(device)
+        return found
+
+    rounds = 3 if device.type == "cpu" else 10
+    found: Gradients = benchmark.pedantic(timed, rounds=rounds, warmup_rounds=1 if device.type == "cpu" else 3)
+    benchmark.extra_info |= {
+        "case": str(case),
+        "way": way,
+        "tower": case.tower,
+        "size": case.size,
+        "batch": case.batch,
+        "inner steps": case.steps,
+        "pairs": case.pairs,
+        "gradient": case.gradient,
+        "frozen": case.frozen,
+        "parameters": setting(case, device).student.layers.num_params,
+        "peak MB": peak_memory(device, timed) / 2**20,
+        "environment": environment(device),
+    }
+    return found
+
+
+def agree(found: Gradients, expected: Gradients, cosine: float) -> None:
+    for name, value in expected.items():
+        a, b = found[name].double().flatten(), value.double().flatten()
+        assert float(a @ b / (a.norm() * b.norm())) >= cosine, name
+
+
+def measure_ours(benchmark: BenchmarkFixture, case: Case, way: Way, device: torch.device) -> None:
+    s = setting(case, device)
+    step = OuterStep(
+        s.general if way.general else s.student,
+        adjoint=case.adjoint,
+        keep=way.keep,
+        precision=way.precision,
+        compile="on" if way.compiled else "off",
+    )
+    found = record(benchmark, case, way.name, device, partial(s.step, step))
+    if not case.frozen:
+        measured = rates(device, way.precision)
+        floor = FORWARDS[case.gradient, way.keep] * case.steps * forward_operations(case) / measured["product FLOP/s"]
+        benchmark.extra_info |= {"rates": measured, "floor s": floor}
+        benchmark.extra_info["fraction of floor"] = floor / benchmark.stats.stats.median  # type: ignore[union-attr]
+    with arithmetic("fp32"):
+        agree(found, s.opponent(opponent(case)), _COSINE[way.precision])
+
+
+def measure_opponent(
+    benchmark: BenchmarkFixture, case: Case, device: torch.device, waste: Callable[[], None] | None = None
+) -> None:
+    s = setting(case, device)
+
+    def call() -> Gradients:
+        if waste is not None:
+            waste()
+        # torch's defaults, as published: TF32 in convolutions on CUDA.
+        return s.opponent(opponent(case))
+
+    found = record(benchmark, case, PUBLISHED if waste else CLEAN, device, call)
+    agree(found, s.step(OuterStep(s.student, adjoint=case.adjoint)), 0.99 if device.type == "cuda" else 0.9999)
+
+
+def opponent(case: Case) -> Callable[..., Gradients]:
+    return double_backward if case.gradient == "truncated" else unrolled
+
+
+def cases(name: str) -> tuple[Case, ...]:
+    return (*CPU, CPU_FROZEN) if name == "cpu" else CUDA
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The cases of the device asked for, in order of importance."""
+    device = metafunc.config.getoption("--device")
+    if metafunc.function is test_outer_step:
+        ways = OURS if device == "cpu" else (*OURS, *HALF)
+        all_ways: list[Any] = [CLEAN, *reversed(ways), PUBLISHED]
+        chosen = [
+            (case, way)
+            for case in cases(device)
+            for way in (*all_ways, *(GENERAL if case.frozen else ()))
+            if _applies(case, way)
+        ]
+        metafunc.parametrize(("case", "way"), chosen, ids=str)
+    if metafunc.function is test_growth:
+        # Each axis passes through the same case once.
+        grown = [(axis, case) for axis, along in GROWTH.items() for case in along]
+        metafunc.parametrize(("axis", "case"), grown, ids=str)
+
+
+def _applies(case: Case, way: Any) -> bool:
+    """The published loop is shown for truncated gradients of trained towers, which is what it computes."""
+    return way != PUBLISHED or (case.gradient == "truncated" and not case.frozen)
+
+
+def test_outer_step(
+    benchmark: BenchmarkFixture, case: Case, way: Way | str, device: torch.device, tmp_path: Path
+) -> None:
+    if isinstance(way, Way):
+        measure_ours(benchmark, case, way, device)
+    elif way == PUBLISHED:
+        points = [setting(case, device).trajectory.point(t).cpu() for t in range(6)]
+        waste = Waste(lambda: build_tower(case.tower, case.size)[0], tmp_path / "replay_buffer.pt", points)
+        measure_opponent(benchmark, case, device, partial(waste, device))
+    else:
+        measure_opponent(benchmark, case, device)
+
+
+@pytest.mark.parametrize("way", [OURS[0], CLEAN], ids=str)
+def test_growth(benchmark: BenchmarkFixture, axis: str, case: Case, way: Way | str, device: torch.device) -> None:
+    benchmark.extra_info["axis"] = axis
+    if isinstance(way, Way):
+        measure_ours(benchmark, case, way, device)
+    else:
+        measure_opponent(benchmark, case, device)

@@ -1,0 +1,33 @@
+"""Large tensors on a CPU without page faults: for processes that are ours, such as the command line's.
+
+glibc gives every large block back to the system when it is freed, and the system clears each page of the next one.
+A step of an outer loop frees and takes gigabytes: a third of its time went there (bench/results/outer-cpu.json).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_NEVER = -1
+_GROW_BY = 256 * 2**20
+_USERS = ("LD_PRELOAD", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory() -> bool:
+    """Keep freed memory in this process, in huge pages; to be called before torch is imported. Whether it was done.
+
+    Not done where the C library is not glibc, nor where the user's environment settles it already. Results are the
+    same bits. The process stays as large as it once was.
+    """
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in _USERS):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _GROW_BY))
+    return bool(sum(mallopt(name, value) for name, value in settings) == len(settings))
