@@ -14,7 +14,7 @@ import ptmst
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "errors kernels.reference kernels.dispatch kernels.shortcut kernels",
-    "config files seeds devices progress compilation capture flat "
+    "allocator config files seeds devices progress compilation capture flat "
     "data.captions data.karpathy data.composition data.generated data.scenes "
     "data.digits data.pairs data.render data",
     "contrast encoders similarity synthetic",
