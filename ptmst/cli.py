@@ -170,10 +170,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"ptmst: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch itself may not be loaded
+            raise
+        print(f"ptmst: {_short_of_memory(str(error))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("ptmst: stopped; the same command (distill: with --resume) continues", file=sys.stderr)
         return 130
     return 0
+
+
+def _short_of_memory(message: str) -> str:
+    return (
+        f"the device is out of memory ({message.splitlines()[0]}); distill: set --chunk, or a lower --batch-size; "
+        "evaluate: lower --together; checkpoints stay"
+    )
 
 
 def parse(arguments: list[str]) -> Any:

@@ -14,6 +14,8 @@ from ptmst.errors import InputError
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
+# Steps of several students share their code: each is compiled, and counts its compilations, by itself.
+_OPTIONS: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
 
 
 def compiler(mode: Compile, device: torch.device) -> Compiler | None:
@@ -24,19 +26,27 @@ def compiler(mode: Compile, device: torch.device) -> Compiler | None:
     """
     if mode == "off" or (mode == "auto" and device.type != "cuda"):
         return None
+    # First of all: torch settles on a folder that does not last as soon as its compiler is asked for anything.
+    os.environ.setdefault(_CACHE, str(files.cache_folder() / "compiled"))
     if (lacking := _lacking(device)) is not None:
         if mode == "on":
             raise InputError(f"compile on: expected {lacking}, found none; install it, or use --compile off")
         progress.tell(f"compile auto: {lacking} is missing, the outer step runs as it is (slower, same results)")
         return None
-    os.environ.setdefault(_CACHE, str(files.cache_folder() / "compiled"))
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        # Steps of several students share this code: each is compiled, and counts its compilations, by itself.
-        own: Any = torch.compile(function, fullgraph=True, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
-        return own  # type: ignore[no-any-return]
+        found: Callable[..., Any] = torch.compile(function, **_OPTIONS)
+        return found
 
     return compiled
+
+
+def summary(device: torch.device) -> str:
+    """Which path an outer step takes on a device, in one line."""
+    lacking = _lacking(device)
+    if lacking is not None:
+        return f"{lacking} is missing: outer steps run as they are"
+    return "outer steps are compiled" if device.type == "cuda" else "outer steps run as they are; --compile on works"
 
 
 def _lacking(device: torch.device) -> str | None:

@@ -223,11 +223,9 @@ class DistillConfig:
     precision: Precision = "fp32"
     """Arithmetic of the student: fp32, tf32 (CUDA only), or bf16; parameters, matching and leaves stay float32."""
     keep: Keep = "path"
-    """What an outer step keeps of its inner steps: path = their n parameter vectors; primals = their activations too
-    (about a fifth faster); nothing = it walks them twice (about a third slower; adjoint 0 only)."""
+    """Kept of the inner steps: path = n parameter vectors; primals = activations too, faster; nothing = slower."""
     chunk: int | None = None
-    """Images in the tower at a time, a divisor of batch_size; none = the whole batch. Memory of so many images'
-    activations, for about half as much time again."""
+    """Images in the tower at a time, a divisor of batch_size, to save memory; none = the whole batch."""
     compile: Compile = "auto"
     """Compile the outer step, once, for minutes with a big tower: auto = on CUDA only."""
     ema: float = 0.99
@@ -285,8 +283,7 @@ class EvaluateConfig:
     students: int = 5
     """Fresh students, each with its own seed."""
     together: int | None = None
-    """Students trained at once, as one stack of parameters; none = all on CUDA, and one on the CPU, where it is
-    slower. Lower it where memory is short."""
+    """Students trained at once, as one stack; none = all, but one where a tower is trained on a CPU: it is faster."""
     protocol: Literal["per-phase", "reference"] = "per-phase"
     """per-phase restarts optimiser and schedule in every phase; reference lets one span all of them."""
     split: Literal["test", "val"] = "test"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ptmst import files, kernels
+from ptmst import compilation, devices, files, kernels
 
 _PACKAGES = ("ptmst", "torch", "triton", "open_clip_torch", "timm", "safetensors", "numpy", "scikit-learn", "tyro")
 _EXTRAS = {"transformers": "text towers from Hugging Face: pip install 'ptmst[hf]'"}
@@ -28,6 +28,7 @@ def report() -> list[tuple[str, str]]:
     lines.append(
         ("cache", f"{files.cache_folder()} (text embeddings, compiled code; $PTMST_CACHE names another folder)")
     )
+    lines.append(("compile", compilation.summary(devices.pick("auto"))))
     lines += [(f"kernel {name}", how) for name, how in kernels.active().items()]
     return lines
 

@@ -123,7 +123,7 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     students: list[dict[str, float]] = []
     epochs = (config.epochs + 1) * len(distilled)
     with progress.bar("evaluate", config.students * epochs) as bar:
-        for numbers in _groups(config, device):
+        for numbers in _groups(config, encoder.freeze_tower or device.type == "cuda"):
             draws = [(config.seed, "student", number) for number in numbers]
             fresh = [student_from_settings(distilled.settings, draw, distilled.tower) for draw in draws]
             thetas = torch.stack([student.flatten() for student in fresh]).to(device)
@@ -206,9 +206,9 @@ def train_students(
         yield epoch, thetas
 
 
-def _groups(config: EvaluateConfig, device: torch.device) -> list[range]:
-    """The numbers of the students that train together."""
-    at_once = config.together or (config.students if device.type == "cuda" else 1)
+def _groups(config: EvaluateConfig, stacked: bool) -> list[range]:
+    """The numbers of the students that train together, by the config or else by what is faster (bench/results)."""
+    at_once = config.together or (config.students if stacked else 1)
     return [range(n, min(n + at_once, config.students)) for n in range(0, config.students, at_once)]
 
 

@@ -1,4 +1,4 @@
-"""README says what is so: its tables are those of bench/results, its commands and its example can be run."""
+"""README and docs say what is so: tables are those of bench/results, commands and the example can be run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,25 @@ from typing import Any
 import pytest
 
 import ptmst
-from bench.readme import written
+from bench.readme import PAGES, TABLES, written
 from ptmst import cli
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 COMMANDS = [line.split("#")[0] for _, block in BLOCKS for line in block.splitlines() if line.startswith("ptmst ")]
 
 
-def test_tables_are_those_of_the_results() -> None:
-    assert written(README) == README
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_are_those_of_the_results(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert "<!-- table: " in text
+    assert written(text) == text
+
+
+def test_every_table_is_shown() -> None:
+    shown = re.findall(r"<!-- table: (\S+) -->", "".join((ROOT / page).read_text() for page in PAGES))
+    assert sorted(shown) == sorted(TABLES)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
