@@ -31,23 +31,24 @@ def cuda_graph(function: Callable[[], Tensors]) -> tuple[Callable[[], None], Ten
 
 
 class Captured:
-    """`function` recorded at its first call; then its inputs are copied into static buffers and it is repeated.
+    """A function that is recorded at its first call; then inputs are copied into static buffers and it is repeated.
 
     What it returns are static buffers as well: the next call overwrites them. Inputs of other names, shapes, types or
-    devices are recorded anew, and the old recording is dropped first, with its memory.
+    devices are recorded anew, with the function that comes with them, and the old recording goes first, with its
+    memory. For equal ones the function must be the same one in effect.
     """
 
-    def __init__(self, function: Function, record: Record = cuda_graph) -> None:
-        self._function, self._record = function, record
+    def __init__(self, record: Record = cuda_graph) -> None:
+        self._record = record
         self._inputs: Tensors = {}
         self._outputs: Tensors = {}
         self._replay: Callable[[], None] | None = None
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensors:
+    def __call__(self, function: Function, inputs: Mapping[str, Tensor]) -> Tensors:
         if self._replay is None or _signature(inputs) != _signature(self._inputs):
             self._replay, self._outputs = None, {}
             self._inputs = {name: value.clone() for name, value in inputs.items()}
-            self._replay, self._outputs = self._record(lambda: self._function(self._inputs))
+            self._replay, self._outputs = self._record(lambda: function(self._inputs))
         for name, value in inputs.items():
             self._inputs[name].copy_(value, non_blocking=True)
         self._replay()

@@ -60,8 +60,8 @@ class Step(NamedTuple):
 class Derivatives(Protocol):
     """How inner steps, and their gradients, are computed."""
 
-    def step(self, theta: Tensor, lr: Tensor, batch: Batch) -> Step:
-        """An inner step from θ [P] with learning rates lr [G]."""
+    def step(self, theta: Tensor, lr: Tensor, draw: Callable[[], Batch]) -> Step:
+        """An inner step from θ [P] with learning rates lr [G]. A batch is drawn anew when it is needed again."""
 
 
 def derivatives(
@@ -83,7 +83,7 @@ def derivatives(
 
 
 class Recomputed:
-    """Forward over reverse at θ_i: a step keeps θ_i and its batch, and no graph."""
+    """Forward over reverse at θ_i: a step keeps θ_i, and no graph."""
 
     def __init__(
         self, student: Student, loss: LossKind, temperature: float, in_theta: bool, compiled: Compiler
@@ -100,8 +100,8 @@ class Recomputed:
 
         self._step, self._along = compiled(step), compiled(along)
 
-    def step(self, theta: Tensor, lr: Tensor, batch: Batch) -> Step:
-        return Step(self._step(theta, lr, *batch), lambda direction: Along(*self._along(theta, direction, *batch)))
+    def step(self, theta: Tensor, lr: Tensor, draw: Callable[[], Batch]) -> Step:
+        return Step(self._step(theta, lr, *draw()), lambda direction: Along(*self._along(theta, direction, *draw())))
 
 
 class Kept:
@@ -121,8 +121,8 @@ class Kept:
 
         self._step, self._in_theta = compiled(step), in_theta
 
-    def step(self, theta: Tensor, lr: Tensor, batch: Batch) -> Step:
-        leaves = [leaf.detach().requires_grad_() for leaf in batch]
+    def step(self, theta: Tensor, lr: Tensor, draw: Callable[[], Batch]) -> Step:
+        leaves = [leaf.detach().requires_grad_() for leaf in draw()]
         theta = theta.detach().requires_grad_(self._in_theta)
         with torch.enable_grad():
             moved, g = self._step(theta, lr, *leaves)
@@ -193,13 +193,14 @@ class Chunked:
         self._loss_along = compiled(loss_along)
         self._images_along = compiled(images_along)
 
-    def step(self, theta: Tensor, lr: Tensor, batch: Batch) -> Step:
+    def step(self, theta: Tensor, lr: Tensor, draw: Callable[[], Batch]) -> Step:
+        batch = draw()
         images = batch.images.split(self._chunk)
         embeds = torch.cat([self._embed(theta, some) for some in images])
         weights, g = self._loss_pull(embeds, theta, *batch[1:])
         for some, some_weights in zip(images, weights.split(self._chunk), strict=True):
             g = g + self._theta_pull(theta, some, some_weights)
-        return Step(self._update(theta, lr, g), lambda direction: self._along(theta, direction, batch))
+        return Step(self._update(theta, lr, g), lambda direction: self._along(theta, direction, draw()))
 
     def _along(self, theta: Tensor, direction: Tensor, batch: Batch) -> Along:
         images = batch.images.split(self._chunk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ class OuterStep:
             compiler=self._compiler,
         )
         self._features: Features | None = None
-        self._captured: Captured | None = None
+        self._captured = Captured()
 
     @property
     def compiles(self) -> bool:
@@ -124,13 +125,12 @@ class OuterStep:
             found = self._gradient(span.replace(of_span), pairs.replace(leaves), inputs["batches"])
             return {"loss": found.loss, "per_group": found.per_group, "theta": found.theta_final, **found.grads}
 
-        if self._captured is None:
-            self._captured = Captured(flat)
         found = dict(
             self._captured(
+                flat,
                 {f"span.{name}": value for name, value in span.tensors().items()}
                 | {f"leaf.{name}": value for name, value in pairs.leaves().items()}
-                | {"batches": batches}
+                | {"batches": batches},
             )
         )
         return OuterGradient(found.pop("loss"), found.pop("per_group"), found.pop("theta"), found)
@@ -153,11 +153,13 @@ class OuterStep:
         """`images` are what the inner loop sees (behind a frozen tower features), by their rows `slots` [n, B]."""
         layers, numbers = self._student.layers, range(len(batches))
 
+        def draw(i: int) -> Batch:
+            return Batch(images[slots[i]], pairs.texts[batches[i]], pairs.similarity.batch(batches[i]))
+
         def walk() -> Iterator[Step]:
             theta = span.start
-            for slot, index in zip(slots, batches, strict=True):
-                batch = Batch(images[slot], pairs.texts[index], pairs.similarity.batch(index))
-                step = self._derivatives.step(theta, pairs.lr, batch)
+            for i in numbers:
+                step = self._derivatives.step(theta, pairs.lr, partial(draw, i))
                 yield step
                 theta = step.theta
 

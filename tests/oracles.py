@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 LossOf = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """ℓ(θ, x, y, S)."""
@@ -173,3 +174,16 @@ def dense(leaves: Mapping[str, Tensor], alpha: float) -> Tensor:
 
 def _clipped(vector: Tensor, largest: Tensor) -> Tensor:
     return vector * (largest / vector.norm()) if vector.norm() > largest else vector
+
+
+# Memory
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most bytes that `work` holds at once on the CPU besides what there was before: every allocation is counted."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    assert watched.profiler is not None and watched.profiler.kineto_results is not None
+    events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(held.max(initial=0))

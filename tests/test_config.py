@@ -244,6 +244,32 @@ def test_endpoints_of_another_type_are_refused() -> None:
             TeachConfig(encoder=EncoderConfig(image_weights=Path("w.pt"), warmup_epochs=3)),
             "encoder.image_weights and warmup_epochs: expected one of them, found both; drop one",
         ),
+        (
+            DistillConfig(keep="nothing", adjoint=0.5),
+            "keep: expected path or primals with adjoint 0.5, found nothing; keep the path",
+        ),
+        (DistillConfig(chunk=16), "chunk: expected a divisor of batch_size 40, found 16; name one"),
+        (DistillConfig(chunk=80), "chunk: expected a divisor of batch_size 40, found 80; name one"),
+        (DistillConfig(chunk=0), "chunk: expected a divisor of batch_size 40, found 0; name one"),
+        (DistillConfig(chunk=-8), "chunk: expected a divisor of batch_size 40, found -8; name one"),
+        (
+            DistillConfig(chunk=8, keep="primals"),
+            "keep and chunk: expected one way to spend memory, found primals with chunks; drop one",
+        ),
+        (EvaluateConfig(together=0), "together: expected a positive number, found 0; raise it or leave it out"),
+        (EvaluateConfig(together=-2), "together: expected a positive number, found -2; raise it or leave it out"),
+        (
+            DistillConfig(precision="fp16"),  # type: ignore[arg-type]
+            "precision: expected fp32, tf32, bf16, found 'fp16'; did you mean bf16 or fp32?",
+        ),
+        (
+            DistillConfig(keep="primal"),  # type: ignore[arg-type]
+            "keep: expected nothing, path, primals, found 'primal'; did you mean primals?",
+        ),
+        (
+            DistillConfig(compile="yes"),  # type: ignore[arg-type]
+            "compile: expected auto, on, off, found 'yes'; known: auto, on, off",
+        ),
         (TeachConfig(data=DataConfig(max_words=0)), "data.max_words: expected a positive number, found 0; raise it"),
         (EvaluateConfig(weight_decay=-1e-4), "weight_decay: expected at least 0, found -0.0001; raise it"),
     ],
@@ -258,6 +284,28 @@ def test_a_setting_that_cannot_be_used_is_named(config: object, message: str) ->
 def test_a_clip_that_clips_all_is_refused(clip: float) -> None:
     with pytest.raises(InputError, match=f"^adjoint_clip: expected a positive number, found {clip}; raise it or leave"):
         check(DistillConfig(adjoint_clip=clip))
+
+
+def test_ways_of_computing_that_go_together() -> None:
+    for chunk in (None, 1, 8, 40):
+        check(DistillConfig(chunk=chunk, adjoint=1.0))
+        check(DistillConfig(chunk=chunk, keep="nothing"))
+    check(DistillConfig(keep="primals", adjoint=1.0, precision="bf16", compile="on"))
+    check(EvaluateConfig(together=1))
+    config = DistillConfig()
+    assert (config.precision, config.keep, config.chunk, config.compile) == ("fp32", "path", None, "auto")
+    assert EvaluateConfig().together is None
+
+
+def test_a_word_that_is_no_choice_is_named_in_toml(tmp_path: Path) -> None:
+    for name, choices in (
+        ("precision", "fp32, tf32, bf16"),
+        ("keep", "nothing, path, primals"),
+        ("compile", "auto, on"),
+    ):
+        path = toml(tmp_path, f'{name} = "qqq"')
+        with pytest.raises(InputError, match=f"expected {choices}.*, found 'qqq'; known: .* @ \\$.{name}"):
+            from_toml(DistillConfig, path)
 
 
 def test_the_last_span_may_end_at_the_end_point() -> None:

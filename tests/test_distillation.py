@@ -284,6 +284,80 @@ def test_a_seed_decides_the_bits(store: TrajectoryStore) -> None:
     assert not torch.equal(first, other)
 
 
+# Ways of computing it
+
+QUICK: dict[str, dict[str, Any]] = {
+    "primals": {"keep": "primals", "adjoint": 1.0, "adjoint_clip": 1.0},
+    "chunks": {"chunk": 2, "adjoint": 0.5},
+    "nothing": {"keep": "nothing"},
+    "bf16": {"precision": "bf16"},
+    "all at once": {"precision": "bf16", "chunk": 1, "keep": "nothing"},
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("way", QUICK)
+def test_another_way_of_computing_is_the_same_run(
+    tmp_path_factory: pytest.TempPathFactory, way: str, frozen: bool
+) -> None:
+    store = tiny_store(tmp_path_factory, frozen)
+    rates = LeafRates(images=1.0, texts=1.0, lr=1e-4, similarity=0.05)
+    config = replace(DISTILL, optimizer="sgd", momentum=0.5, rates=rates)
+    plain = {k: v for k, v in QUICK[way].items() if k.startswith("adjoint")}
+    expected, found = (distill(replace(config, **how), store) for how in (plain, QUICK[way]))
+    half = "precision" in QUICK[way]
+    starts = [initial_pairs(config, n, *real_pairs(store), 2) for n in range(2)]
+    for ours, theirs, start in zip(found, expected, starts, strict=True):
+        for name, value in theirs.leaves().items():
+            assert ours.leaves()[name].dtype == torch.float32
+            moved = relative_error(ours.leaves()[name] - start.leaves()[name], value - start.leaves()[name])
+            assert moved <= (0.2 if half else 5e-3), name
+            assert moved > 1e-4 or not half or name == "lr", name
+    assert found.provenance["config"].items() >= QUICK[way].items()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("way", ["primals", "all at once"])
+def test_another_way_of_computing_resumes_to_the_same_bits(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, way: str, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tiny_store(tmp_path_factory, frozen)
+    config = replace(DISTILL, checkpoint_minutes=0.0, **QUICK[way])
+    distill(replace(config, out=tmp_path / "whole"), store)
+    stopped = replace(config, out=tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        _stop_at(6, patch)
+        with pytest.raises(KeyboardInterrupt):
+            distill(stopped, store)
+    with pytest.raises(InputError, match="expected a run of these settings and this store, found another"):
+        distill(replace(stopped, keep="path", chunk=None, precision="fp32"), store, resume=True)
+    distill(stopped, store, resume=True)
+    assert contents(tmp_path / "stopped", "phase-*") == contents(tmp_path / "whole", "phase-*")
+
+
+def test_a_run_says_that_it_compiles(
+    store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[str] = []
+
+    def compiler(mode: str, device: torch.device) -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
+        def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+            compiled.append(function.__name__)
+            return function
+
+        assert device.type == "cpu"
+        return as_it_is if mode == "on" else None
+
+    monkeypatch.setattr("ptmst.unroll.compiler", compiler)
+    expected = distill(DISTILL, store)
+    assert capsys.readouterr().err == "" and not compiled
+    found = distill(replace(DISTILL, compile="on"), store)
+    assert compiled == ["step", "along"]
+    # Said at the start of every phase.
+    assert set(capsys.readouterr().err.splitlines()) == {"distil: compiling the outer step (once)"}
+    assert torch.equal(found[1].images, expected[1].images)
+
+
 # Refusals
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oracles import contrastive, recall, relative_error
@@ -32,10 +33,12 @@ from ptmst import (
     retrieval_recall,
 )
 from ptmst.distilled import DistilledPhase
-from ptmst.evaluation import METRICS, evaluate_experts, read_scores, train_students
+from ptmst.encoders import text_tower
+from ptmst.evaluation import METRICS, Retrieval, evaluate_experts, read_scores, train_students
+from ptmst.flat import Student
 from ptmst.similarity import Similarity
-from ptmst.teachers import load, real_pairs, student_of
-from tiny import data_config, tiny_store
+from ptmst.teachers import load, real_pairs, student_from_settings, student_of
+from tiny import ENCODER, data_config, tiny_store
 
 Protocol = Literal["per-phase", "reference"]
 SHORT = EvaluateConfig(students=2, epochs=4, lr_drop=2, every=2, batch_size=5, device="cpu")
@@ -47,7 +50,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryStore:
 
 
 @pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> DistilledSet:
+    return _by_hand(tiny_store(tmp_path_factory, frozen=True))
+
+
+@pytest.fixture(scope="module")
 def distilled(store: TrajectoryStore) -> DistilledSet:
+    return _by_hand(store)
+
+
+def _by_hand(store: TrajectoryStore) -> DistilledSet:
     """Two phases, 8 and 11 pairs, no two rates alike."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMST_CACHE", str(store.path.parent / "cache"))
@@ -208,6 +220,184 @@ def test_every_pair_comes_into_a_students_batches(
     assert set(torch.cat(batches[:10]).tolist()) == set(range(8))
     assert set(torch.cat(batches[10:]).tolist()) == set(range(11))
     assert len({tuple(batch.tolist()) for batch in batches}) == len(batches)
+
+
+def _trained(
+    distilled: DistilledSet, together: int, config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Tensor], list[Tensor]]:
+    """θ [epochs, P] of three students, and the pairs of every step of each, where so many train at once."""
+    draws: list[tuple[int | str, ...]] = [(7, "student", number) for number in range(3)]
+    thetas: list[Tensor] = []
+    walked: list[Tensor] = []
+    for first in range(0, 3, together):
+        some = draws[first : first + together]
+        fresh = [student_from_settings(distilled.settings, draw, distilled.tower) for draw in some]
+        begun = torch.stack([student.flatten() for student in fresh])
+        before = begun.clone()
+        with monkeypatch.context() as patch:
+            batches = _record_batches(patch)
+            epochs = list(train_students(fresh[0], begun, distilled, config, some))
+        assert [epoch for epoch, _ in epochs] == list(range(len(epochs))) and torch.equal(begun, before)
+        thetas += torch.stack([theta for _, theta in epochs], dim=1)
+        walked += [torch.cat(batches[k :: len(some)]) for k in range(len(some))]
+    return thetas, walked
+
+
+@pytest.mark.parametrize("protocol", ["per-phase", "reference"])
+@pytest.mark.parametrize("which", ["distilled", "frozen"])
+def test_students_together_are_students_alone(
+    which: str, protocol: Protocol, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: DistilledSet = request.getfixturevalue(which)
+    config = replace(SHORT, epochs=2, lr_drop=1, protocol=protocol)
+    alone, batches_alone = _trained(given, 1, config, monkeypatch)
+    for together in (2, 3):
+        thetas, batches = _trained(given, together, config, monkeypatch)
+        for number in range(3):
+            assert torch.equal(batches[number], batches_alone[number])
+            for found, expected in zip(thetas[number], alone[number], strict=True):
+                assert relative_error(found, expected) <= 1e-4
+            begun = student_from_settings(given.settings, (7, "student", number), given.tower).flatten()
+            assert relative_error(thetas[number][-1] - begun, alone[number][-1] - begun) <= 2e-3
+    assert len({tuple(walk.tolist()) for walk in batches_alone}) == 3
+    assert relative_error(alone[0][-1], alone[1][-1]) > 1e-2
+
+
+@pytest.mark.parametrize("which", ["distilled", "frozen"])
+def test_scores_do_not_depend_on_how_many_train_at_once(which: str, request: pytest.FixtureRequest) -> None:
+    given: DistilledSet = request.getfixturevalue(which)
+    config = replace(SHORT, students=3, epochs=1, select="best-val", every=1)
+    alone = evaluate(given, config)
+    for together in (1, 2, 3):
+        assert evaluate(given, replace(config, together=together)).students == alone.students
+
+
+@pytest.mark.parametrize(
+    ("which", "together", "groups"),
+    [
+        ("distilled", None, [1, 1, 1]),
+        ("frozen", None, [3]),
+        *(
+            (which, *row)
+            for which in ("distilled", "frozen")
+            for row in ((1, [1, 1, 1]), (2, [2, 1]), (3, [3]), (9, [3]))
+        ),
+    ],
+)
+def test_as_many_train_at_once_as_asked(
+    which: str, together: int | None, groups: list[int], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Any]] = []
+    original = train_students
+
+    def spy(student: Any, thetas: Tensor, given: Any, config: Any, draws: Any) -> Iterator[tuple[int, Tensor]]:
+        assert len(thetas) == len(draws)
+        seen.append(list(draws))
+        return original(student, thetas, given, config, draws)
+
+    monkeypatch.setattr(evaluation, "train_students", spy)
+    config = replace(SHORT, students=3, epochs=0, together=together)
+    scores = evaluate(request.getfixturevalue(which), config)
+    assert len(scores.students) == 3 and [len(draws) for draws in seen] == groups
+    assert [draw for draws in seen for draw in draws] == [(SHORT.seed, "student", number) for number in range(3)]
+
+
+def test_the_one_of_several_that_diverges_is_named(distilled: DistilledSet) -> None:
+    student = student_of_set(distilled)
+    thetas = student.flatten().repeat(3, 1)
+    thetas[1, 5] = torch.inf
+    draws: list[tuple[int | str, ...]] = [(4, "student", number) for number in range(3)]
+    with pytest.raises(Diverged, match=r"^student \(4, 'student', 1\), epoch 0: θ is not finite at η = 0\.1, 0\.2; "):
+        next(train_students(student, thetas, distilled, SHORT, draws))
+
+
+def student_of_set(given: DistilledSet) -> Student:
+    return student_from_settings(given.settings, (3, "student", 0), given.tower)
+
+
+def test_a_student_behind_a_frozen_tower_is_trained_as_torch_would(
+    frozen: DistilledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss written out, with the tower asked anew at every step."""
+    one = replace(frozen, phases=frozen.phases[:1])
+    config = replace(SHORT, epochs=1, momentum=0.8, weight_decay=0.01)
+    student = student_of_set(one)
+    batches = _record_batches(monkeypatch)
+    found = [theta[0] for _, theta in train_students(student, student.flatten()[None], one, config, [(0,)])][-1]
+    monkeypatch.undo()
+    pairs = one.phases[0].pairs
+    image_head, text_head, tower = heads = copy.deepcopy(student.modules)
+    groups = [{"params": head.parameters(), "lr": rate} for head, rate in zip(heads, pairs.lr.tolist(), strict=False)]
+    optimizer = torch.optim.SGD(groups, momentum=0.8, weight_decay=0.01)
+    for index in batches:
+        images, texts = image_head(tower(pairs.images[index])), text_head(pairs.texts[index])
+        optimizer.zero_grad()
+        logits = F.normalize(images) @ F.normalize(texts).T / 0.07
+        contrastive("wbce", logits, pairs.similarity.dense()[index][:, index]).backward()
+        optimizer.step()
+    by_hand = nn.utils.parameters_to_vector([*image_head.parameters(), *text_head.parameters()]).detach()
+    assert len(batches) == 4
+    assert relative_error(found - student.flatten(), by_hand - student.flatten()) <= 1e-3
+
+
+# Scoring
+
+
+def test_scores_behind_a_frozen_tower_are_counted(frozen: DistilledSet) -> None:
+    folder = Path(frozen.settings["data"]["root"]).parent
+    data, student = load(data_config(folder), "test"), student_of_set(frozen)
+    retrieval = Retrieval(data, text_tower(ENCODER), torch.device("cpu"))
+    image_head, text_head, tower = copy.deepcopy(student.modules)
+    for spread in (0.0, 0.3, 0.6):
+        theta = student.flatten() + spread * torch.randn(student.layers.num_params)
+        nn.utils.vector_to_parameters(theta, [*image_head.parameters(), *text_head.parameters()])
+        with torch.no_grad():
+            images = F.normalize(image_head(tower(data.images(torch.arange(8))))).double().numpy()
+            embeds = F.normalize(text_head(_hashed(data.captions))).double().numpy()
+        expected = recall(images, embeds, np.repeat(np.arange(8), 2))
+        assert retrieval.score(student, theta) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [3, 256])
+def test_a_frozen_tower_sees_each_test_image_once(
+    frozen: DistilledSet, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all students and epochs: twice as long a run asks no tower more."""
+    monkeypatch.setattr(evaluation, "_IMAGES_AT_ONCE", at_once)
+    seen: list[int] = []
+    original = Student.features
+
+    def spy(student: Student, images: Tensor) -> Tensor:
+        if student.tower is not None:
+            seen.append(len(images))
+        return original(student, images)
+
+    monkeypatch.setattr(Student, "features", spy)
+    config = replace(SHORT, students=2, together=1, epochs=2, select="best-val", every=1)
+    evaluate(frozen, config)
+    # Of test and val 8 images each; of the set's phases 8 and 11, by each student that trains alone.
+    assert sum(seen) == 8 + 8 + 2 * (8 + 11) and max(seen) <= at_once
+    seen.clear()
+    evaluate(frozen, replace(config, students=4, together=4, epochs=5))
+    assert sum(seen) == 8 + 8 + (8 + 11)
+
+
+@pytest.mark.parametrize("held", [4 << 30, 0])
+def test_images_are_held_where_they_fit(store: TrajectoryStore, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_HELD_BYTES", held)
+    monkeypatch.setattr(evaluation, "_IMAGES_AT_ONCE", 3)
+    data, student = load(data_config(store.path.parent), "test"), student_of(store, (1,))
+    read: list[int] = []
+    original = type(data).images
+
+    def spy(pairs: Any, index: Tensor) -> Tensor:
+        read.extend(index.tolist())
+        return original(pairs, index)
+
+    monkeypatch.setattr(type(data), "images", spy)
+    retrieval = Retrieval(data, text_tower(ENCODER), torch.device("cpu"))
+    first, again = (retrieval.score(student, student.flatten()) for _ in range(2))
+    assert first == again and read == list(range(8)) * (1 if held else 2)
 
 
 class Scripted:

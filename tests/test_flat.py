@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable, Student
@@ -124,3 +127,114 @@ def test_a_group_without_parameters_is_refused() -> None:
     image, text = _modules()
     with pytest.raises(InputError, match="drop the empty group or give it trainable parameters"):
         Student.from_modules(image.requires_grad_(False), text)
+
+
+# A frozen tower, and bfloat16
+
+
+def test_a_frozen_tower_stands_before_the_heads() -> None:
+    tower, (_, text) = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten()), _modules()
+    head = nn.Linear(4 * 36, 5)
+    student = Student.from_modules(head, text, tower=tower)
+    assert student.layers.names == ("image.weight", "image.bias", *student.layers.names[2:])
+    assert not any("tower" in name for name in student.layers.names)
+    assert student.layers.group_sizes == (4 * 36 * 5 + 5, 7 * 5 + 5 + 10)
+    assert not any(p.requires_grad for p in tower.parameters())
+    assert student.modules == (head, text, tower)
+    theta, images, texts = student.flatten() + 0.1, torch.randn(2, 3, 8, 8), torch.randn(3, 7)
+    with torch.no_grad():
+        features = tower(images)
+        expected = F.linear(features, (head.weight + 0.1), head.bias + 0.1)
+    assert torch.equal(student.features(images), features)
+    assert torch.allclose(student.embed_images(theta, images), expected, rtol=1e-6, atol=1e-6)
+    heads = student.heads
+    assert heads.tower is None and heads.layers == student.layers
+    assert torch.equal(heads.embed_images(theta, features), student.embed_images(theta, images))
+    assert torch.equal(heads.embed_texts(theta, texts), student.embed_texts(theta, texts))
+    assert torch.equal(heads.features(features), features)
+
+
+def test_without_a_frozen_tower_images_are_features() -> None:
+    student = Student.from_modules(*_modules())
+    images = torch.randn(2, 3, 8, 8)
+    assert student.tower is None and student.features(images) is images
+    assert torch.equal(
+        student.heads.embed_images(student.flatten(), images), student.embed_images(student.flatten(), images)
+    )
+    assert len(student.modules) == 2
+
+
+def test_a_student_moves_with_its_tower() -> None:
+    student = Student.from_modules(nn.Linear(4, 5), nn.Linear(7, 5), tower=nn.Linear(3, 4)).to("meta")
+    assert student.device.type == "meta"
+    assert all(p.is_meta for module in student.modules for p in module.parameters())
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm2d(3)])
+def test_an_impure_tower_is_refused(layer: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"^tower module, layer 0: "):
+        Student.from_modules(nn.Linear(4, 5), nn.Linear(7, 5), tower=nn.Sequential(layer))
+
+
+class Products(nn.Module):
+    """Every product that towers are made of, and a sum that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        once = F.linear(x, self.weight) + x @ self.weight + torch.einsum("bi,ij->bj", x, self.weight)
+        many = (
+            torch.bmm(once[None], self.weight[None])[0]
+            + torch.addmm(x, once, self.weight)
+            + torch.matmul(x, once.T) @ x
+        )
+        tokens = many.unflatten(1, (3, 2))
+        seen = F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
+        return seen + F.conv1d(seen[:, None], self.weight[:1, None, :1])[:, 0]
+
+
+def test_bf16_takes_halves_and_gives_whole_numbers() -> None:
+    student = Student.from_modules(nn.Conv2d(3, 4, 3), nn.Linear(7, 5)).in_bf16()
+    theta, images = student.flatten(), torch.randn(2, 3, 8, 8)
+    weight, bias = (part.to(torch.bfloat16) for part in student.layers.split(theta)[:2])
+    found = student.embed_images(theta, images)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, F.conv2d(images.to(torch.bfloat16), weight, bias).float())
+
+
+def test_bf16_is_in_every_product_of_a_tower_alone() -> None:
+    exact = Student.from_modules(Products(), nn.Linear(6, 6))
+    half, theta, x = exact.in_bf16(), exact.flatten(), torch.randn(6, 6)
+    kinds: dict[str, set[torch.dtype]] = {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "convolution", "add"):
+                kinds.setdefault(func.overloadpacket.__name__, set()).add(out.dtype)
+            return out
+
+    watch: Any = Watch
+    with torch.no_grad(), watch():
+        found = half.embed_images(theta, x)
+    half_type, whole = {torch.bfloat16}, {torch.float32}
+    assert kinds == {"mm": half_type, "bmm": half_type, "addmm": half_type, "convolution": half_type, "add": whole}
+    assert found.dtype == torch.float32
+    kinds.clear()
+    with torch.no_grad(), watch():
+        assert torch.equal(half.embed_texts(theta, x), exact.embed_texts(theta, x))
+    assert kinds == {"addmm": whole}
+    assert torch.equal(half.heads.embed_images(theta, x), found)
+
+
+def test_bf16_heads_behind_a_tower_stay_whole() -> None:
+    student = Student.from_modules(nn.Linear(4, 5), nn.Linear(7, 5), tower=nn.Linear(3, 4))
+    theta, images, texts = student.flatten(), torch.randn(2, 3), torch.randn(2, 7)
+    half = student.in_bf16()
+    features = half.features(images)
+    assert features.dtype == torch.float32 and not torch.equal(features, student.features(images))
+    assert torch.equal(half.heads.embed_images(theta, features), student.heads.embed_images(theta, features))
+    assert torch.equal(half.embed_images(theta, images), student.heads.embed_images(theta, features))
+    assert torch.equal(half.embed_texts(theta, texts), student.embed_texts(theta, texts))

@@ -54,6 +54,31 @@ def test_float64_to_the_last_digits() -> None:
     assert relative_error(ours, gradient(lambda v: terms(v, start, target).sum(), theta)) <= 1e-13
 
 
+def progressed(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
+    """⟨∂L/∂θ, θ − start⟩ over each group."""
+    moved = gradient(lambda v: terms(v, start, target).sum(), theta) * (theta - start)
+    return torch.stack([part.sum() for part in moved.split(SIZES)])
+
+
+def test_progress_is_the_gradient_along_the_way() -> None:
+    theta, start, target = span()
+    found = TrajectoryMatchingLoss(TABLE)(theta, start, target).progress
+    wide = [v.double() for v in (theta, start, target)]
+    exact, plain = progressed(*wide), progressed(theta, start, target)
+    assert found.shape == (2,)
+    assert relative_error(found, exact) <= 2 * relative_error(plain, exact) + 1e-6
+    assert relative_error(TrajectoryMatchingLoss(TABLE)(*wide).progress, exact) <= 1e-13
+
+
+def test_progress_is_the_slope_of_the_step_length() -> None:
+    """θ = start + s (θ₁ − start): dL/ds at s = 1, which over η is the truncated gradient in η."""
+    theta, start, target = (v.double() for v in span())
+    sizes = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    scale = torch.cat([size.expand(count) for size, count in zip(sizes, SIZES, strict=True)])
+    (slope,) = torch.autograd.grad(terms(start + scale * (theta - start), start, target).sum(), sizes)
+    assert relative_error(TrajectoryMatchingLoss(TABLE)(theta, start, target).progress, slope) <= 1e-12
+
+
 def test_lists_of_layers() -> None:
     theta, start, target = span()
     leaves = [part.clone().requires_grad_() for part in TABLE.split(theta)]
@@ -68,7 +93,7 @@ def test_only_the_loss_is_differentiable_and_once() -> None:
     leaf = theta.requires_grad_()
     found = TrajectoryMatchingLoss(TABLE)(leaf, start.requires_grad_(), target)
     assert not found.per_group.requires_grad
-    assert not found.adjoint.requires_grad
+    assert not found.adjoint.requires_grad and not found.progress.requires_grad
     (first,) = torch.autograd.grad(found.loss, leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="TrajectoryMatchingLoss is differentiable once"):
         torch.autograd.grad(first.sum(), leaf)

@@ -182,12 +182,56 @@ def test_a_distance_is_read_from_tables_alone(s: int, t: int) -> None:
     assert relative_error(poisoned.span(s, t).distance, torch.stack(expected)) <= 1e-6
 
 
-def test_a_group_that_stays_has_no_span() -> None:
+@pytest.mark.parametrize("way", ["shortcut", "raw"])
+def test_a_group_that_stays_has_no_span(way: str) -> None:
     thetas = walk()
     for theta in thetas:
         theta[: GROUPS[0]] = thetas[0][: GROUPS[0]]
+    record = expert(thetas)
     with pytest.raises(InputError, match=r"^group image: expected a span that moves, found start equal to target"):
-        expert(thetas).shortcut(5).span(0, 1).match(thetas[0])
+        (record.shortcut(5) if way == "shortcut" else record.raw()).span(0, 2)
+    with pytest.raises(InputError, match=r"^group image, text: "):
+        (record.shortcut(5) if way == "shortcut" else record.raw()).span(2, 2)
+
+
+@pytest.mark.parametrize(("s", "t"), [(0, 2), (2, 3), (0, 3)])
+@pytest.mark.parametrize("way", ["shortcut", "raw"])
+def test_progress_along_a_span(way: str, s: int, t: int) -> None:
+    record = expert(walk())
+    trajectory = record.shortcut(3) if way == "shortcut" else record.raw()
+    span = trajectory.span(s, t)
+    start, target = (by_hand(record, 3, k) if way == "shortcut" else record.raw().point(k).double() for k in (s, t))
+    theta = (start + 0.01 * torch.randn(TABLE.num_params)).float()
+
+    def progress(v: Tensor, v_start: Tensor, v_target: Tensor) -> Tensor:
+        along = gradient(lambda u: terms(u, v_start, v_target).sum(), v) * (v - v_start)
+        return torch.stack([part.sum() for part in along.split(GROUPS)])
+
+    exact = progress(theta.double(), start, target)
+    plain = progress(theta, start.float(), target.float())
+    assert relative_error(span.match(theta).progress, exact) <= 2 * relative_error(plain, exact) + 1e-6
+
+
+@pytest.mark.parametrize("way", ["shortcut", "raw"])
+def test_a_span_is_its_tensors(way: str) -> None:
+    """Whatever tells one expert's span from another's is among them: the rest may stay from the first."""
+    spans = []
+    for _ in range(2):
+        record = expert(walk())
+        spans.append((record.shortcut(3) if way == "shortcut" else record.raw()).span(0, 2))
+    first, other = spans
+    assert sorted(first.tensors()) == sorted(other.tensors())
+    assert all(isinstance(value, Tensor) for value in first.tensors().values())
+    again = first.replace({name: value.clone() for name, value in other.tensors().items()})
+    assert type(again) is type(first)
+    theta = other.start + 0.01 * torch.randn(TABLE.num_params)
+    assert torch.equal(again.start, other.start)
+    for ours, theirs in zip(again.match(theta), other.match(theta), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(first.match(theta).loss, other.match(theta).loss)
+    assert set(again.tensors()) == set(other.tensors())
+    for name, value in other.tensors().items():
+        assert torch.equal(again.tensors()[name], value)
 
 
 def test_raw_points_are_the_epochs_themselves() -> None:

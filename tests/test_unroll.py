@@ -2,119 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from oracles import Outer, relative_error
+from oracles import relative_error
 from ptmst.config import EncoderConfig, LossKind
-from ptmst.contrast import student_loss
-from ptmst.encoders import ConvNet, ProjectionHead, image_tower, make_student
+from ptmst.encoders import make_student
 from ptmst.errors import InputError
 from ptmst.flat import Student
-from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
-from ptmst.synthetic import SyntheticPairs
-from ptmst.unroll import OuterGradient, outer_gradient
-
-PAIRS, TEXT_WIDTH = 4, 6
-BATCHES = torch.tensor([[0, 1, 2], [3, 1, 0], [2, 0, 1]])
-LEAVES = {"full": ["similarity"], "low-rank": ["diag", "left", "right"]}
-
-
-def convnet() -> tuple[nn.Module, int]:
-    return ConvNet(16), 16
-
-
-def batchnorm() -> tuple[nn.Module, int]:
-    tower = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    with torch.no_grad():
-        tower(torch.randn(16, 3, 16, 16))
-    return tower.eval(), 16
-
-
-def timm_tower(name: str, size: int) -> Callable[[], tuple[nn.Module, int]]:
-    return lambda: (image_tower(EncoderConfig(image_tower=f"timm:{name}"), size)[0], size)
-
-
-TOWERS = {
-    "convnet": convnet,
-    "batchnorm in eval mode": batchnorm,
-    "test_nfnet": timm_tower("test_nfnet", 16),
-    "test_convnext": timm_tower("test_convnext", 32),
-    "test_vit": timm_tower("test_vit", 160),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    student: Student
-    start: Tensor
-    target: Tensor
-    pairs: SyntheticPairs
-    batches: Tensor
-    kind: LossKind = "wbce"
-
-    def gradient(self, adjoint: float, clip: float | None = None) -> OuterGradient:
-        return outer_gradient(
-            self.student,
-            self.start,
-            self.target,
-            self.pairs,
-            self.batches,
-            loss=self.kind,
-            adjoint=adjoint,
-            adjoint_clip=clip,
-        )
-
-    @property
-    def oracle(self) -> Outer:
-        image, text = self.student.layers.group_sizes
-        return Outer(
-            loss_of=student_loss(self.student, self.kind, 0.07),
-            start=self.start,
-            target=self.target,
-            group_sizes=(image, text),
-            leaves=self.pairs.leaves(),
-            alpha=ALPHA,
-            batches=self.batches,
-        )
-
-
-ALPHA = 1.5
-
-
-def case(student: Student, size: int, form: str, batches: Tensor = BATCHES, kind: LossKind = "wbce") -> Case:
-    """Random pairs, and a span near the student's parameters; all float64."""
-    draw = torch.Generator().manual_seed(1)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw, dtype=torch.float64)
-
-    similarity: Similarity
-    if form == "full":
-        similarity = FullSimilarity(torch.eye(PAIRS, dtype=torch.float64) + 0.2 * normal(PAIRS, PAIRS))
-    else:
-        similarity = LowRankSimilarity(1 + 0.1 * normal(PAIRS), 0.4 * normal(PAIRS, 2), 0.4 * normal(PAIRS, 2), ALPHA)
-    lr = torch.tensor([0.1, 0.07], dtype=torch.float64)
-    pairs = SyntheticPairs(normal(PAIRS, 3, size, size), normal(PAIRS, TEXT_WIDTH), similarity, lr)
-    theta = student.flatten()
-    start = theta + 0.02 * normal(len(theta))
-    return Case(student, start, start + 0.05 * normal(len(theta)), pairs, batches, kind)
-
-
-@cache
-def tower_case(tower: str, form: str) -> Case:
-    torch.manual_seed(0)
-    module, size = TOWERS[tower]()
-    with torch.no_grad():
-        width = module(torch.zeros(1, 3, size, size)).shape[1]
-    student = Student.from_modules(module.double(), ProjectionHead(TEXT_WIDTH, width).double())
-    # Two steps where a step is dear.
-    return case(student, size, form, BATCHES if len(student.flatten()) < 100_000 else BATCHES[:2])
+from ptmst.unroll import outer_gradient
+from tiny import BATCHES, LEAVES, TEXT_WIDTH, TOWERS, OuterCase, in_float64, outer_case, tower_case
 
 
 def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor], form: str) -> None:
@@ -147,7 +47,7 @@ def test_exact_is_full_unrolling(tower: str, form: str) -> None:
     assert relative_error(found.per_group, squares) <= 1e-12
 
 
-def _squares(c: Case, vector: Tensor) -> Tensor:
+def _squares(c: OuterCase, vector: Tensor) -> Tensor:
     return torch.stack([part.square().sum() for part in vector.split(c.student.layers.group_sizes)])
 
 
@@ -182,11 +82,8 @@ def test_a_pair_twice_in_a_batch(form: str) -> None:
 
 def test_frozen_tower() -> None:
     encoder = EncoderConfig(image_width=16, freeze_tower=True, head_width=8)
-    student = make_student(encoder, 16, TEXT_WIDTH, (0,))
-    for module in student.modules:
-        module.double()
-    c = case(student, 16, "full")
-    assert not any("blocks" in name for name in student.layers.names)
+    c = outer_case(in_float64(make_student(encoder, 16, TEXT_WIDTH, (0,))), 16, "full")
+    assert not any("blocks" in name for name in c.student.layers.names)
     assert_alike(c.gradient(1.0).grads, c.oracle.unrolled()[1], "full")
 
 
@@ -211,6 +108,19 @@ def test_inputs_are_left_alone() -> None:
     c.gradient(0.5, 1.0)
     after = (c.start, c.target, c.student.flatten(), *c.pairs.leaves().values())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_function_call_is_one_outer_step() -> None:
+    c = tower_case("convnet", "low-rank")
+    found = outer_gradient(
+        c.student, c.start, c.target, c.pairs, c.batches, loss="kl", temperature=0.2, adjoint=0.5, adjoint_clip=0.9
+    )
+    expected = replace(c, kind="kl").gradient(0.5, 0.9, temperature=0.2)
+    assert torch.equal(found.loss, expected.loss) and torch.equal(found.theta_final, expected.theta_final)
+    assert all(torch.equal(found.grads[name], value) for name, value in expected.grads.items())
+    # The case must turn the dials.
+    for other in (c.gradient(0.5, 0.9), replace(c, kind="kl").gradient(0.5, 0.9)):
+        assert relative_error(found.theta_final - c.start, other.theta_final - c.start) > 1e-3
 
 
 def test_no_inner_step_moves_nothing() -> None:

@@ -1,16 +1,21 @@
-"""A world small enough to teach and distil in a second: 24 rendered images, two experts, three epochs."""
+"""A world small enough to teach and distil in a second, and outer steps small enough for a float64 oracle."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from oracles import Outer
 from ptmst import (
     DataConfig,
     DistillConfig,
@@ -22,6 +27,14 @@ from ptmst import (
     train_teachers,
     write_scenes,
 )
+from ptmst.config import LossKind
+from ptmst.contrast import student_loss
+from ptmst.encoders import ConvNet, ProjectionHead, image_tower
+from ptmst.flat import Student
+from ptmst.shortcut import RawSpan
+from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
+from ptmst.synthetic import SyntheticPairs
+from ptmst.unroll import OuterGradient, OuterStep
 
 ENCODER = EncoderConfig(image_width=16, text_width=32)
 RATES = LeafRates(images=0.02, texts=0.03, lr=0.002, similarity=0.01)
@@ -38,17 +51,20 @@ DISTILL = DistillConfig(
 )
 
 
-def tiny_store(factory: pytest.TempPathFactory) -> TrajectoryStore:
-    """One for the whole session; its data lie beside it."""
-    return _taught(factory.getbasetemp() / "tiny")
+def tiny_store(factory: pytest.TempPathFactory, frozen: bool = False) -> TrajectoryStore:
+    """24 rendered images, two experts, three epochs. One for the whole session; its data lie beside it."""
+    return _taught(factory.getbasetemp() / ("tiny-frozen" if frozen else "tiny"), frozen)
 
 
 @cache
-def _taught(folder: Path) -> TrajectoryStore:
+def _taught(folder: Path, frozen: bool) -> TrajectoryStore:
+    config = teach_config(folder)
+    if frozen:
+        config = replace(config, encoder=replace(ENCODER, freeze_tower=True, head_width=16))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMST_CACHE", str(folder / "cache"))
         write_scenes(folder / "data", image_size=16, train=24, val=8, test=8, warmup=0, captions=2)
-        return train_teachers(teach_config(folder))
+        return train_teachers(config)
 
 
 def data_config(folder: Path) -> DataConfig:
@@ -82,3 +98,114 @@ def contents(folder: Path, pattern: str) -> dict[str, bytes]:
 
 def names(folder: Path, patterns: Sequence[str] = ("*",)) -> list[str]:
     return sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+
+
+# Outer steps
+
+PAIRS, TEXT_WIDTH = 4, 6
+BATCHES = torch.tensor([[0, 1, 2], [3, 1, 0], [2, 0, 1]])
+ALPHA = 1.5
+LEAVES = {"full": ["similarity"], "low-rank": ["diag", "left", "right"]}
+
+
+def convnet() -> tuple[nn.Module, int]:
+    return ConvNet(16), 16
+
+
+def batchnorm() -> tuple[nn.Module, int]:
+    tower = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    with torch.no_grad():
+        tower(torch.randn(16, 3, 16, 16))
+    return tower.eval(), 16
+
+
+def timm_tower(name: str, size: int) -> Callable[[], tuple[nn.Module, int]]:
+    return lambda: (image_tower(EncoderConfig(image_tower=f"timm:{name}"), size)[0], size)
+
+
+TOWERS = {
+    "convnet": convnet,
+    "batchnorm in eval mode": batchnorm,
+    "test_nfnet": timm_tower("test_nfnet", 16),
+    "test_convnext": timm_tower("test_convnext", 32),
+    "test_vit": timm_tower("test_vit", 160),
+}
+
+
+@dataclass(frozen=True)
+class OuterCase:
+    student: Student
+    start: Tensor
+    target: Tensor
+    pairs: SyntheticPairs
+    batches: Tensor
+    kind: LossKind = "wbce"
+
+    @property
+    def span(self) -> RawSpan:
+        return RawSpan.between(self.start, self.target, self.student.layers)
+
+    def step(self, **how: Any) -> OuterStep:
+        return OuterStep(self.student, loss=self.kind, **how)
+
+    def gradient(self, adjoint: float, clip: float | None = None, **how: Any) -> OuterGradient:
+        return self.step(adjoint=adjoint, adjoint_clip=clip, **how)(self.span, self.pairs, self.batches)
+
+    @property
+    def oracle(self) -> Outer:
+        image, text = self.student.layers.group_sizes
+        return Outer(
+            loss_of=student_loss(self.student, self.kind, 0.07),
+            start=self.start,
+            target=self.target,
+            group_sizes=(image, text),
+            leaves=self.pairs.leaves(),
+            alpha=ALPHA,
+            batches=self.batches,
+        )
+
+
+def outer_case(
+    student: Student, size: int, form: str, batches: Tensor = BATCHES, kind: LossKind = "wbce", pairs: int = PAIRS
+) -> OuterCase:
+    """Random pairs, and a span near the student's parameters; all in the student's own type."""
+    draw, theta = torch.Generator().manual_seed(1), student.flatten()
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64).to(theta)
+
+    similarity: Similarity
+    if form == "full":
+        similarity = FullSimilarity(torch.eye(pairs).to(theta) + 0.2 * normal(pairs, pairs))
+    else:
+        similarity = LowRankSimilarity(1 + 0.1 * normal(pairs), 0.4 * normal(pairs, 2), 0.4 * normal(pairs, 2), ALPHA)
+    lr = torch.tensor([0.1, 0.07]).to(theta)
+    leaves = SyntheticPairs(normal(pairs, 3, size, size), normal(pairs, TEXT_WIDTH), similarity, lr)
+    start = theta + 0.02 * normal(len(theta))
+    return OuterCase(student, start, start + 0.05 * normal(len(theta)), leaves, batches, kind)
+
+
+@cache
+def tower_case(tower: str, form: str) -> OuterCase:
+    torch.manual_seed(0)
+    module, size = TOWERS[tower]()
+    with torch.no_grad():
+        width = module(torch.zeros(1, 3, size, size)).shape[1]
+    student = Student.from_modules(module.double(), ProjectionHead(TEXT_WIDTH, width).double())
+    # Two steps where a step is dear.
+    return outer_case(student, size, form, BATCHES if len(student.flatten()) < 100_000 else BATCHES[:2])
+
+
+def three_layers(frozen: bool = False) -> Student:
+    """Images of 8×8 through one convolution and no norm; a head on it where the tower is frozen."""
+    torch.manual_seed(0)
+    tower = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    if frozen:
+        return Student.from_modules(nn.Linear(16, 8), nn.Linear(TEXT_WIDTH, 8), tower=tower)
+    return Student.from_modules(tower, nn.Linear(TEXT_WIDTH, 16))
+
+
+def in_float64(student: Student) -> Student:
+    for module in student.modules:
+        module.double()
+    return student
