@@ -104,19 +104,21 @@ class OuterStep:
         )
         self._features: Features | None = None
         self._captured = Captured()
+        self._called = False
 
     @property
     def compiles(self) -> bool:
-        """Whether the first call takes the time to compile."""
-        return self._compiler is not None
+        """Whether the next call takes the time to compile, as the first one does."""
+        return self._compiler is not None and not self._called
 
     @torch.no_grad()
     def __call__(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
         """Train from `span.start` on `batches` (int64 [n, B]) of the pairs, match the span's target, differentiate."""
+        replayed = self._compiler is not None and self._student.device.type == "cuda"
         with arithmetic(self._precision):
-            if self.compiles and self._student.device.type == "cuda":
-                return self._replayed(span, pairs, batches)
-            return self._gradient(span, pairs, batches)
+            found = (self._replayed if replayed else self._gradient)(span, pairs, batches)
+        self._called = True
+        return found
 
     def _replayed(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
         def flat(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
