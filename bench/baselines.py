@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmst.contrast import StudentLoss
+from ptmst.encoders import own_kernels_hidden
 from ptmst.flat import LayerTable
 from ptmst.synthetic import SyntheticPairs
 
@@ -74,7 +75,8 @@ class Waste:
         torch.save([list(points)], buffer)
 
     def __call__(self, device: torch.device) -> None:
-        from transformers import BertConfig, BertModel
+        with own_kernels_hidden():
+            from transformers import BertConfig, BertModel
 
         for encoder in (self._build_tower(), BertModel(BertConfig())):
             encoder.to(device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +55,9 @@ def product_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> fl
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Names and versions to stand beside the numbers."""
-    found: dict[str, Any] = {"torch": torch.__version__, **machine()}
+    program = "python -m bench.outer" if sys.argv[0].endswith("outer.py") else "pytest"
+    found: dict[str, Any] = {"command": shlex.join([*program.split(), *sys.argv[1:]])}
+    found |= {"torch": torch.__version__, **machine()}
     if device.type == "cuda":
         asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()

@@ -49,9 +49,10 @@ def draw(results: Path, folder: Path) -> list[Path]:
             seconds.plot(x, s, marker="o", label=way)
             memory.plot(x, mb, marker="o", label=way)
         for panel, title in ((seconds, "seconds per outer step"), (memory, "peak memory, MB")):
-            panel.set(xscale="log", yscale="log", xlabel=_LABELS[axis], title=title)
+            panel.set(xscale="log", xlabel=_LABELS[axis], title=title)
             panel.set_xticks(x, [f"{value:,}" for value in x])
             panel.minorticks_off()
+            panel.set_ylim(bottom=0)
             panel.grid(alpha=0.3)
         seconds.legend(frameon=False)
         path = folder / f"{axis.replace(' ', '-')}.png"

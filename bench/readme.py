@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 
 
-def demo_table(name: str) -> str:
+def demo_table(name: str, folder: str) -> str:
     """The recall table of a demo's results.json."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     lines = [f"| trained on | pairs | {' | '.join(HEADINGS)} |", f"|---|--:|{'--:|' * len(METRICS)}"]
@@ -28,12 +29,12 @@ def demo_table(name: str) -> str:
         "",
         f"Recall in percent, mean ± standard deviation over {found['students']} students. `{found['command']}`, "
         f"{found['minutes']:.1f} minutes on {machine['cpu']}, {machine['cores']} cores, GPU: {machine['gpu']}; torch "
-        f"{found['versions']['torch']} ([raw](bench/results/{name}.json)).",
+        f"{found['versions']['torch']} ([raw]({folder}/{name}.json)).",
     ]
     return "\n".join(lines)
 
 
-def recall_line(name: str) -> str:
+def recall_line(name: str, folder: str) -> str:
     """The median time of the recall benchmark."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     (benchmark,) = found["benchmarks"]
@@ -41,15 +42,15 @@ def recall_line(name: str) -> str:
     return (
         f"`retrieval_recall` on {extra['images']:,} images × {extra['texts']:,} texts of width {extra['width']}: "
         f"{benchmark['stats']['median']:.1f} s, {extra['peak_extra_mb']:.0f} MB beside its inputs, on "
-        f"{extra['machine']['cpu']}, {extra['machine']['cores']} cores ([raw](bench/results/{name}.json))."
+        f"{extra['machine']['cpu']}, {extra['machine']['cores']} cores ([raw]({folder}/{name}.json))."
     )
 
 
-def outer_table(name: str, gradient: str, only: str = "", frozen: bool = False) -> str:
+def outer_table(name: str, folder: str, gradient: str, frozen: bool = False) -> str:
     """Seconds and memory of an outer step, way by way, for every case of the results that is asked for."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     rows = [(b["extra_info"], b["stats"]["median"]) for b in found["benchmarks"]]
-    rows = [(e, s) for e, s in rows if (e["gradient"], e["frozen"]) == (gradient, frozen) and only in e["case"]]
+    rows = [(e, s) for e, s in rows if (e["gradient"], e["frozen"]) == (gradient, frozen)]
     lines = []
     for case in dict.fromkeys(extra["case"] for extra, _ in rows):
         ways = [(extra, seconds) for extra, seconds in rows if extra["case"] == case]
@@ -68,34 +69,57 @@ def outer_table(name: str, gradient: str, only: str = "", frozen: bool = False) 
             lines.append(f"| {extra['way']} | {seconds:.2f} | {clean / seconds:.2f} × | {memory} | {share} |")
         lines.append("")
     environment = rows[0][0]["environment"]
-    rates = next(extra["rates"] for extra, _ in rows if "rates" in extra) if not frozen else None
-    measured = f"; products {rates['product FLOP/s'] / 1e9:.0f} GFLOP/s" if rates else ""
+    rates = [extra["rates"]["product FLOP/s"] for extra, _ in rows if "rates" in extra]
+    measured = f"; products {rates[0] / 1e9:.0f} GFLOP/s" if rates else ""
     lines.append(
-        f"On {environment['cpu']}, {environment['cores']} cores, {environment['threads']} threads, GPU: "
-        f"{environment['gpu']}; torch {environment['torch']}{measured} ([raw](%s/{name}.json))."
+        f"`{environment['command']}` on {environment['cpu']}, {environment['threads']} threads, GPU: "
+        f"{environment['gpu']}; torch {environment['torch']}{measured} ([raw]({folder}/{name}.json))."
     )
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "demo-scenes": lambda: demo_table("demo-scenes"),
-    "demo-digits": lambda: demo_table("demo-digits"),
-    "retrieval": lambda: recall_line("retrieval"),
-    "outer-nfnet": lambda: outer_table("outer-cpu", "truncated", "nfnet_l0") % "bench/results",
-    "outer-truncated": lambda: outer_table("outer-cpu", "truncated") % "../bench/results",
-    "outer-exact": lambda: outer_table("outer-cpu", "exact") % "../bench/results",
-    "outer-frozen": lambda: outer_table("outer-cpu", "truncated", frozen=True) % "../bench/results",
-    "outer-system": lambda: outer_table("outer-cpu-system-allocator", "truncated") % "../bench/results",
+def students_table(name: str, folder: str) -> str:
+    """Seconds of training the students of one evaluation, one at a time and as one stack."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    seconds = {
+        (b["extra_info"]["frozen"], b["extra_info"]["together"]): b["stats"]["median"] for b in found["benchmarks"]
+    }
+    extra = found["benchmarks"][0]["extra_info"]
+    count, environment = extra["students"], extra["environment"]
+    lines = [f"| {count} students | one at a time | one stack |", "|---|--:|--:|"]
+    for frozen, tower in ((False, "tower trained"), (True, "tower frozen")):
+        lines.append(f"| {tower} | {seconds[frozen, 1]:.2f} s | {seconds[frozen, count]:.2f} s |")
+    lines += [
+        "",
+        f"{extra['epochs']} epochs of {extra['pairs']} pairs; `{environment['command']}` on {environment['cpu']}, "
+        f"{environment['threads']} threads, GPU: {environment['gpu']} ([raw]({folder}/{name}.json)).",
+    ]
+    return "\n".join(lines)
+
+
+Table = Callable[[str], str]
+TABLES: dict[str, Table] = {
+    "demo-scenes": partial(demo_table, "demo-scenes"),
+    "demo-digits": partial(demo_table, "demo-digits"),
+    "retrieval": partial(recall_line, "retrieval"),
+    "outer-nfnet": partial(outer_table, "outer-nfnet-cpu", gradient="truncated"),
+    "outer-nfnet-exact": partial(outer_table, "outer-nfnet-cpu", gradient="exact"),
+    "outer-nfnet-frozen": partial(outer_table, "outer-nfnet-cpu", gradient="truncated", frozen=True),
+    "outer-towers": partial(outer_table, "outer-towers-cpu", gradient="truncated"),
+    "outer-towers-exact": partial(outer_table, "outer-towers-cpu", gradient="exact"),
+    "outer-system": partial(outer_table, "outer-system-allocator-cpu", gradient="truncated"),
+    "students": partial(students_table, "students-cpu"),
 }
-PAGES = ("README.md", "docs/outer-step.md")
+PAGES = {"README.md": "bench/results", "docs/outer-step.md": "../bench/results"}
+"""Each page with its way to the results."""
 
 
-def written(page: str) -> str:
+def written(page: str, folder: str) -> str:
     """A page with every table between its `<!-- table: NAME -->` marks made anew."""
     marks = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return marks.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", page)
+    return marks.sub(lambda m: f"{m[1]}{TABLES[m[2]](folder)}\n{m[3]}", page)
 
 
 if __name__ == "__main__":
-    for page in PAGES:
-        (ROOT / page).write_text(written((ROOT / page).read_text()))
+    for page, folder in PAGES.items():
+        (ROOT / page).write_text(written((ROOT / page).read_text(), folder))

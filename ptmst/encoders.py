@@ -188,7 +188,7 @@ class HuggingFaceText:
             raise InputError("text_tower hf: expected transformers, found none; pip install 'ptmst[hf]'") from error
         try:
             # Layers that the weights lack, such as a pooler, are drawn: alike each time, for the fingerprint's sake.
-            with _own_kernels_hidden(), seeded(0, "text tower"):
+            with own_kernels_hidden(), seeded(0, "text tower"):
                 self._tokenizer = AutoTokenizer.from_pretrained(name)
                 self._model = AutoModel.from_pretrained(name).eval()
         except (OSError, ValueError, SafetensorError) as error:
@@ -218,7 +218,7 @@ class OpenClipText:
         if weights is not None and not weights.is_file():
             raise InputError(f"text_weights: expected a file, found none at {weights}; check the path")
         try:
-            with _own_kernels_hidden(), seeded(0, "text tower"):
+            with own_kernels_hidden(), seeded(0, "text tower"):
                 self._model = open_clip.create_model(name, pretrained=str(weights) if weights else None).eval()
         except Exception as error:  # torch.load and open_clip raise many kinds for a file of other weights, or of none
             reason = str(error).splitlines()[0]
@@ -261,7 +261,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 @contextmanager
-def _own_kernels_hidden() -> Iterator[None]:
+def own_kernels_hidden() -> Iterator[None]:
     """Keep our folder `kernels`, on sys.path in an editable install, from transformers' look for a package so named."""
     found = importlib.util.find_spec("kernels") if "kernels" not in sys.modules else None
     if found is None or found.origin != kernels.__file__:

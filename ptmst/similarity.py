@@ -29,6 +29,10 @@ class FullSimilarity:
         """S over the pairs of a batch: int64 [B] → [B, B]."""
         return self.matrix[index][:, index]
 
+    def add_gradient(self, sums: Mapping[str, Tensor], index: Tensor, gradient: Tensor) -> None:
+        """Add ∂ℓ/∂leaf, from ∂ℓ/∂batch(index) [B, B], to `sums` of the leaves' shapes: no work in N."""
+        sums["similarity"].index_put_((index[:, None], index[None, :]), gradient, accumulate=True)
+
     def dense(self) -> Tensor:
         return self.matrix
 
@@ -58,6 +62,13 @@ class LowRankSimilarity:
         same = index[:, None] == index[None, :]
         low_rank = self.left[index] @ self.right[index].T
         return torch.where(same, self.diag[index], 0.0) + (self.alpha / self.left.shape[1]) * low_rank
+
+    def add_gradient(self, sums: Mapping[str, Tensor], index: Tensor, gradient: Tensor) -> None:
+        """Add ∂ℓ/∂leaf, from ∂ℓ/∂batch(index) [B, B], to `sums` of the leaves' shapes: no work in N."""
+        same, scaled = index[:, None] == index[None, :], (self.alpha / self.left.shape[1]) * gradient
+        sums["diag"].index_add_(0, index, torch.where(same, gradient, 0.0).sum(0))
+        sums["left"].index_add_(0, index, scaled @ self.right[index])
+        sums["right"].index_add_(0, index, scaled.T @ self.left[index])
 
     def dense(self) -> Tensor:
         return self.batch(torch.arange(len(self.diag), device=self.diag.device))

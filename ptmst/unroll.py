@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
 from ptmst.capture import Captured
 from ptmst.compilation import compiler
@@ -19,7 +18,6 @@ from ptmst.errors import InputError
 from ptmst.features import Features, drawn
 from ptmst.flat import Student
 from ptmst.shortcut import RawSpan, Span
-from ptmst.similarity import Similarity
 from ptmst.synthetic import SyntheticPairs
 
 
@@ -175,14 +173,12 @@ class OuterStep:
                 kept.append(step)
         matched = span.match(path[-1])
 
-        grads = {name: torch.zeros_like(leaf) for name, leaf in pairs.leaves().items()}
-        grads["images"] = torch.zeros_like(images)
+        grads = {name: torch.zeros_like(leaf) for name, leaf in {**pairs.leaves(), "images": images}.items()}
 
         def add(i: int, found: Along) -> None:
             grads["images"].index_add_(0, slots[i], found.images)
             grads["texts"].index_add_(0, batches[i], found.texts)
-            for name, gradient in _similarity_gradient(pairs.similarity, batches[i], found.similarity).items():
-                grads[name] += gradient
+            pairs.similarity.add_gradient(grads, batches[i], found.similarity)
 
         lam = matched.adjoint
         direction = layers.expand(-pairs.lr) * lam
@@ -205,10 +201,3 @@ class OuterStep:
                     lam = lam * layers.expand(torch.where(norm > largest, largest / norm, 1.0))
                 direction = layers.expand(-pairs.lr) * lam
         return OuterGradient(matched.loss, matched.per_group, path[-1], grads)
-
-
-def _similarity_gradient(similarity: Similarity, index: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-    """∂L/∂leaf from ∂L/∂S over the pairs of a batch [B, B]."""
-    _, pull = vjp(lambda leaves: similarity.replace(leaves).batch(index), similarity.leaves())  # type: ignore[misc]
-    found: dict[str, Tensor] = pull(gradient)[0]
-    return found
