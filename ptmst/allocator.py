@@ -1,7 +1,7 @@
 """Large tensors on a CPU without page faults: for processes that are ours, such as the command line's.
 
 glibc gives every large block back to the system when it is freed, and the system clears each page of the next one.
-A step of an outer loop frees and takes gigabytes: a third of its time went there (bench/results/outer-cpu.json).
+An outer step frees and takes gigabytes: a fifth to a quarter of its time went there (bench/results/outer-*-cpu.json).
 """
 
 from __future__ import annotations
