@@ -1,11 +1,14 @@
-"""What is measured: the cases of the outer step, as data."""
+"""What is measured: the cases of the outer step and of the kernels, as data."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ptmst.config import Keep, Precision
+import torch
+
+from ptmst.config import Keep, LossKind, Precision
 
 Gradient = Literal["truncated", "exact"]
 
@@ -98,3 +101,68 @@ GROWTH: dict[str, tuple[Case, ...]] = {
     "resolution": tuple(replace(_SMALL, size=s) for s in (16, 32, 64, 96, 128)),
 }
 """How cost grows along one axis, the rest as in the demo."""
+
+
+# Kernels
+
+PLAIN, COMPILED, OPEN_CLIP, OURS_KERNEL = "plain torch", "torch.compile", "open_clip", "ptmst"
+"""Who runs a kernel. ptmst: native C++ on the CPU, Triton on CUDA."""
+
+_BYTES = {"shortcut_point": 10, "matching_residual": 14, "vector_residual": 16, "flat_sgd_": 12, "sgd_ema_": 28}
+"""Read and written, a parameter."""
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A kernel over a flat vector."""
+
+    kernel: str
+    parameters: int
+
+    @property
+    def bytes(self) -> int:
+        return _BYTES[self.kernel] * self.parameters
+
+    def layer_sizes(self) -> tuple[int, ...]:
+        """100 layers as a tower has them: matrices that grow with depth, each with a vector of its width beside it."""
+        shares = [1 + i for i in range(50)]
+        left = self.parameters - 50 * 250
+        matrices = [left * share // sum(shares) for share in shares]
+        matrices[-1] += left - sum(matrices)
+        return tuple(size for matrix in matrices for size in (matrix, 250))
+
+    def __str__(self) -> str:
+        return f"{self.kernel}-{self.parameters // 1_000_000}M"
+
+
+FLAT = tuple(Flat(kernel, millions * 1_000_000) for millions in (1, 40, 160) for kernel in _BYTES)
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """Value and gradients of a contrastive loss between `pairs` embeddings of `width`."""
+
+    kind: LossKind
+    pairs: int
+    labels: Literal["identity", "dense"] = "identity"
+    width: int = 1024
+
+    def needs(self) -> int:
+        """Bytes that a loss with all pairs in memory takes, roughly: seven matrices of them."""
+        return 7 * 4 * self.pairs**2
+
+    def has(self, device: torch.device) -> int:
+        if device.type == "cuda":
+            return torch.cuda.mem_get_info()[0]
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.labels}-N{self.pairs}"
+
+
+CONTRASTIVE = (
+    *(Contrastive("infonce", n) for n in (128, 512, 2048, 8192, 32768)),
+    *(Contrastive("wbce", n) for n in (128, 512, 2048)),
+    *(Contrastive("wbce", n, labels="dense") for n in (128, 2048)),
+    *(Contrastive(kind, 512) for kind in ("siglip", "kl", "cwcl", "bce", "mse")),
+)

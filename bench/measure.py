@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def product_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> fl
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Names and versions to stand beside the numbers."""
-    program = "python -m bench.outer" if sys.argv[0].endswith("outer.py") else "pytest"
+    script = Path(sys.argv[0])
+    program = f"python -m bench.{script.stem}" if script.parent == Path(__file__).parent else "pytest"
     found: dict[str, Any] = {"command": shlex.join([*program.split(), *sys.argv[1:]])}
     found |= {"torch": torch.__version__, **machine()}
     if device.type == "cuda":

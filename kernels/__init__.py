@@ -1,7 +1,9 @@
-"""Kernels over flat parameter vectors. Each has one definition (reference.py) and faster implementations.
+"""Kernels over flat parameter vectors, and of the contrastive loss: one contract, three implementations.
 
-Installed as `ptmst.kernels`; depends on torch alone. None of these may run inside a function transform (`jvp`,
-`grad`): they stand outside, where a trajectory is decoded, a student matched and a leaf updated.
+`reference.py` is the definition, in plain torch; `native.py` runs C++ on the CPU and `triton_kernels.py` Triton on
+CUDA (`active()` says which runs and why). All are torch ops: they trace under torch.compile, are differentiable once
+where they have a gradient at all, and refuse to run inside a function transform (`jvp`, `grad`), where their
+derivatives would be lost. Installed as `ptmst.kernels`; depends on torch and triton alone.
 """
 
 if __name__ != "ptmst.kernels":
@@ -10,8 +12,18 @@ if __name__ != "ptmst.kernels":
         "write `from ptmst import kernels`"
     )
 
+from ptmst.kernels.contrast import soft_contrastive
 from ptmst.kernels.dispatch import active
-from ptmst.kernels.reference import flat_sgd_, matching_residual, sgd_ema_, soft_contrastive
+from ptmst.kernels.matching import matching_residual, vector_residual
 from ptmst.kernels.shortcut import shortcut_point
+from ptmst.kernels.update import flat_sgd_, sgd_ema_
 
-__all__ = ["active", "flat_sgd_", "matching_residual", "sgd_ema_", "shortcut_point", "soft_contrastive"]
+__all__ = [
+    "active",
+    "flat_sgd_",
+    "matching_residual",
+    "sgd_ema_",
+    "shortcut_point",
+    "soft_contrastive",
+    "vector_residual",
+]

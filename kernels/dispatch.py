@@ -1,53 +1,85 @@
-"""Which implementation of a kernel runs: native C++ on the CPU where it was built, plain torch elsewhere."""
+"""Which implementation of a kernel runs: Triton on CUDA, native C++ on the CPU, plain torch elsewhere or in float64."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 from functools import cache
+from types import ModuleType
+
+import torch
+
+from ptmst.kernels import native, reference
 
 FORCE = "PTMST_KERNELS"
-NATIVE = ("shortcut_point",)
-"""Kernels that the native library holds."""
-_KERNELS = ("shortcut_point", "matching_residual", "flat_sgd_", "sgd_ema_", "soft_contrastive")
-_CHOICES = ("reference", "native")
+KERNELS = ("shortcut_point", "matching_residual", "vector_residual", "flat_sgd_", "sgd_ema_", "soft_contrastive")
+_CHOICES = ("reference", "native", "triton")
+
+
+def implementation(tensor: torch.Tensor) -> ModuleType:
+    """The module whose kernels run on such tensors: `reference`, `native`, or `triton_kernels`.
+
+    Raises OSError where $PTMST_KERNELS asks for what cannot be had there.
+    """
+    chosen = on_device(tensor.device.type, os.environ.get(FORCE))
+    return reference if tensor.dtype == torch.float64 else chosen
 
 
 @cache
-def native() -> ctypes.CDLL | None:
-    """The native library; none where it was not built or $PTMST_KERNELS=reference forbids it.
-
-    Raises OSError where $PTMST_KERNELS asks for what cannot be had.
-    """
-    wanted = os.environ.get(FORCE)
+def on_device(device: str, wanted: str | None) -> ModuleType:
     if wanted is not None and wanted not in _CHOICES:
-        raise OSError(f"{FORCE}: expected {' or '.join(_CHOICES)}, found {wanted}; mend it or unset it")
+        raise OSError(f"{FORCE}: expected {', '.join(_CHOICES)}, found {wanted}; mend it or unset it")
     if wanted == "reference":
-        return None
-    # An editable install keeps the library away from this file: the import system knows where.
-    spec = importlib.util.find_spec("ptmst.kernels._native")
-    if spec is None or spec.origin is None:
-        if wanted == "native":
-            raise OSError(f"{FORCE}=native: expected the native library, found none; install with g++ and cmake")
-        return None
-    library = ctypes.CDLL(spec.origin)
-    pointer, float_p = ctypes.c_void_p, ctypes.c_void_p
-    library.ptmst_shortcut_point.argtypes = [
-        float_p, float_p, pointer, float_p, float_p, pointer, ctypes.c_int64, ctypes.c_int
-    ]  # fmt: skip
-    library.ptmst_shortcut_point.restype = None
-    library.ptmst_instructions.restype = ctypes.c_char_p
-    return library
+        return reference
+    if wanted == "native" or (wanted is None and device == "cpu"):
+        if device == "cpu" and native.library() is not None:
+            return native
+        if wanted is not None:
+            lacks = "the native library, found none; install with g++ and cmake"
+            where = f"tensors on the CPU, found them on {device}; move them, or unset it"
+            raise OSError(f"{FORCE}=native: expected {lacks if device == 'cpu' else where}")
+        return reference
+    if wanted == "triton" or device == "cuda":
+        runs = device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+        if runs and has_triton():
+            from ptmst.kernels import triton_kernels
+
+            return triton_kernels
+        if wanted is not None:
+            lacks = "triton, found none; pip install triton"
+            where = f"tensors on CUDA, found them on {device}; move them, or set TRITON_INTERPRET=1 to interpret"
+            raise OSError(f"{FORCE}=triton: expected {lacks if runs else where}")
+    return reference
+
+
+@cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def active() -> dict[str, str]:
     """Kernel → what runs it on this machine, and why."""
-    library = native()
-    if library is not None:
-        why = f"native C++ ({library.ptmst_instructions().decode()}) on the CPU, plain torch on CUDA"
-    elif os.environ.get(FORCE) == "reference":
-        why = f"plain torch ({FORCE}=reference)"
-    else:
-        why = "plain torch (the native library was not built: install with g++ and cmake)"
-    return {name: why if name in NATIVE else "plain torch (no other implementation yet)" for name in _KERNELS}
+    shown = f"{_on_cpu()}; {_on_cuda()}"
+    return dict.fromkeys(KERNELS, shown)
+
+
+def _on_cpu() -> str:
+    chosen = on_device("cpu", os.environ.get(FORCE))
+    if chosen is native:
+        return f"native C++ ({native.instructions()}) on the CPU"
+    if chosen is not reference:
+        return "Triton's interpreter on the CPU"
+    if os.environ.get(FORCE) == "reference":
+        return f"plain torch on the CPU ({FORCE}=reference)"
+    return "plain torch on the CPU (the native library was not built: install with g++ and cmake)"
+
+
+def _on_cuda() -> str:
+    if not torch.cuda.is_available():
+        return "no CUDA device here"
+    if os.environ.get(FORCE) == "native":
+        return f"nothing on CUDA ({FORCE}=native)"
+    if on_device("cuda", os.environ.get(FORCE)) is not reference:
+        return "Triton on CUDA"
+    why = f"{FORCE}=reference" if os.environ.get(FORCE) == "reference" else "triton is not installed"
+    return f"plain torch on CUDA ({why})"

@@ -2,22 +2,27 @@
 
 Shapes, as everywhere: P parameters in L layers in G groups. base, theta, grad float32 [P]; displacement float16 [P];
 scale, beta float32 [L]; offsets int64 [L+1]; groups int64 [L]; lr float32 [G]. Layer ℓ is [offsets[ℓ], offsets[ℓ+1]).
+Any transform goes through these functions, and any derivative; other floating types do too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ptmst.kernels.layout import cut
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
     """θ = base + β · scale · displacement, layer by layer (METHOD §2) → float32 [P]."""
-    return base + _per_parameter(beta * scale, offsets) * displacement.float()
+    return base + _per_parameter(beta * scale, offsets) * displacement.to(base.dtype)
 
 
 def matching_residual(
@@ -29,26 +34,40 @@ def matching_residual(
     groups: Tensor,
     beta_start: Tensor,
     beta_target: Tensor,
+    num_groups: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """θ against the shortcut's point at `beta_target` (METHOD §4) → residual [P], squared [G], progress [G].
 
     residual = θ − target; squared_g = Σ residual²; progress_g = Σ residual · (θ − start), from which ∂L/∂η follows.
     """
-    residual = theta - shortcut_point(base, displacement, scale, offsets, beta_target)
-    moved = theta - shortcut_point(base, displacement, scale, offsets, beta_start)
-    sizes = _group_sizes(offsets, groups)
-    squared = torch.stack([torch.dot(r, r) for r in residual.split(sizes)])
-    progress = torch.stack([torch.dot(r, m) for r, m in zip(residual.split(sizes), moved.split(sizes), strict=True)])
-    return residual, squared, progress
+    start = shortcut_point(base, displacement, scale, offsets, beta_start)
+    target = shortcut_point(base, displacement, scale, offsets, beta_target)
+    return vector_residual(theta, start, target, offsets, groups, num_groups)[:3]
+
+
+def vector_residual(
+    theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor, groups: Tensor, num_groups: int | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same between plain vectors [P] → residual [P], squared, progress, distance [G].
+
+    distance_g = Σ (target − start)², the span's squared length.
+    """
+    residual = theta - target
+    sizes = _group_sizes(offsets, groups, num_groups)
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        pairs = zip(a.split(sizes), b.split(sizes), strict=True)
+        return torch.stack([torch.dot(p, q) for p, q in pairs]) if sizes else a.new_empty(0)
+
+    moved = target - start
+    return residual, dot(residual, residual), dot(residual, theta - start), dot(moved, moved)
 
 
 def flat_sgd_(theta: Tensor, grad: Tensor, lr: Tensor, offsets: Tensor, groups: Tensor) -> Tensor:
     """θ ← θ − η_group · grad, in place; returns θ."""
-    parts = zip(
-        theta.split(_group_sizes(offsets, groups)), grad.split(_group_sizes(offsets, groups)), lr.tolist(), strict=True
-    )
-    for part, gradient, rate in parts:
-        part.sub_(gradient, alpha=rate)
+    sizes = _group_sizes(offsets, groups, lr.numel())
+    for part, gradient, rate in zip(theta.split(sizes), grad.split(sizes), lr.unbind(), strict=True):
+        part.sub_(rate * gradient)
     return theta
 
 
@@ -65,23 +84,45 @@ def sgd_ema_(
     return param
 
 
+class LowRank(Protocol):
+    """Soft labels S = diag(diag) + (alpha/rank) left rightᵀ, never formed: diag [N], left and right [N, rank].
+
+    `ptmst.LowRankSimilarity` is one.
+    """
+
+    @property
+    def diag(self) -> Tensor: ...
+    @property
+    def left(self) -> Tensor: ...
+    @property
+    def right(self) -> Tensor: ...
+    @property
+    def alpha(self) -> float: ...
+
+
 def soft_contrastive(
     image_embeds: Tensor,
     text_embeds: Tensor,
-    similarity: Tensor | None = None,
+    similarity: Tensor | LowRank | None = None,
     *,
     kind: str = "wbce",
-    temperature: float = 0.07,
+    temperature: float | Tensor = 0.07,
+    bias: float | Tensor = 0.0,
 ) -> Tensor:
     """The loss of `kind` between image_embeds and text_embeds [N, H] under soft labels [N, N] → scalar.
 
     Embeddings need not be normalised; without soft labels the pairs are matched one to one (S = identity).
+    logits = cosine / temperature + bias.
     """
     if kind not in LOSSES:
         raise ValueError(f"kind: expected {', '.join(LOSSES)}, found {kind}")
-    logits = F.normalize(image_embeds, dim=-1) @ F.normalize(text_embeds, dim=-1).T / temperature
+    logits = F.normalize(image_embeds, dim=-1) @ F.normalize(text_embeds, dim=-1).T / temperature + bias
     if similarity is None:
         similarity = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
+    elif not isinstance(similarity, Tensor):
+        rank = similarity.left.shape[1]
+        low_rank = (similarity.alpha / rank) * (similarity.left @ similarity.right.T)
+        similarity = torch.diag(similarity.diag) + low_rank
     return LOSSES[kind](logits, similarity)
 
 
@@ -101,6 +142,11 @@ def _wbce(logits: Tensor, similarity: Tensor) -> Tensor:
 def _bce(logits: Tensor, similarity: Tensor) -> Tensor:
     yes, no = F.logsigmoid(logits).clamp(min=-100), F.logsigmoid(-logits).clamp(min=-100)
     return -(similarity * yes + (1 - similarity) * no).mean()
+
+
+def _siglip(logits: Tensor, similarity: Tensor) -> Tensor:
+    terms = similarity * F.logsigmoid(logits) + (1 - similarity) * F.logsigmoid(-logits)
+    return -terms.sum() / len(logits)
 
 
 def _mse(logits: Tensor, similarity: Tensor) -> Tensor:
@@ -132,6 +178,7 @@ LOSSES: dict[str, Loss] = {
     "kl": _both_ways(_kl),
     "mse": _mse,
     "cwcl": _both_ways(_cwcl),
+    "siglip": _siglip,
 }
 
 
@@ -141,9 +188,6 @@ def _per_parameter(per_layer: Tensor, offsets: Tensor) -> Tensor:
     return torch.cat([value.expand(n) for value, n in values])
 
 
-def _group_sizes(offsets: Tensor, groups: Tensor) -> list[int]:
-    if bool((groups.diff() < 0).any()):
-        raise ValueError(f"groups: expected the layers of a group side by side, found {groups.tolist()}")
-    counts = torch.zeros(int(groups.max()) + 1, dtype=torch.int64, device=groups.device)
-    sizes: list[int] = counts.index_add_(0, groups, offsets.diff()).tolist()
-    return sizes
+def _group_sizes(offsets: Tensor, groups: Tensor, num_groups: int | None) -> list[int]:
+    ends = cut(int(offsets[-1]), offsets, groups, num_groups).group_ends
+    return [end - begin for begin, end in pairwise(ends)]

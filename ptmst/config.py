@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cattrs import Converter
 
 T = TypeVar("T")
-LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl"]
+LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl", "siglip"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16"]
 Keep = Literal["nothing", "path", "primals"]

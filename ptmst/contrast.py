@@ -12,7 +12,8 @@ from ptmst import kernels
 from ptmst.config import LossKind
 from ptmst.errors import InputError
 from ptmst.flat import Student
-from ptmst.kernels.reference import LOSSES
+from ptmst.kernels.reference import LOSSES, LowRank
+from ptmst.similarity import FullSimilarity
 
 StudentLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -54,20 +55,36 @@ def hard_label_loss(logits: Tensor) -> Tensor:
 
 
 class SoftContrastiveLoss(nn.Module):
-    """Drop-in soft-label contrastive loss.
+    """Drop-in soft-label contrastive loss, in tiles: no matrix of all pairs is held but the labels' own.
 
-    `forward(image_embeds [N, H], text_embeds [N, H], similarity [N, N] | None) -> scalar`; without soft labels the
-    pairs are matched one to one (S = identity). Embeddings need not be normalised.
+    `forward(image_embeds [N, H], text_embeds [N, H], similarity=None) -> scalar`, similarity dense [N, N], a
+    `LowRankSimilarity` that is never formed, or none: then the pairs are matched one to one (S = identity).
+    Embeddings are float32 or bfloat16 and need not be normalised. `temperature` and `bias` may be set anew at each
+    call (`forward(…, temperature=…, bias=…)`), as parameters that are learned are. Differentiable once; inside a
+    torch.func transform use `ptmst.kernels.reference.soft_contrastive`, which is plain torch.
     """
 
-    def __init__(self, kind: LossKind = "wbce", temperature: float = 0.07) -> None:
+    def __init__(self, kind: LossKind = "wbce", temperature: float = 0.07, bias: float = 0.0) -> None:
         super().__init__()
         _refuse_unknown(kind)
         self.kind: LossKind = kind
         self.temperature = temperature
+        self.bias = bias
 
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor, similarity: Tensor | None = None) -> Tensor:
-        loss: Tensor = kernels.soft_contrastive(
-            image_embeds, text_embeds, similarity, kind=self.kind, temperature=self.temperature
+    def forward(
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        similarity: Tensor | LowRank | FullSimilarity | None = None,
+        *,
+        temperature: float | Tensor | None = None,
+        bias: float | Tensor | None = None,
+    ) -> Tensor:
+        return kernels.soft_contrastive(
+            image_embeds,
+            text_embeds,
+            similarity.matrix if isinstance(similarity, FullSimilarity) else similarity,
+            kind=self.kind,
+            temperature=self.temperature if temperature is None else temperature,
+            bias=self.bias if bias is None else bias,
         )
-        return loss

@@ -90,6 +90,14 @@ class LayerTable:
         # By views, which no compiler, CUDA graph or function transform minds; there are a few groups only.
         return torch.cat([value.expand(n) for value, n in zip(per_group.unbind(), self.group_sizes, strict=True)])
 
+    def scaled(self, theta: Tensor, per_group: Tensor) -> Tensor:
+        """Each group of θ [P] times its own number of [G], in one pass."""
+        out = torch.empty_like(theta)
+        parts = zip(theta.split(self.group_sizes), per_group.unbind(), out.split(self.group_sizes), strict=True)
+        for part, factor, into in parts:
+            torch.mul(part, factor, out=into)
+        return out
+
     def expand_layers(self, per_layer: Tensor) -> Tensor:
         """[L] → [P]: each parameter's value of its layer."""
         counts = torch.tensor(self.sizes, device=per_layer.device)

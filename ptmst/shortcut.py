@@ -16,7 +16,7 @@ from torch import Tensor
 from ptmst import kernels
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
-from ptmst.matching import Match, match, match_residual, refuse_still, squared_length
+from ptmst.matching import Match, MatchingSpan, Residual, match, refuse_still, squared_length
 
 
 def shortcut_beta(step_norms: Tensor, endpoint: int) -> Tensor:
@@ -57,7 +57,7 @@ class Displacement:
         return self.values.float() * layers.expand_layers(self.scale)
 
 
-class Span(Protocol):
+class Span(MatchingSpan, Protocol):
     """What one outer step matches: a start point, and how far θ_n is from the target. Pure tensors on one device."""
 
     @property
@@ -147,7 +147,7 @@ class Shortcut:
             scale=d.scale,
             beta_start=self.beta[s].to(device),
             beta_target=self.beta[t].to(device),
-            distance=refuse_still(distance, self.layers).to(device),
+            distance=refuse_still(distance, self.layers, f"{s} → {t}").to(device),
         )
 
 
@@ -171,8 +171,8 @@ class ShortcutSpan:
     distance: Tensor
     """[G], the span's squared length."""
 
-    def match(self, theta: Tensor) -> Match:
-        residual, squared, progress = kernels.matching_residual(
+    def residual(self, theta: Tensor) -> Residual:
+        return kernels.matching_residual(
             theta,
             self.base,
             self.displacement,
@@ -181,8 +181,11 @@ class ShortcutSpan:
             self.layers.groups,
             self.beta_start,
             self.beta_target,
+            self.layers.num_groups,
         )
-        return match_residual(residual, squared, progress, self.distance, self.layers)
+
+    def match(self, theta: Tensor) -> Match:
+        return match(self.residual(theta), self.distance, self.layers)
 
     def tensors(self) -> dict[str, Tensor]:
         return _tensors(self)
@@ -204,7 +207,7 @@ class RawTrajectory:
 
     def span(self, s: int, t: int) -> RawSpan:
         """Raises InputError where a group does not move between s and t."""
-        return RawSpan.between(self.point(s), self.point(t), self.expert.layers)
+        return RawSpan.between(self.point(s), self.point(t), self.expert.layers, f"{s} → {t}")
 
 
 @dataclass(frozen=True)
@@ -220,12 +223,18 @@ class RawSpan:
     """[G], the span's squared length."""
 
     @classmethod
-    def between(cls, start: Tensor, target: Tensor, layers: LayerTable) -> RawSpan:
-        """Raises InputError where a group does not move."""
-        return cls(layers, start, target, squared_length(start, target, layers))
+    def between(cls, start: Tensor, target: Tensor, layers: LayerTable, name: str = "") -> RawSpan:
+        """Raises InputError, which names the span, where a group does not move."""
+        return cls(layers, start, target, squared_length(start, target, layers, name))
+
+    def residual(self, theta: Tensor) -> Residual:
+        layers = self.layers
+        return kernels.vector_residual(
+            theta, self.start, self.target, layers.offsets, layers.groups, layers.num_groups
+        )[:3]
 
     def match(self, theta: Tensor) -> Match:
-        return match(theta, self.start, self.target, self.distance, self.layers)
+        return match(self.residual(theta), self.distance, self.layers)
 
     def tensors(self) -> dict[str, Tensor]:
         return _tensors(self)

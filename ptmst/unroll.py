@@ -181,7 +181,7 @@ class OuterStep:
             pairs.similarity.add_gradient(grads, batches[i], found.similarity)
 
         lam = matched.adjoint
-        direction = layers.expand(-pairs.lr) * lam
+        direction = layers.scaled(lam, -pairs.lr)
         if self._adjoint == 0:
             # θ_n − θ_start = −η ⊙ Σ_i g_i, so this is Σ_i −⟨λ_n, g_i⟩.
             grads["lr"] += matched.progress / pairs.lr
@@ -198,6 +198,6 @@ class OuterStep:
                 lam = torch.add(lam, found.theta, alpha=self._adjoint)
                 if largest is not None:
                     norm = layers.dot(lam, lam).sqrt()
-                    lam = lam * layers.expand(torch.where(norm > largest, largest / norm, 1.0))
-                direction = layers.expand(-pairs.lr) * lam
+                    lam = layers.scaled(lam, torch.where(norm > largest, largest / norm, 1.0))
+                direction = layers.scaled(lam, -pairs.lr)
         return OuterGradient(matched.loss, matched.per_group, path[-1], grads)

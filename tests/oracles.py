@@ -39,6 +39,9 @@ def contrastive(kind: str, logits: Tensor, similarity: Tensor) -> Tensor:
         p = 1 / (1 + torch.exp(-logits))
         yes, no = torch.log(p).clamp(min=-100), torch.log(1 - p).clamp(min=-100)
         return -(similarity * yes + (1 - similarity) * no).mean()
+    if kind == "siglip":
+        agree = similarity * torch.log1p(torch.exp(-logits)) + (1 - similarity) * torch.log1p(torch.exp(logits))
+        return agree.sum() / len(logits)
     if kind == "mse":
         return ((1 / (1 + torch.exp(-logits)) - similarity) ** 2).mean()
     one_way = {"infonce": _infonce, "cwcl": _cwcl, "kl": _kl}[kind]

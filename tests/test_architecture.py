@@ -13,11 +13,14 @@ import ptmst
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    "errors kernels.reference kernels.dispatch kernels.shortcut kernels",
+    "errors kernels.layout kernels.ops kernels.reference kernels.native kernels.triton_kernels.tiles "
+    "kernels.triton_kernels.shortcut kernels.triton_kernels.matching kernels.triton_kernels.update "
+    "kernels.triton_kernels.contrast kernels.triton_kernels kernels.dispatch kernels.shortcut kernels.matching "
+    "kernels.update kernels.contrast kernels",
     "allocator config files seeds devices progress compilation capture flat "
     "data.captions data.karpathy data.composition data.generated data.scenes "
     "data.digits data.pairs data.render data",
-    "contrast encoders similarity synthetic",
+    "encoders similarity contrast synthetic",
     "derivatives features matching shortcut store warmup teachers unroll distilled baselines",
     "checkpoints distillation evaluation",
     "report doctor demo cli __main__ __init__",

@@ -159,7 +159,7 @@ def test_toml(tmp_path: Path) -> None:
         ("out = 3", "expected str, found 3 @ $.out"),
         (
             'loss = "wbec"',
-            "expected wbce, bce, infonce, kl, mse, cwcl, found 'wbec'; did you mean wbce or bce? @ $.loss",
+            "expected wbce, bce, infonce, kl, mse, cwcl, siglip, found 'wbec'; did you mean wbce or bce? @ $.loss",
         ),
         ("phases = [{ pairs = 99, start = [0, 2] }]", "expected the key 'endpoint', found none; add it @ $.phases[0]"),
         ('phases = [{ pairs = 99, endpoint = "5", start = [0, 2] }]', "expected int, found '5' @ $.phases[0].endpoint"),

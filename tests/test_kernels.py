@@ -1,42 +1,34 @@
-"""Every kernel against float64, relative to plain torch's own error; the implementations bit for bit."""
+"""Every flat kernel of every implementation against float64, relative to plain torch's own error."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import subprocess
-import sys
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lanes import LANES, NATIVE, each_lane, running
 from torch import Tensor
 
-from oracles import contrastive, relative_error
+from oracles import relative_error
 from ptmst import kernels
-from ptmst.config import LossKind
-from ptmst.kernels import dispatch, reference
+from ptmst.kernels import reference
 
 TINY = torch.finfo(torch.float32).tiny
 EPS = torch.finfo(torch.float32).eps
 ALIGNED, UGLY, STRANGE = (256, 512, 128), (255, 507, 123), (0, 1, 255, 0, 1, 8, 3, 0)
+LONG = (4096, 1, 5000, 0, 4095, 20_001)
+"""Several tiles, and several pieces of a thread."""
+EMPTY = (0, 0, 0)
 
-needs_native = pytest.mark.skipif(dispatch.native() is None, reason="native library not built, or forbidden")
-each_kernel = pytest.mark.parametrize(
-    "kernel",
-    [
-        pytest.param(reference.shortcut_point, id="reference"),
-        pytest.param(kernels.shortcut_point, id="native", marks=needs_native),
-    ],
-)
-each_size = pytest.mark.parametrize("sizes", [ALIGNED, UGLY, STRANGE], ids=["aligned", "ugly", "strange"])
+each_size = pytest.mark.parametrize("sizes", [ALIGNED, UGLY, STRANGE, LONG], ids=["aligned", "ugly", "strange", "long"])
 drawn_tables = st.lists(st.sampled_from((0, 1, 8)) | st.integers(0, 40), min_size=1, max_size=12)
+drawn = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
 Point = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """What a shortcut point is decoded from: base, displacement, scale, offsets, β."""
@@ -46,18 +38,28 @@ NAMES = ("base", "displacement", "scale", "offsets", "beta")
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """An element that a kernel forgets to write is not a number."""
-    monkeypatch.setattr(torch, "empty_like", lambda tensor: torch.full_like(tensor, torch.nan))
+
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: Any, **named: Any) -> Tensor:
+            tensor = make(*args, **named)
+            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+        return made
+
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(Tensor, "new_empty", poison(Tensor.new_empty))
 
 
 @pytest.fixture
-def choose(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    def force(implementation: str) -> None:
-        monkeypatch.setenv("PTMST_KERNELS", implementation)
-        dispatch.native.cache_clear()
+def device(lane: str) -> Iterator[torch.device]:
+    with running(lane) as found:
+        yield found
 
-    dispatch.native.cache_clear()
-    yield force
-    dispatch.native.cache_clear()
+
+def groups_of(sizes: Sequence[int]) -> Tensor:
+    """Two groups, of the first layers and of the rest."""
+    return torch.tensor([int(i > len(sizes) // 2) for i in range(len(sizes))])
 
 
 def stored(sizes: Sequence[int], seed: int = 0) -> Point:
@@ -88,27 +90,42 @@ def assert_as_exact_as_torch(ours: Tensor, point: Point) -> None:
     assert bool((abs(ours - exact) <= 2 * abs(plain - exact) + TINY).all())
 
 
-@each_kernel
+def on(device: torch.device, *tensors: Tensor) -> Any:
+    """Offsets and groups, which are integers, stay on the host."""
+    return [v if v.dtype == torch.int64 else v.to(device) for v in tensors]
+
+
+# Points
+
+
+@each_lane
 @each_size
-def test_shortcut_point_against_float64(kernel: Callable[..., Tensor], sizes: tuple[int, ...]) -> None:
+def test_shortcut_point_against_float64(device: torch.device, sizes: tuple[int, ...]) -> None:
     point = stored(sizes)
-    assert_as_exact_as_torch(kernel(*point), point)
-
-
-@each_kernel
-@given(sizes=drawn_tables, seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
-def test_shortcut_point_of_any_table(kernel: Callable[..., Tensor], sizes: list[int], seed: int) -> None:
-    point = stored(sizes, seed)
-    ours = kernel(*point)
+    ours = kernels.shortcut_point(*on(device, *point)).cpu()
     assert_as_exact_as_torch(ours, point)
     assert torch.equal(ours, reference.shortcut_point(*point))
 
 
-@each_kernel
+@pytest.mark.parametrize("lane", LANES)
+@given(sizes=drawn_tables, seed=st.integers(0, 2**32))
+@drawn
+def test_flat_kernels_of_any_table(lane: str, sizes: list[int], seed: int) -> None:
+    with running(lane) as device:
+        point = stored(sizes, seed)
+        ours = kernels.shortcut_point(*on(device, *point)).cpu()
+        assert_as_exact_as_torch(ours, point)
+        assert torch.equal(ours, reference.shortcut_point(*point))
+        assert_matching(device, sizes, point, seed)
+        assert_descended(device, sizes, seed)
+
+
+@each_lane
 @pytest.mark.parametrize("size", [1, 7, 9, 1 << 16])
-def test_every_finite_half_is_decoded(kernel: Callable[..., Tensor], size: int) -> None:
+def test_every_finite_half_is_decoded(lane: str, device: torch.device, size: int) -> None:
     """Each of them in layers of `size`: odd ones end in the loop for what is left over."""
+    if lane == "triton" and size < 9:
+        pytest.skip("the interpreter takes minutes over so many layers")
     patterns = np.arange(1 << 16, dtype=np.int64)
     exponent, fraction = (patterns >> 10) & 31, patterns & 1023
     patterns, exponent, fraction = (v[exponent < 31] for v in (patterns, exponent, fraction))
@@ -117,57 +134,248 @@ def test_every_finite_half_is_decoded(kernel: Callable[..., Tensor], size: int) 
     offsets = torch.tensor([*range(0, len(patterns), size), len(patterns)])
     ones = torch.ones(len(offsets) - 1)
     displacement = torch.from_numpy(patterns.astype(np.uint16).view(np.float16))
-    ours = kernel(torch.zeros(len(patterns)), displacement, ones, offsets, ones)
-    assert torch.equal(ours.double(), expected)
+    ours = kernels.shortcut_point(*on(device, torch.zeros(len(patterns)), displacement, ones, offsets, ones))
+    assert torch.equal(ours.cpu().double(), expected)
 
 
-@needs_native
-def test_bits_do_not_depend_on_threads() -> None:
-    point = stored((70_001, 0, 1, 150_000, 29_999))
+# Residuals
+
+
+def matched(dtype: torch.dtype, member: Tensor, theta: Tensor, start: Tensor, target: Tensor) -> list[Tensor]:
+    residual, moved, apart = ((a - b).to(dtype) for a, b in ((theta, target), (theta, start), (target, start)))
+
+    def sums(values: Tensor) -> Tensor:
+        return torch.stack([values[member == g].sum() for g in range(2)])
+
+    return [residual, sums(residual**2), sums(residual * moved), sums(apart**2)]
+
+
+def assert_matching(device: torch.device, sizes: Sequence[int], point: Point, seed: int) -> None:
+    """On a shortcut and between plain vectors, with and without the number of groups."""
+    rng = torch.Generator().manual_seed(seed + 1)
+    groups = groups_of(sizes)
+    member = groups.repeat_interleave(torch.tensor(sizes))
+    betas: Any = (point[4] / 2, point[4])
+    ends: Any = [[by_layer(dtype, *point[:4], beta) for beta in betas] for dtype in (torch.float64, torch.float32)]
+    theta = ends[1][0] + 0.02 * torch.randn(sum(sizes), generator=rng)
+    exact = matched(torch.float64, member, theta.double(), *ends[0])
+    plain = matched(torch.float32, member, theta, *ends[1])
+    table = point[3], groups
+    number: Any = () if len(sizes) > 2 else (2,)
+    ours = kernels.matching_residual(*on(device, theta, *point[:4], groups, *betas), *number)
+    assert_near(ours, exact[:3], plain[:3])
+    wide = matched(torch.float64, member, theta.double(), *(v.double() for v in ends[1]))
+    assert_near(kernels.vector_residual(*on(device, theta, *ends[1], *table), *number), wide, plain)
+
+
+def assert_near(ours: Sequence[Tensor], exact: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+    for a, b, c in zip(ours, exact, plain, strict=True):
+        assert a.dtype == torch.float32
+        assert a.shape == b.shape
+        assert torch.isfinite(a).all()
+        assert float((a.cpu() - b).norm()) <= 2 * float((c - b).norm()) + 2 * EPS * float(b.norm())
+
+
+@each_lane
+@each_size
+def test_residuals_against_float64(device: torch.device, sizes: tuple[int, ...]) -> None:
+    assert_matching(device, sizes, stored(sizes), 0)
+
+
+@each_lane
+def test_a_group_without_layers_sums_to_nothing(device: torch.device) -> None:
+    theta, start, target = torch.randn(3, 8)
+    table = torch.tensor([0, 3, 8]), torch.tensor([0, 2])
+    four: Any = (4,)
+    _, squared, progress, distance = kernels.vector_residual(*on(device, theta, start, target, *table), *four)
+    for found in (squared, progress, distance):
+        assert found.shape == (4,)
+        assert found.cpu()[[1, 3]].tolist() == [0, 0]
+        assert (found.cpu()[[0, 2]] != 0).all()
+
+
+# Updates
+
+
+def assert_descended(device: torch.device, sizes: Sequence[int], seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed + 2)
+    theta, gradient = torch.randn(2, sum(sizes), generator=rng)
+    rates, groups = torch.rand(2, generator=rng), groups_of(sizes)
+    rate = rates[groups].repeat_interleave(torch.tensor(sizes))
+    exact, plain = theta.double() - rate.double() * gradient.double(), theta - rate * gradient
+    inputs = on(device, theta.clone(), gradient, rates, torch.tensor([0, *accumulate(sizes)]), groups)
+    before = [v.clone() for v in inputs[1:3]]
+    assert kernels.flat_sgd_(*inputs) is inputs[0]
+    assert_near([inputs[0]], [exact], [plain])
+    assert all(torch.equal(a, b) for a, b in zip(inputs[1:3], before, strict=True))
+
+
+@each_lane
+@each_size
+def test_flat_sgd_against_float64(device: torch.device, sizes: tuple[int, ...]) -> None:
+    assert_descended(device, sizes, 0)
+
+
+def optimised(
+    dtype: torch.dtype, start: Tensor, gradients: Tensor, momentum: float, decay: float
+) -> tuple[Tensor, Tensor]:
+    leaf, ema = start.to(dtype).clone().requires_grad_(), start.to(dtype).clone()
+    optimiser = torch.optim.SGD([leaf], lr=0.3, momentum=momentum)
+    for gradient in gradients:
+        leaf.grad = gradient.to(dtype)
+        optimiser.step()
+        ema = decay * ema + (1 - decay) * leaf.detach()
+    return leaf.detach(), ema
+
+
+@each_lane
+@pytest.mark.parametrize("shape", [(3, 16, 16), (255,), (), (4097,), (0,)])
+@pytest.mark.parametrize(("momentum", "decay"), [(0.5, 0.99), (0.9, 0.2), (0.0, 0.0)])
+def test_sgd_ema_against_torchs_own(
+    device: torch.device, shape: tuple[int, ...], momentum: float, decay: float
+) -> None:
+    start, gradients = torch.randn(shape), torch.randn(6, *shape)
+    leaf, buffer, ema = (v.to(device) for v in (start.clone(), torch.zeros(shape), start.clone()))
+    for gradient in gradients.clone().to(device):
+        assert kernels.sgd_ema_(leaf, gradient, buffer, ema, 0.3, momentum, decay) is leaf
+        assert torch.equal(ema, leaf) or decay > 0
+    exact = optimised(torch.float64, start, gradients, momentum, decay)
+    plain = optimised(torch.float32, start, gradients, momentum, decay)
+    assert_near((leaf, ema), exact, plain)
+
+
+# What is common to them
+
+
+@each_lane
+def test_nothing_in_them(device: torch.device) -> None:
+    point = stored(EMPTY)
+    table = point[3], torch.tensor([0, 0, 1])
+    assert kernels.shortcut_point(*on(device, *point)).shape == (0,)
+    found = kernels.matching_residual(*on(device, point[0], *point[:3], *table, point[4], point[4]))
+    assert [v.tolist() for v in found] == [[], [0, 0], [0, 0]]
+    nothing = kernels.vector_residual(*on(device, *(point[0],) * 3, *table))
+    assert [v.tolist() for v in nothing] == [[], [0, 0], [0, 0], [0, 0]]
+    assert kernels.flat_sgd_(*on(device, point[0], point[0], torch.rand(2), *table)).shape == (0,)
+
+
+def with_gaps(tensor: Tensor) -> Tensor:
+    return torch.stack([tensor, -tensor, tensor], -1)[..., 0]
+
+
+def shifted(tensor: Tensor) -> Tensor:
+    """Contiguous, one element behind any alignment."""
+    room = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+    room[1:] = tensor.flatten()
+    return room[1:].view(tensor.shape)
+
+
+@each_lane
+@pytest.mark.parametrize("place", [with_gaps, shifted])
+@pytest.mark.parametrize("sizes", [UGLY, (4096, 1, 4095)])
+def test_wherever_tensors_lie(device: torch.device, place: Callable[[Tensor], Tensor], sizes: tuple[int, ...]) -> None:
+    """With gaps between elements, or beside the alignment that registers like: the same bits."""
+    point, groups = stored(sizes), groups_of(sizes)
+    theta, lr = torch.randn(sum(sizes)), torch.rand(2)
+
+    def results(at: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        base, displacement, scale, offsets, beta = (at(v) for v in on(device, *point))
+        group, student, rates = (at(v) for v in on(device, groups, theta, lr))
+        found = [
+            kernels.shortcut_point(base, displacement, scale, offsets, beta),
+            *kernels.matching_residual(student, base, displacement, scale, offsets, group, beta / 3, beta),
+            *kernels.vector_residual(student, base, at(base + 1), offsets, group),
+        ]
+        changed = at(student.clone())
+        kernels.flat_sgd_(changed, base, rates, offsets, group)
+        leaf, buffer, ema = (at(v.clone()) for v in (student, base, base))
+        kernels.sgd_ema_(leaf, base, buffer, ema, 0.1, 0.5, 0.9)
+        return [*found, changed, leaf, buffer, ema]
+
+    assert not with_gaps(theta).is_contiguous() and shifted(theta).is_contiguous()
+    assert all(torch.equal(a, b) for a, b in zip(results(place), results(torch.clone), strict=True))
+
+
+@pytest.mark.parametrize("lane", NATIVE)
+def test_bits_do_not_depend_on_threads(device: torch.device) -> None:
+    sizes = (70_001, 0, 1, 150_000, 29_999)
+    point, groups = stored(sizes), groups_of(sizes)
+    theta = torch.randn(sum(sizes))
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(kernels.shortcut_point(*point))
-        assert torch.equal(found[-1], reference.shortcut_point(*point))
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+        updated = [theta.clone() for _ in range(4)]
+        kernels.flat_sgd_(updated[0], point[0], torch.rand(2).fill_(0.1), point[3], groups)
+        kernels.sgd_ema_(updated[1], point[0], updated[2], updated[3], 0.1, 0.5, 0.9)
+        found.append(
+            [
+                kernels.shortcut_point(*point),
+                *kernels.matching_residual(theta, *point[:4], groups, point[4] / 2, point[4]),
+                *kernels.vector_residual(theta, point[0], theta.flip(0), point[3], groups),
+                *updated,
+            ]
+        )
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-@each_kernel
-def test_strided_tensors(kernel: Callable[..., Tensor]) -> None:
-    base, displacement, scale, offsets, _ = stored(UGLY)
-    strided = (
-        torch.stack([base, -base], 1)[:, 0],
-        torch.stack([displacement, -displacement, displacement], 1)[:, 0],
-        torch.stack([scale, -scale], 1)[:, 0],
-        torch.stack([offsets, -offsets], 1)[:, 0],
-        torch.tensor(0.3).expand(3),
+def test_native_sums_beyond_two_to_the_31() -> None:
+    """The C functions get addresses that lie 2³¹ parameters back, and offsets that begin there: no memory is needed
+    in between, and an index of 32 bits would miss."""
+    from ptmst.kernels import native
+
+    if native.library() is None:
+        pytest.skip("the native library was not built")
+    far, count = 2**31 + 5, 3000
+    base, theta = torch.randn(2, count)
+    half, out = torch.randn(count).half(), torch.full((count,), torch.nan)
+    scale, beta = torch.rand(2), torch.rand(2)
+    offsets, sums = torch.tensor([far, far + 1001, far + count]), torch.full((2, 2), torch.nan)
+    groups = torch.tensor([0, 1])
+
+    class Far:
+        """A tensor's address as if its first element were number `far`."""
+
+        def __init__(self, tensor: Tensor) -> None:
+            self.address = tensor.data_ptr() - far * tensor.element_size()
+
+    def call(name: str, *args: Any) -> None:
+        import ctypes
+
+        plain = [
+            ctypes.c_void_p(v.address)
+            if isinstance(v, Far)
+            else ctypes.c_void_p(v.data_ptr())
+            if isinstance(v, Tensor)
+            else ctypes.c_int64(v)
+            for v in args
+        ]
+        getattr(native.library(), f"ptmst_{name}")(*plain)
+
+    near = offsets - far
+    call("shortcut_point", Far(out), Far(base), Far(half), scale, beta, offsets, 2, 2)
+    assert torch.equal(out, reference.shortcut_point(base, half, scale, near, beta))
+    vectors = Far(out), sums[0], sums[1], Far(theta), Far(base), Far(half)
+    call("match_shortcut", *vectors, scale, beta / 2, beta, offsets, groups, 2, 2, 2)
+    exact = reference.matching_residual(
+        theta.double(), base.double(), half, scale.double(), near, groups, beta.double() / 2, beta.double()
     )
-    assert not any(v.is_contiguous() for v in strided)
-    assert_as_exact_as_torch(kernel(*strided), (base, displacement, scale, offsets, torch.full((3,), 0.3)))
+    for found, expected in zip((out, *sums), exact, strict=True):
+        assert relative_error(found, expected) <= 1e-6
 
 
-def test_inputs_stay_as_they_were() -> None:
-    point = stored(UGLY)
-    before = [v.clone() for v in point]
-    theta = kernels.shortcut_point(*point)
-    theta.zero_()
-    assert all(torch.equal(a, b) for a, b in zip(point, before, strict=True))
+# Refusals
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("base", torch.zeros(2, 3), "base: expected torch.float32 of shape (6,), found torch.float32 of shape (2, 3)"),
-        ("base", torch.zeros(6).double(), "base: expected torch.float32 of shape (6,), found torch.float64"),
+        ("base", torch.zeros(6).half(), "base: expected torch.float32 of shape (6,), found torch.float16"),
+        ("base", torch.zeros(6).double(), "scale: expected torch.float64 of shape (2,), found torch.float32"),
         ("displacement", torch.zeros(6), "displacement: expected torch.float16 of shape (6,), found torch.float32"),
         ("displacement", torch.zeros(6).bfloat16(), "displacement: expected torch.float16 of shape (6,), found"),
         ("displacement", torch.zeros(5).half(), "of shape (6,), found torch.float16 of shape (5,)"),
-        (
-            "displacement",
-            torch.zeros(6, device="meta").half(),
-            "displacement: expected it on cpu, as base is, found it",
-        ),
         ("scale", torch.ones(3), "offsets: expected torch.int64 of shape (4,), found torch.int64 of shape (3,)"),
         ("scale", torch.ones(2).double(), "scale: expected torch.float32 of shape (2,), found torch.float64"),
         ("beta", torch.ones(1), "beta: expected torch.float32 of shape (2,), found torch.float32 of shape (1,)"),
@@ -186,158 +394,32 @@ def test_tensors_that_do_not_belong_together_are_refused(name: str, value: Tenso
         kernels.shortcut_point(**point)
 
 
-@pytest.mark.parametrize("name", ["base", "displacement", "scale", "beta"])
-def test_a_gradient_through_it_is_refused(name: str) -> None:
-    point = dict(zip(NAMES, stored((4, 2)), strict=True))
-    expected = kernels.shortcut_point(**point)
-    point[name].requires_grad_()
-    with pytest.raises(
-        ValueError, match=f"^{name}: expected a tensor without gradient, since this kernel has none; det"
-    ):
+def test_tensors_of_two_devices_are_refused() -> None:
+    point = dict(zip(NAMES, stored((4, 2)), strict=True)) | {"displacement": torch.zeros(6, device="meta").half()}
+    with pytest.raises(ValueError, match="displacement: expected it on cpu, as base is, found it on meta"):
         kernels.shortcut_point(**point)
-    with torch.no_grad():
-        assert torch.equal(kernels.shortcut_point(**point), expected)
 
 
-def matched(
-    dtype: torch.dtype, theta: Tensor, point: Point, groups: Tensor, start: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    residual = theta.to(dtype) - by_layer(dtype, *point[:4], target)
-    moved = theta.to(dtype) - by_layer(dtype, *point[:4], start)
-    members = [groups.repeat_interleave(point[3].diff()) == g for g in range(int(groups.max()) + 1)]
-    squared = torch.stack([(residual[m] ** 2).sum() for m in members])
-    return residual, squared, torch.stack([(residual[m] * moved[m]).sum() for m in members])
+def test_tables_of_other_vectors_are_refused() -> None:
+    theta, start, target = torch.randn(3, 6)
+    offsets = torch.tensor([0, 2, 4, 6])
+    with pytest.raises(ValueError, match=r"^groups: expected the layers of a group side by side, found \[0, 1, 0\]"):
+        kernels.vector_residual(theta, start, target, offsets, torch.tensor([0, 1, 0]))
+    with pytest.raises(ValueError, match=r"^groups: expected the layers of a group side by side, found \[-1, 0, 0\]"):
+        kernels.vector_residual(theta, start, target, offsets, torch.tensor([-1, 0, 0]))
+    with pytest.raises(ValueError, match=r"^groups: expected numbers below 2, found 2"):
+        kernels.vector_residual(theta, start, target, offsets, torch.tensor([0, 1, 2]), 2)
+    with pytest.raises(ValueError, match=r"^groups: expected numbers below 1, found 1"):
+        kernels.flat_sgd_(theta, start, torch.ones(1), offsets, torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match=r"^target: expected torch.float32 of shape \(6,\), found torch.float32 of sh"):
+        kernels.vector_residual(theta, start, target[1:], offsets, torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match=r"^ema: expected torch.float32 of shape \(6,\), found"):
+        kernels.sgd_ema_(theta, start, target, torch.randn(7), 0.1, 0.5, 0.9)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "groups"),
-    [(ALIGNED, (0, 1, 1)), (UGLY, (0, 0, 1)), (UGLY, (0, 0, 0)), (STRANGE, (0, 0, 0, 1, 2, 2, 2, 2))],
-)
-def test_matching_residual_against_float64(sizes: tuple[int, ...], groups: tuple[int, ...]) -> None:
-    point, group_of_layer = stored(sizes), torch.tensor(groups)
-    start, target = point[4] / 2, point[4]
-    theta = by_layer(torch.float32, *point[:4], start) + 0.02 * torch.randn(sum(sizes))
-    ours = kernels.matching_residual(theta, *point[:4], group_of_layer, start, target)
-    exact = matched(torch.float64, theta, point, group_of_layer, start, target)
-    plain = matched(torch.float32, theta, point, group_of_layer, start, target)
-    for a, b, c in zip(ours, exact, plain, strict=True):
-        assert a.dtype == torch.float32
-        assert relative_error(a, b) <= 2 * relative_error(c, b) + EPS
-
-
-@pytest.mark.parametrize(
-    ("sizes", "groups"), [(ALIGNED, (0, 1, 1)), (UGLY, (0, 0, 1)), (STRANGE, (0, 0, 0, 1, 2, 2, 2, 2))]
-)
-def test_flat_sgd_against_float64_and_in_place(sizes: tuple[int, ...], groups: tuple[int, ...]) -> None:
-    theta, gradient, rates = torch.randn(sum(sizes)), torch.randn(sum(sizes)), torch.rand(max(groups) + 1)
-    rate = torch.tensor([rates[g] for g, size in zip(groups, sizes, strict=True) for _ in range(size)])
-    exact, plain = theta.double() - rate.double() * gradient.double(), theta - rate * gradient
-    before = gradient.clone(), rates.clone()
-    offsets = torch.tensor([0, *accumulate(sizes)])
-    assert kernels.flat_sgd_(theta, gradient, rates, offsets, torch.tensor(groups)) is theta
-    assert relative_error(theta, exact) <= 2 * relative_error(plain, exact)
-    assert torch.equal(gradient, before[0])
-    assert torch.equal(rates, before[1])
-
-
-def optimised(
-    dtype: torch.dtype, start: Tensor, gradients: Tensor, momentum: float, decay: float
-) -> tuple[Tensor, Tensor]:
-    leaf, ema = start.to(dtype).clone().requires_grad_(), start.to(dtype).clone()
-    optimiser = torch.optim.SGD([leaf], lr=0.3, momentum=momentum)
-    for gradient in gradients:
-        leaf.grad = gradient.to(dtype)
-        optimiser.step()
-        ema = decay * ema + (1 - decay) * leaf.detach()
-    return leaf.detach(), ema
-
-
-@pytest.mark.parametrize("shape", [(3, 16, 16), (255,), ()])
-@pytest.mark.parametrize(("momentum", "decay"), [(0.5, 0.99), (0.9, 0.2), (0.0, 0.0)])
-def test_sgd_ema_against_torchs_own(shape: tuple[int, ...], momentum: float, decay: float) -> None:
-    start, gradients = torch.randn(shape), torch.randn(6, *shape)
-    leaf, buffer, ema = start.clone(), torch.zeros(shape), start.clone()
-    for gradient in gradients.clone():
-        assert kernels.sgd_ema_(leaf, gradient, buffer, ema, 0.3, momentum, decay) is leaf
-        assert torch.equal(ema, leaf) or decay > 0
-    exact = optimised(torch.float64, start, gradients, momentum, decay)
-    plain = optimised(torch.float32, start, gradients, momentum, decay)
-    for a, b, c in zip((leaf, ema), exact, plain, strict=True):
-        assert relative_error(a, b) <= 2 * relative_error(c, b) + EPS
-
-
-def unit(rows: Tensor) -> Tensor:
-    return rows / (rows**2).sum(1, keepdim=True).sqrt()
-
-
-@pytest.mark.parametrize("kind", typing.get_args(LossKind))
-@pytest.mark.parametrize("width", [32, 27])
-def test_soft_contrastive_against_float64(kind: LossKind, width: int) -> None:
-    ours: list[Tensor] = []
-    plain: list[Tensor] = []
-    exact: list[Tensor] = []
-    for pairs in (2, 5, 16, 33):
-        images, texts, labels = torch.randn(pairs, width), 3 * torch.randn(pairs, width), torch.rand(pairs, pairs)
-        for similarity in (None, labels):
-            values = [v.double() for v in (images, texts, torch.eye(pairs) if similarity is None else similarity)]
-            for found, (a, b, s) in ((exact, values), (plain, [v.float() for v in values])):
-                found.append(contrastive(kind, unit(a) @ unit(b).T / 0.2, s))
-            ours.append(kernels.soft_contrastive(images, texts, similarity, kind=kind, temperature=0.2))
-    a, b, c = (torch.stack([v.double() for v in values]) for values in (ours, exact, plain))
-    assert all(v.dtype == torch.float32 and v.shape == () for v in ours)
-    assert relative_error(a, b) <= 2 * relative_error(c, b) + EPS
-
-
-def test_soft_contrastive_defaults_are_the_papers() -> None:
-    images, texts = torch.randn(5, 8).double(), torch.randn(5, 8).double()
-    expected = contrastive("wbce", unit(images) @ unit(texts).T / 0.07, torch.eye(5).double())
-    assert relative_error(kernels.soft_contrastive(images, texts), expected) <= 1e-13
-
-
-def test_active_names_every_kernel() -> None:
-    assert {*kernels.active(), "active"} == set(kernels.__all__)
-    assert set(dispatch.NATIVE) < set(kernels.active())
-
-
-@needs_native
-def test_active_says_native() -> None:
-    assert re.match(r"native C\+\+ \(.+\) on the CPU", kernels.active()["shortcut_point"])
-    assert kernels.active()["soft_contrastive"].startswith("plain torch")
-
-
-def test_reference_is_chosen_by_the_environment(choose: Callable[[str], None]) -> None:
-    choose("reference")
-    assert dispatch.native() is None
-    assert kernels.active()["shortcut_point"] == "plain torch (PTMST_KERNELS=reference)"
+def test_inputs_stay_as_they_were() -> None:
     point = stored(UGLY)
-    assert_as_exact_as_torch(kernels.shortcut_point(*point), point)
-
-
-def test_an_unknown_choice_is_refused(choose: Callable[[str], None]) -> None:
-    choose("nonsense")
-    message = r"^PTMST_KERNELS: expected reference or native, found nonsense; mend it or unset it$"
-    with pytest.raises(OSError, match=message):
-        kernels.active()
-    with pytest.raises(OSError, match=message):
-        kernels.shortcut_point(*stored(UGLY))
-
-
-def test_without_the_native_library(choose: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    choose("native")
-    with pytest.raises(OSError, match=r"^PTMST_KERNELS=native: expected the native library, found none; install"):
-        kernels.active()
-    monkeypatch.delenv("PTMST_KERNELS")
-    assert "the native library was not built: install with g++" in kernels.active()["shortcut_point"]
-    point = stored(UGLY)
-    assert_as_exact_as_torch(kernels.shortcut_point(*point), point)
-
-
-def test_the_folder_is_not_a_package_of_its_own() -> None:
-    root = Path(__file__).parents[1]
-    tried = subprocess.run(
-        [sys.executable, "-c", "import kernels"], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert tried.returncode == 1
-    assert "ImportError: expected to be imported as ptmst.kernels, found kernels; " in tried.stderr
-    assert tried.stderr.endswith("write `from ptmst import kernels`\n")
+    before = [v.clone() for v in point]
+    theta = kernels.shortcut_point(*point)
+    theta.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(point, before, strict=True))

@@ -21,7 +21,7 @@ from ptmst.devices import arithmetic
 from ptmst.encoders import ConvNet, ProjectionHead, make_student
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable, Student
-from ptmst.kernels import reference
+from ptmst.kernels import matching, native, reference, shortcut, update
 from ptmst.shortcut import Displacement, Expert, RawSpan, ShortcutSpan, Span
 from ptmst.similarity import FullSimilarity
 from ptmst.synthetic import SyntheticPairs
@@ -457,8 +457,9 @@ def on_device() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, mode:
         for name in originals:
             patch.setattr(Tensor, name, refused)
-        for table in ("_group_sizes", "_per_parameter"):
-            patch.setattr(reference, table, partial(on_host, getattr(reference, table)))
+        patch.setattr(reference, "_per_parameter", partial(on_host, reference._per_parameter))
+        for module in (matching, native, reference, shortcut, update):
+            patch.setattr(module, "cut", partial(on_host, module.cut))
         yield
 
 
@@ -509,6 +510,8 @@ def test_nothing_is_read_on_the_host(how: dict[str, Any], frozen: bool, kind: ty
     c = outer_case(three_layers(frozen), 8, form, FOURS, pairs=6)
     span: Span = c.span if kind is RawSpan else shortcut_span(c.student.layers, c.start)
     step = c.step(**how)
+    # The layers' tables are made once, on the host, before anything is recorded.
+    assert len(c.student.layers.offsets) == len(c.student.layers.groups) + 1
     with on_device():
         found = step(span, c.pairs, c.batches)
     assert all(bool(value.isfinite().all()) for value in found.grads.values())

@@ -1,104 +1,87 @@
-// The native kernels: C++17 behind a C ABI, no libtorch. Pointers are contiguous; callers have checked every shape.
+// The C ABI that ptmst.kernels.native calls: which instruction set runs, and what each thread does. No libtorch.
 //
-// Each worker takes a fixed slice of the parameters, so the bits do not depend on the number of threads. The build
-// forbids contracting a·b + c (see CMakeLists.txt): the plain torch definition rounds twice, and so does this.
+// Pointers are contiguous; callers have checked every shape. Work is cut into pieces that do not depend on the number
+// of threads, and sums of pieces are added in order: the bits are the same for every number of threads.
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <vector>
+
+#include "kernels.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define PTMST_X86 1
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#define PTMST_NEON 1
-#endif
-
 namespace {
 
-constexpr std::int64_t kSmallest = 1 << 16;  // parameters per thread below which starting a thread costs more
+using ptmst::Index;
+using ptmst::Kernels;
+using ptmst::Kind;
+using ptmst::Tile;
 
-float half_to_float(std::uint16_t half) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
-  const std::uint32_t magnitude = half & 0x7fffu;
-  std::uint32_t bits;
-  if (magnitude >= 0x7c00u) {  // infinity, NaN
-    bits = 0x7f800000u | (magnitude << 13);
-  } else if (magnitude >= 0x0400u) {  // normal: exponent bias 15 → 127
-    bits = (magnitude << 13) + (112u << 23);
-  } else {  // subnormal: a multiple of 2⁻²⁴, exact in float
-    const float value = static_cast<float>(magnitude) * 5.9604644775390625e-8f;
-    std::memcpy(&bits, &value, sizeof bits);
-  }
-  bits |= sign;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
+constexpr Index kPiece = 1 << 14;     // parameters of a piece
+constexpr Index kThread = 1 << 16;    // parameters below which starting a thread costs more than it saves
+constexpr Index kPairs = 1 << 14;     // likewise pairs of a tile
+constexpr Index kCached = 1 << 21;    // parameters above which an output does not stay in the caches anyhow
 
-// out[i] = base[i] + factor · half[i]
-using Axpy = void (*)(float* out, const float* base, const std::uint16_t* half, float factor, std::int64_t count);
-
-void axpy_plain(float* out, const float* base, const std::uint16_t* half, float factor, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) out[i] = base[i] + factor * half_to_float(half[i]);
-}
-
-#ifdef PTMST_X86
-__attribute__((target("avx2,f16c"))) void axpy_avx2(float* out, const float* base, const std::uint16_t* half,
-                                                    float factor, std::int64_t count) {
-  const __m256 factors = _mm256_set1_ps(factor);
-  std::int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m256 moved = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i)));
-    _mm256_storeu_ps(out + i, _mm256_add_ps(_mm256_loadu_ps(base + i), _mm256_mul_ps(factors, moved)));
-  }
-  axpy_plain(out + i, base + i, half + i, factor, count - i);
-}
+bool supported(const char* name) {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (!std::strcmp(name, "avx2")) return avx2;
+  if (!std::strcmp(name, "avx512"))
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
-
-#ifdef PTMST_NEON
-void axpy_neon(float* out, const float* base, const std::uint16_t* half, float factor, std::int64_t count) {
-  std::int64_t i = 0;
-  for (; i + 4 <= count; i += 4) {
-    const float32x4_t moved = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(half + i)));
-    vst1q_f32(out + i, vaddq_f32(vld1q_f32(base + i), vmulq_n_f32(moved, factor)));
-  }
-  axpy_plain(out + i, base + i, half + i, factor, count - i);
-}
-#endif
-
-struct Choice {
-  Axpy axpy;
-  const char* name;
-};
-
-Choice choose() {
-#ifdef PTMST_X86
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return {axpy_avx2, "AVX2 + F16C"};
-#endif
-#ifdef PTMST_NEON
-  return {axpy_neon, "NEON"};
-#endif
-  return {axpy_plain, "portable"};
+  return !std::strcmp(name, "portable");
 }
 
-const Choice kChoice = choose();
+const Kernels* best() {
+#if defined(__x86_64__)
+  if (supported("avx512")) return &ptmst::avx512;
+  if (supported("avx2")) return &ptmst::avx2;
+#endif
+  return &ptmst::portable;
+}
 
-void slice(float* theta, const float* base, const std::uint16_t* displacement, const float* scale, const float* beta,
-           const std::int64_t* offsets, std::int64_t layers, std::int64_t first, std::int64_t last) {
-  std::int64_t layer = std::upper_bound(offsets, offsets + layers + 1, first) - offsets - 1;
-  while (first < last) {
-    const std::int64_t end = std::min(last, offsets[layer + 1]);
-    if (end > first) {
-      kChoice.axpy(theta + first, base + first, displacement + first, beta[layer] * scale[layer], end - first);
-      first = end;
+const Kernels* chosen = best();
+
+// body(n) for n in [0, count), on at most `threads` threads.
+template <class Body>
+void share(Index count, Index threads, const Body& body) {
+  const int team = static_cast<int>(std::clamp<Index>(threads, 1, std::max<Index>(count, 1)));
+#pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
+  for (Index n = 0; n < count; ++n) body(n);
+}
+
+// body(piece, layer, begin, end) over the parameters [offsets[0], offsets[layers]), none of a call in two layers.
+template <class Body>
+void by_layer(const Index* offsets, Index layers, Index threads, const Body& body) {
+  const Index first = offsets[0], last = offsets[layers], count = last - first;
+  share((count + kPiece - 1) / kPiece, std::min(threads, count / kThread), [&](Index piece) {
+    Index begin = first + piece * kPiece;
+    const Index end = std::min(last, begin + kPiece);
+    Index layer = std::upper_bound(offsets, offsets + layers + 1, begin) - offsets - 1;
+    for (; begin < end; ++layer) {
+      const Index until = std::min(end, offsets[layer + 1]);
+      if (begin < until) body(piece, layer, begin, until);
+      begin = std::max(begin, until);
     }
-    ++layer;
+  });
+}
+
+Index pieces(const Index* offsets, Index layers) { return (offsets[layers] - offsets[0] + kPiece - 1) / kPiece; }
+
+// sums [quantities, groups] from those of each piece, in order.
+void add_up(const std::vector<double>& partial, Index pieces, Index groups, int quantities, float* const* sums) {
+  for (int q = 0; q < quantities; ++q) {
+    for (Index g = 0; g < groups; ++g) {
+      double total = 0;
+      for (Index p = 0; p < pieces; ++p) total += partial[static_cast<std::size_t>((p * groups + g) * 3 + q)];
+      sums[q][g] = static_cast<float>(total);
+    }
   }
 }
 
@@ -106,18 +89,114 @@ void slice(float* theta, const float* base, const std::uint16_t* displacement, c
 
 extern "C" {
 
-const char* ptmst_instructions() { return kChoice.name; }
+const char* ptmst_instructions() { return chosen->name; }
+
+// Run this instruction set, or the "best"; 0 where this machine lacks it.
+int ptmst_choose(const char* name) {
+  if (!std::strcmp(name, "best")) chosen = best();
+  if (!supported(name)) return !std::strcmp(name, "best");
+  chosen = &ptmst::portable;
+#if defined(__x86_64__)
+  if (!std::strcmp(name, "avx2")) chosen = &ptmst::avx2;
+  if (!std::strcmp(name, "avx512")) chosen = &ptmst::avx512;
+#endif
+  return 1;
+}
 
 // theta [P] = base [P] + beta_ℓ · scale_ℓ · displacement [P] (half), layer ℓ at [offsets[ℓ], offsets[ℓ+1]).
 void ptmst_shortcut_point(float* theta, const float* base, const std::uint16_t* displacement, const float* scale,
-                          const float* beta, const std::int64_t* offsets, std::int64_t layers, int threads) {
-  const std::int64_t parameters = offsets[layers];
-  const std::int64_t workers = std::clamp<std::int64_t>(parameters / kSmallest, 1, std::max(threads, 1));
-#pragma omp parallel for num_threads(static_cast<int>(workers)) schedule(static, 1) if (workers > 1)
-  for (std::int64_t worker = 0; worker < workers; ++worker) {
-    slice(theta, base, displacement, scale, beta, offsets, layers, parameters * worker / workers,
-          parameters * (worker + 1) / workers);
-  }
+                          const float* beta, const Index* offsets, Index layers, Index threads) {
+  const bool stream = offsets[layers] - offsets[0] > kCached;
+  by_layer(offsets, layers, threads, [&](Index, Index layer, Index begin, Index end) {
+    chosen->point(theta + begin, base + begin, displacement + begin, beta[layer] * scale[layer], end - begin, stream);
+  });
+}
+
+// residual [P]; squared, progress [groups].
+void ptmst_match_shortcut(float* residual, float* squared, float* progress, const float* theta, const float* base,
+                          const std::uint16_t* displacement, const float* scale, const float* beta_start,
+                          const float* beta_target, const Index* offsets, const Index* group_of_layer, Index layers,
+                          Index groups, Index threads) {
+  const bool stream = offsets[layers] - offsets[0] > kCached;
+  const Index count = pieces(offsets, layers);
+  std::vector<double> partial(static_cast<std::size_t>(3 * count * groups));
+  by_layer(offsets, layers, threads, [&](Index piece, Index layer, Index begin, Index end) {
+    double* sums = &partial[static_cast<std::size_t>(3 * (piece * groups + group_of_layer[layer]))];
+    chosen->match_shortcut(residual + begin, theta + begin, base + begin, displacement + begin,
+                           beta_start[layer] * scale[layer], beta_target[layer] * scale[layer], end - begin, stream,
+                           sums);
+  });
+  float* const sums[] = {squared, progress};
+  add_up(partial, count, groups, 2, sums);
+}
+
+// The same between plain vectors; `offsets` [groups+1] are those of groups. distance [groups]: ‖target − start‖².
+void ptmst_match_vectors(float* residual, float* squared, float* progress, float* distance, const float* theta,
+                         const float* start, const float* target, const Index* offsets, Index groups, Index threads) {
+  const bool stream = offsets[groups] - offsets[0] > kCached;
+  const Index count = pieces(offsets, groups);
+  std::vector<double> partial(static_cast<std::size_t>(3 * count * groups));
+  by_layer(offsets, groups, threads, [&](Index piece, Index group, Index begin, Index end) {
+    double* sums = &partial[static_cast<std::size_t>(3 * (piece * groups + group))];
+    chosen->match_vectors(residual + begin, theta + begin, start + begin, target + begin, end - begin, stream, sums);
+  });
+  float* const sums[] = {squared, progress, distance};
+  add_up(partial, count, groups, 3, sums);
+}
+
+// theta −= lr_g · grad, group g at [offsets[g], offsets[g+1]).
+void ptmst_flat_sgd(float* theta, const float* grad, const float* lr, const Index* offsets, Index groups, Index threads) {
+  by_layer(offsets, groups, threads, [&](Index, Index group, Index begin, Index end) {
+    chosen->descend(theta + begin, grad + begin, lr[group], end - begin);
+  });
+}
+
+void ptmst_sgd_ema(float* param, const float* grad, float* buffer, float* ema, float rate, float momentum,
+                   float weight, Index count, Index threads) {
+  const Index offsets[] = {0, count};
+  by_layer(offsets, 1, threads, [&](Index, Index, Index begin, Index end) {
+    chosen->sgd_ema(param + begin, grad + begin, buffer + begin, ema + begin, rate, momentum, weight, end - begin);
+  });
+}
+
+// sums [4]; see Kernels::pairwise.
+void ptmst_pairwise(Index kind, float* z, const float* labels, float* d_labels, Index rows, Index columns,
+                    Index label_stride, Index first, const float* weights, Index differentiate, double* sums,
+                    Index threads) {
+  const Tile tile{rows, columns, labels, label_stride, first};
+  std::vector<double> partial(static_cast<std::size_t>(4 * rows));
+  share(rows, std::min(threads, rows * columns / kPairs), [&](Index row) {
+    chosen->pairwise(static_cast<Kind>(kind), z, d_labels, tile, row, weights, differentiate != 0,
+                     &partial[static_cast<std::size_t>(4 * row)]);
+  });
+  for (std::size_t n = 0; n < partial.size(); ++n) sums[n % 4] += partial[n];
+}
+
+// numbers [rows, 5] and state [5, columns]; see Kernels::row_numbers and column_numbers.
+void ptmst_lines(Index kind, const float* z, const float* labels, Index rows, Index columns, Index label_stride,
+                 Index first, double* numbers, double* state, Index threads) {
+  const Tile tile{rows, columns, labels, label_stride, first};
+  const Index team = std::min(threads, rows * columns / kPairs);
+  share(rows, team, [&](Index row) {
+    chosen->row_numbers(static_cast<Kind>(kind), z, tile, row, numbers + ptmst::kNumbers * row);
+  });
+  share((columns + ptmst::kColumns - 1) / ptmst::kColumns, team, [&](Index block) {
+    const Index begin = block * ptmst::kColumns;
+    chosen->column_numbers(static_cast<Kind>(kind), z, tile, begin, std::min(columns, begin + ptmst::kColumns), state);
+  });
+}
+
+// of_rows [rows, 5], of_columns [5, columns]; sums [2]; see Kernels::softmax.
+void ptmst_softmax(Index kind, float* z, const float* labels, float* d_labels, Index rows, Index columns,
+                   Index label_stride, Index first, const float* of_rows, const float* of_columns, double* sums,
+                   Index threads) {
+  const Tile tile{rows, columns, labels, label_stride, first};
+  std::vector<double> partial(static_cast<std::size_t>(2 * rows));
+  share(rows, std::min(threads, rows * columns / kPairs), [&](Index row) {
+    chosen->softmax(static_cast<Kind>(kind), z, d_labels, tile, row, of_rows + ptmst::kNumbers * row, of_columns,
+                    &partial[static_cast<std::size_t>(2 * row)]);
+  });
+  for (std::size_t n = 0; n < partial.size(); ++n) sums[n % 2] += partial[n];
 }
 
 }  // extern "C"

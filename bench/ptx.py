@@ -1,0 +1,158 @@
+"""`python -m bench.ptx --json FILE`: every Triton kernel compiled for Hopper (sm_90), without a GPU.
+
+Registers, spills and shared memory as NVIDIA's assembler counts them, and how wide memory is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ptmst.kernels.triton_kernels import contrast, matching, shortcut, update
+from ptmst.kernels.triton_kernels.tiles import BLOCK, OPTIONS
+
+_CAPABILITY = 90
+_TYPES = {
+    "p_displacement": "*fp16",
+    "p_offsets": "*i64",
+    "p_group_offsets": "*i64",
+    "p_first_layer": "*i32",
+    "p_first_group": "*i32",
+    "p_numbers": "*fp64",
+    "p_state": "*fp64",
+    "num_params": "i64",
+    "lr": "fp32",
+    "momentum": "fp32",
+    "weight": "fp32",
+}
+"""Of arguments; other pointers are float32, other numbers int32."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel with the constants of one launch."""
+
+    of: Any
+    constants: dict[str, Any]
+    warps: int = 4
+    types: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        told = [f"{k.lower()}={v}" for k, v in self.constants.items() if isinstance(v, bool | str)]
+        return " ".join([self.of.fn.__name__, *told])
+
+
+_FLAT = {"BLOCK": BLOCK}
+_TILE = {"ROWS": contrast._ROWS, "COLUMNS": contrast._COLUMNS}
+KERNELS = (
+    *(
+        Kernel(of, _FLAT, warps=OPTIONS["num_warps"])
+        for of in (
+            shortcut.point_kernel,
+            matching.shortcut_residual_kernel,
+            matching.vector_residual_kernel,
+            update.flat_sgd_kernel,
+            update.sgd_ema_kernel,
+        )
+    ),
+    *(Kernel(matching.add_up_kernel, {"SUMMED": 1024}, types={"p_sums": f"*{t}"}) for t in ("fp32", "fp64")),
+    *(
+        Kernel(
+            contrast.pairwise_kernel,
+            {"KIND": kind, "IDENTITY": identity, "DIFFERENTIATE": True, "OF_LABELS": not identity, **_TILE},
+        )
+        for kind in ("wbce", "bce", "mse", "siglip")
+        for identity in (True, False)
+    ),
+    *(
+        Kernel(of, {"SHARPENED": sharpened, "IDENTITY": identity, **constants})
+        for sharpened in (False, True)
+        for identity in (True, False)
+        for of, constants in (
+            (contrast.row_numbers_kernel, {"LINE": contrast._LINE}),
+            (contrast.column_numbers_kernel, {"ROWS": contrast._STEP, "STRIP": contrast._STRIP}),
+            (contrast.softmax_kernel, {"OF_LABELS": not identity, **_TILE}),
+        )
+    ),
+)
+
+
+def compiled(kernel: Kernel) -> dict[str, Any]:
+    """PTX of a kernel whose pointers are aligned, and what the assembler says of it."""
+    names = kernel.of.arg_names
+    signature, attributes, constants = {}, {}, {}
+    for number, name in enumerate(names):
+        if name in kernel.constants:
+            signature[name] = "constexpr"
+            constants[(number,)] = kernel.constants[name]
+        else:
+            default = "*fp32" if name.startswith("p_") else "i32"
+            signature[name] = kernel.types.get(name) or _TYPES.get(name, default)
+            if name.startswith("p_") or name == "num_params":
+                attributes[(number,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel.of, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": kernel.warps, "enable_fp_fusion": OPTIONS["enable_fp_fusion"]}
+    found = triton.compile(source, target=GPUTarget("cuda", _CAPABILITY, 32), options=options)
+    ptx: str = found.asm["ptx"]
+    return {"kernel": str(kernel), **assembled(ptx), "shared bytes": found.metadata.shared, **widths(ptx)}
+
+
+def assembled(ptx: str) -> dict[str, int]:
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [str(assembler), "-v", f"--gpu-name=sm_{_CAPABILITY}a", str(path), "-o", str(path) + ".cubin"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    numbers = {
+        "registers": r"Used (\d+) registers",
+        "spilled bytes stored": r"(\d+) bytes spill stores",
+        "spilled bytes loaded": r"(\d+) bytes spill loads",
+    }
+    return {name: int(_found(pattern, said)) for name, pattern in numbers.items()}
+
+
+def widths(ptx: str) -> dict[str, int]:
+    """The widest global load and store of a thread, in bytes."""
+    widest = {"ld": 0, "st": 0}
+    for which, vector, bits in re.findall(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx):
+        widest[which] = max(widest[which], int(vector or 1) * int(bits) // 8)
+    return {"widest load": widest["ld"], "widest store": widest["st"]}
+
+
+def _found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    if match is None:
+        raise RuntimeError(f"ptxas: expected {pattern!r} in what it says, found {text!r}")
+    return match[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.ptx", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the report goes")
+    asked = parser.parse_args()
+    report = {
+        "command": f"python -m bench.ptx --json {asked.json}",
+        "triton": triton.__version__,
+        "target": f"sm_{_CAPABILITY}",
+        "kernels": [compiled(kernel) for kernel in KERNELS],
+    }
+    asked.json.write_text(json.dumps(report, indent=1) + "\n")
+    for row in report["kernels"]:
+        print(f"{row['registers']:4} registers, {row['spilled bytes stored']} bytes spilled: {row['kernel']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

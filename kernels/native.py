@@ -1,0 +1,134 @@
+"""The native C++ kernels (csrc/), by ctypes. Tensors are float32 on the CPU, contiguous, and have been checked."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptmst.kernels.layout import cut
+
+_KINDS = ("wbce", "bce", "mse", "siglip", "linear", "kl")
+"""In the order of `Kind` in csrc/kernels.hpp."""
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library; none where it was not built."""
+    # An editable install keeps it away from this file: the import system knows where.
+    spec = importlib.util.find_spec("ptmst.kernels._native")
+    if spec is None or spec.origin is None:
+        return None
+    found = ctypes.CDLL(spec.origin)
+    found.ptmst_instructions.restype = ctypes.c_char_p
+    found.ptmst_choose.argtypes = [ctypes.c_char_p]
+    return found
+
+
+def instructions() -> str:
+    """The instruction set that runs, for people to read."""
+    return str(_library().ptmst_instructions().decode())
+
+
+def choose(instruction_set: str) -> bool:
+    """Run "portable", "avx2", "avx512" or the "best" from here on; false where this machine or library lacks it."""
+    return bool(_library().ptmst_choose(instruction_set.encode()))
+
+
+def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
+    table = cut(base.numel(), offsets)
+    theta = torch.empty_like(base)
+    _call("shortcut_point", theta, base, displacement, scale, beta, table.offsets, len(scale))
+    return theta
+
+
+def matching_residual(
+    theta: Tensor,
+    base: Tensor,
+    displacement: Tensor,
+    scale: Tensor,
+    offsets: Tensor,
+    groups: Tensor,
+    beta_start: Tensor,
+    beta_target: Tensor,
+    num_groups: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    table = cut(base.numel(), offsets, groups, num_groups)
+    residual = torch.empty_like(theta)
+    squared, progress = (torch.empty(table.num_groups) for _ in range(2))
+    tensors = (residual, squared, progress, theta, base, displacement, scale, beta_start, beta_target)
+    _call("match_shortcut", *tensors, table.offsets, table.groups, len(scale), table.num_groups)
+    return residual, squared, progress
+
+
+def vector_residual(
+    theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor, groups: Tensor, num_groups: int | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    table = cut(theta.numel(), offsets, groups, num_groups)
+    residual = torch.empty_like(theta)
+    squared, progress, distance = (torch.empty(table.num_groups) for _ in range(3))
+    _call(
+        "match_vectors", residual, squared, progress, distance, theta, start, target, table.group_offsets,
+        table.num_groups,
+    )  # fmt: skip
+    return residual, squared, progress, distance
+
+
+def flat_sgd_(theta: Tensor, grad: Tensor, lr: Tensor, offsets: Tensor, groups: Tensor) -> None:
+    table = cut(theta.numel(), offsets, groups, lr.numel())
+    _call("flat_sgd", theta, grad, lr, table.group_offsets, table.num_groups)
+
+
+def sgd_ema_(
+    param: Tensor, grad: Tensor, momentum_buffer: Tensor, ema: Tensor, lr: float, momentum: float, decay: float
+) -> None:
+    numbers = (ctypes.c_float(v) for v in (lr, momentum, 1 - decay))
+    _call("sgd_ema", param, grad, momentum_buffer, ema, *numbers, param.numel())
+
+
+def pairwise(
+    kind: str, z: Tensor, labels: Tensor | None, d_labels: Tensor | None, first: int, weights: Tensor,
+    differentiate: bool, sums: Tensor,
+) -> None:  # fmt: skip
+    """A tile of a loss that sums over pairs; see contrast.py."""
+    stride = 0 if labels is None else labels.stride(0)
+    _call("pairwise", _KINDS.index(kind), z, labels, d_labels, *z.shape, stride, first, weights, differentiate, sums)
+
+
+def lines(kind: str, z: Tensor, labels: Tensor | None, first: int, rows: Tensor, columns: Tensor) -> None:
+    """What a softmax loss needs of a tile's rows and of all columns so far; see contrast.py."""
+    stride = 0 if labels is None else labels.stride(0)
+    _call("lines", _KINDS.index(kind), z, labels, *z.shape, stride, first, rows, columns)
+
+
+def softmax(
+    kind: str, z: Tensor, labels: Tensor | None, d_labels: Tensor | None, first: int, rows: Tensor, columns: Tensor,
+    sums: Tensor,
+) -> None:  # fmt: skip
+    """The gradient of a tile of a softmax loss; see contrast.py."""
+    stride = 0 if labels is None else labels.stride(0)
+    _call("softmax", _KINDS.index(kind), z, labels, d_labels, *z.shape, stride, first, rows, columns, sums)
+
+
+def _library() -> ctypes.CDLL:
+    found = library()
+    assert found is not None
+    return found
+
+
+def _call(name: str, *args: Any) -> None:
+    """Tensors as their addresses, integers as 64 bits, and the threads that torch uses."""
+    getattr(_library(), f"ptmst_{name}")(*map(_argument, args), ctypes.c_int64(torch.get_num_threads()))
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        assert value.is_contiguous() or (value.dim() == 2 and value.stride(1) == 1)
+        return ctypes.c_void_p(value.data_ptr())
+    if value is None:
+        return ctypes.c_void_p(None)
+    return ctypes.c_int64(value) if isinstance(value, int) else value

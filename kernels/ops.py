@@ -1,0 +1,98 @@
+"""Kernels as torch ops: what traces them, what differentiates them, and what refuses to.
+
+The functions here run once, at import. An op is registered below autograd; at autograd's own key stands a guard that
+refuses a function transform, where a kernel's tangents would be zero without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("ptmst", "DEF")
+
+
+def register(
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    gradient: Callable[..., Any] | None = None,
+) -> Any:
+    """The op `ptmst::schema`. `gradient` takes the op's arguments where one of them needs a gradient; without it
+    such a call is refused."""
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ptmst::{name}", fake, lib=_LIBRARY)
+    op = getattr(torch.ops.ptmst, name)
+
+    def guard(*args: Any) -> Any:
+        refuse_transforms(name, args)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args)):
+            if gradient is None:
+                raise RuntimeError(
+                    f"{name}: expected tensors without gradient, since it has none; "
+                    "detach them, or call it under torch.no_grad()"
+                )
+            return gradient(*args)
+        return below_autograd(op, *args)
+
+    _LIBRARY.impl(name, guard, "Autograd")
+    return op
+
+
+def below_autograd(op: Any, *args: Any) -> Any:
+    """Run an op itself: what an autograd Function calls in its forward pass."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def refuse_transforms(name: str, args: tuple[Any, ...]) -> None:
+    """Raises RuntimeError under forward-mode AD and inside torch.func's grad and jvp."""
+    forward = any(torch._VF._unpack_dual(t, level=0).tangent is not None for t in _tensors(args))
+    if forward or torch._C._are_functorch_transforms_active():
+        what = "forward-mode differentiation" if forward else "a transform of torch.func"
+        raise RuntimeError(
+            f"{name}: expected no {what}, which would lose its derivatives; "
+            f"call it outside, or use ptmst.kernels.reference.{name}, plain torch, inside"
+        )
+
+
+class _Once(torch.autograd.Function):
+    """A gradient as it is, which raises where the backward pass that made it is differentiated in turn.
+
+    `once_differentiable` does so only for a second derivative by way of the incoming gradient: by way of the inputs
+    it would be dropped without a word.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, name: str, gradient: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.name = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            f"{ctx.name} is differentiable once; for a second derivative use plain torch "
+            f"(ptmst.kernels.reference) or drop create_graph=True"
+        )
+
+
+def once(name: str, gradients: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """What a backward pass made under no_grad from `inputs`, its own and the incoming gradients: to differentiate it
+    raises."""
+    if not torch.is_grad_enabled():
+        return list(gradients)
+    there = [v for v in inputs if v is not None]
+    return [None if g is None else _Once.apply(name, g, *there) for g in gradients]
+
+
+def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    for value in args:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (v for v in value if isinstance(v, Tensor))

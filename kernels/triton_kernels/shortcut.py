@@ -1,0 +1,51 @@
+"""Decoding a shortcut's point."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ptmst.kernels.layout import cut
+from ptmst.kernels.triton_kernels.tiles import BLOCK, OPTIONS, num_tiles, of_part, tables, tile_offsets
+
+
+@triton.jit
+def point_kernel(
+    p_theta,  # [P] out
+    p_base,  # [P]
+    p_displacement,  # [P] half
+    p_factor,  # [L] β · scale
+    p_offsets,  # [L+1]
+    p_first_layer,  # [tiles + 1]
+    num_params,
+    BLOCK: tl.constexpr,
+):
+    """θ = base + factor · displacement. A program owns BLOCK parameters."""
+    i_tile = tl.program_id(0)
+    o = tile_offsets(i_tile, BLOCK)
+    m = o < num_params
+    i_first, i_last = tl.load(p_first_layer + i_tile), tl.load(p_first_layer + i_tile + 1)
+    b_factor = of_part(p_factor, p_offsets, o, i_first, i_last, BLOCK)
+    b_moved = tl.load(p_displacement + o, mask=m, other=0.0).to(tl.float32)
+    tl.store(p_theta + o, tl.load(p_base + o, mask=m, other=0.0) + b_factor * b_moved, mask=m)
+
+
+def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
+    theta = torch.empty_like(base)
+    table = tables(cut(base.numel(), offsets), base.device)
+    tiles = num_tiles(base.numel())
+    if tiles:
+        point_kernel[(tiles,)](
+            p_theta=theta,
+            p_base=base,
+            p_displacement=displacement,
+            p_factor=beta * scale,
+            p_offsets=table.offsets,
+            p_first_layer=table.first_layer,
+            num_params=base.numel(),
+            BLOCK=BLOCK,
+            **OPTIONS,
+        )
+    return theta
