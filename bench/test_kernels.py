@@ -120,8 +120,10 @@ def flat_check(case: Flat, provider: str, device: torch.device) -> None:
     found, expected = (list(a) if isinstance(a, tuple) else [a] for a in answers)
     if case.kernel == "sgd_ema_":
         found, expected = ([x[n] for n in ("theta", "buffer", "base")] for x in (v, wide))
+    # torch.dot in float32 loses digits over tens of millions of products.
+    allowed = 1e-2 if provider == PLAIN else 1e-4
     for a, b in zip(found, expected, strict=True):
-        assert float((a.double() - b).norm() / b.norm()) <= 1e-4, case
+        assert float((a.double() - b).norm() / b.norm()) <= allowed, case
 
 
 @pytest.mark.parametrize("provider", [PLAIN, COMPILED, OURS_KERNEL])
@@ -257,6 +259,7 @@ def test_contrastive(benchmark: BenchmarkFixture, case: Contrastive, provider: s
             assert units is not None
             units = units[: len(b)]
             part = part - units * (part * units).sum(1, keepdim=True)
-        assert float((part.double() - b).norm() / b.norm()) <= 1e-4, case
+        # In float32 the definitions of kl and wbce lose digits where pairs are matched well.
+        assert float((part.double() - b).norm() / b.norm()) <= (1e-4 if provider == OURS_KERNEL else 1e-2), case
     embeddings.cache_clear()
     contrastive_expected.cache_clear()

@@ -210,42 +210,49 @@ class _Found(NamedTuple):
 
 
 class _Embeddings:
-    """Unit embeddings, and the products that logits and gradients are made of."""
+    """Unit embeddings, the images' over the temperature, and the products that logits and gradients are made of."""
 
     def __init__(self, inputs: _Inputs) -> None:
         self.temperature, self.bias = inputs.temperature.float(), inputs.bias.float()
         self._raw = inputs.image_embeds, inputs.text_embeds
-        self._norms = [v.float().norm(dim=1, keepdim=True).clamp_min(_SMALLEST_NORM) for v in self._raw]
-        self._units = [v.float() / norm for v, norm in zip(self._raw, self._norms, strict=True)]
+        norms = [v.float().norm(dim=1, keepdim=True).clamp_min(_SMALLEST_NORM) for v in self._raw]
+        self._scales = norms[0] * self.temperature, norms[1]
+        self._images, self._texts = (v / scale for v, scale in zip(self._raw, self._scales, strict=True))
         self._half = inputs.image_embeds.dtype == torch.bfloat16 and inputs.image_embeds.is_cuda
-        images, self._texts = self._units
-        self._rows = images / self.temperature
+        self._factors = self._images, self._texts
         if self._half:
-            self._rows, self._texts = self._rows.bfloat16(), self._texts.bfloat16()
-        self._d_rows = torch.empty_like(images)
-        self._d_texts = torch.zeros_like(images)
+            self._factors = self._images.bfloat16(), self._texts.bfloat16()
+        self._gradients = torch.empty_like(self._images), torch.empty_like(self._texts)
 
     def logits(self, block: slice) -> Tensor:
+        images, texts = self._factors
         if self._half:
-            return torch.mm(self._rows[block], self._texts.T, out_dtype=torch.float32).add_(self.bias)
-        return torch.addmm(self.bias, self._rows[block], self._texts.T)
+            return torch.mm(images[block], texts.T, out_dtype=torch.float32).add_(self.bias)
+        return torch.addmm(self.bias, images[block], texts.T)
 
     def add(self, block: slice, slopes: Tensor) -> None:
-        """Take ∂ℓ/∂z of a block of rows in."""
+        """Take ∂ℓ/∂z of a block of rows in; the first block is the first to come."""
+        (images, texts), (of_images, of_texts) = self._factors, self._gradients
         if self._half:
             slopes = slopes.bfloat16()
-            self._d_rows[block] = torch.mm(slopes, self._texts, out_dtype=torch.float32)
-            self._d_texts += torch.mm(slopes.T, self._rows[block], out_dtype=torch.float32)
+            of_images[block] = torch.mm(slopes, texts, out_dtype=torch.float32)
+            along = torch.mm(slopes.T, images[block], out_dtype=torch.float32)
+            of_texts.copy_(along) if block.start == 0 else of_texts.add_(along)
         else:
-            torch.mm(slopes, self._texts, out=self._d_rows[block])
-            self._d_texts.addmm_(slopes.T, self._rows[block])
+            torch.mm(slopes, texts, out=of_images[block])
+            if block.start == 0:
+                torch.mm(slopes.T, images[block], out=of_texts)
+            else:
+                of_texts.addmm_(slopes.T, images[block])
 
     def gradients(self) -> list[Tensor]:
-        along = self._d_rows.div_(self.temperature), self._d_texts
+        """Of the embeddings as they were given: across their directions, over their lengths."""
         found = []
-        for gradient, unit, norm, raw in zip(along, self._units, self._norms, self._raw, strict=True):
-            radial = (gradient * unit).sum(1, keepdim=True)
-            found.append(gradient.addcmul_(unit, radial, value=-1).div_(norm).to(raw.dtype))
+        lengths = self.temperature.reciprocal(), torch.ones_like(self.temperature)
+        scaled = zip(self._gradients, (self._images, self._texts), self._scales, lengths, self._raw, strict=True)
+        for gradient, vector, scale, length, raw in scaled:
+            radial = (gradient * vector).sum(1, keepdim=True) / length.square()
+            found.append(gradient.addcmul_(vector, radial, value=-1).div_(scale).to(raw.dtype))
         return found
 
 

@@ -373,7 +373,7 @@ def contrastive_of(kind: LossKind, batch: Batch, similarity: Tensor) -> Tensor:
 
 def test_defaults_are_the_papers() -> None:
     images, texts = torch.randn(5, 8).double(), torch.randn(5, 8).double()
-    batch = Batch(images, texts, torch.tensor(0.07).double(), torch.zeros(()).double(), [])
+    batch = Batch(images, texts, torch.tensor(0.07, dtype=torch.float64), torch.zeros(()).double(), [])
     assert relative_error(kernels.soft_contrastive(images, texts), by_definition("wbce")(batch)) <= 1e-13
     assert relative_error(SoftContrastiveLoss()(images, texts), by_definition("wbce")(batch)) <= 1e-13
 
