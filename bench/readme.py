@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.cases import CLEAN
+from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
 from ptmst.evaluation import METRICS
 from ptmst.report import HEADINGS
 
@@ -97,6 +97,74 @@ def students_table(name: str, folder: str) -> str:
     return "\n".join(lines)
 
 
+def kernels_flat_table(name: str, folder: str) -> str:
+    """Milliseconds of the flat kernels by provider, and how many times the floor ours take."""
+    found = _kernels(name, "parameters")
+    lines = [
+        "| kernel | parameters | plain torch | torch.compile | ptmst | of the floor |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for extra, seconds in found:
+        row = rows.setdefault((extra["kernel"], extra["parameters"]), {})
+        row[extra["provider"]] = f"{1e3 * seconds:.2f} ms" if seconds < 2e-3 else f"{1e3 * seconds:.1f} ms"
+        row["floor"] = f"{extra['times the floor']:.2f} ×" if extra["provider"] == OURS_KERNEL else row.get("floor", "")
+    for (kernel, parameters), row in sorted(rows.items(), key=lambda item: item[0][::-1]):
+        cells = [row[provider] for provider in (PLAIN, COMPILED, OURS_KERNEL)]
+        lines.append(f"| `{kernel}` | {parameters // 1_000_000} M | {' | '.join(cells)} | {row['floor']} |")
+    copied = found[0][0]["copied bytes/s"] / 1e9
+    return "\n".join([*lines, "", _source(found, f"copies {copied:.0f} GB/s", name, folder)])
+
+
+def kernels_contrastive_table(name: str, folder: str) -> str:
+    """Milliseconds and memory of the contrastive loss by provider."""
+    found = _kernels(name, "pairs")
+    providers = (PLAIN, COMPILED, OPEN_CLIP, OURS_KERNEL)
+    lines = [f"| loss | N | {' | '.join(providers)} |", f"|---|--:|{'--:|' * len(providers)}"]
+    rows: dict[tuple[str, int], dict[str, str]] = {}
+    for extra, seconds in found:
+        cell = f"{_time(seconds)}, {_memory(extra['peak MB'])}"
+        rows.setdefault((extra["kernel"].removeprefix("soft_contrastive "), extra["pairs"]), {})[extra["provider"]] = (
+            cell
+        )
+    for (kernel, pairs), row in rows.items():
+        lines.append(f"| {kernel} | {pairs:,} | {' | '.join(row.get(p, '–') for p in providers)} |")
+    products = found[0][0]["product FLOP/s"] / 1e9
+    return "\n".join([*lines, "", _source(found, f"products {products:.0f} GFLOP/s", name, folder)])
+
+
+def ptx_table(name: str, folder: str) -> str:
+    """Registers, spills and widths of memory accesses of every Triton kernel."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    lines = ["| kernel | registers | bytes spilled | widest load, store |", "|---|--:|--:|--:|"]
+    for row in found["kernels"]:
+        widths = f"{row['widest load']}, {row['widest store']} bytes"
+        lines.append(f"| {row['kernel']} | {row['registers']} | {row['spilled bytes stored']} | {widths} |")
+    made = f"`{found['command']}`, Triton {found['triton']}, {found['target']} ([raw]({folder}/{name}.json))."
+    return "\n".join([*lines, "", made])
+
+
+def _kernels(name: str, of: str) -> list[tuple[dict[str, Any], float]]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return [(b["extra_info"], b["stats"]["median"]) for b in found["benchmarks"] if of in b["extra_info"]]
+
+
+def _source(found: list[tuple[dict[str, Any], float]], measured: str, name: str, folder: str) -> str:
+    environment = found[0][0]["environment"]
+    return (
+        f"`{environment['command']}` on {environment['cpu']}, {environment['threads']} threads, GPU: "
+        f"{environment['gpu']}; torch {environment['torch']}; {measured} ([raw]({folder}/{name}.json))."
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _memory(megabytes: float) -> str:
+    return f"{megabytes:.0f} MB" if megabytes < 1024 else f"{megabytes / 1024:.1f} GB"
+
+
 Table = Callable[[str], str]
 TABLES: dict[str, Table] = {
     "demo-scenes": partial(demo_table, "demo-scenes"),
@@ -109,8 +177,11 @@ TABLES: dict[str, Table] = {
     "outer-towers-exact": partial(outer_table, "outer-towers-cpu", gradient="exact"),
     "outer-system": partial(outer_table, "outer-system-allocator-cpu", gradient="truncated"),
     "students": partial(students_table, "students-cpu"),
+    "kernels-flat": partial(kernels_flat_table, "kernels-cpu"),
+    "kernels-contrastive": partial(kernels_contrastive_table, "kernels-cpu"),
+    "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),
 }
-PAGES = {"README.md": "bench/results", "docs/outer-step.md": "../bench/results"}
+PAGES = {"README.md": "bench/results", "docs/outer-step.md": "../bench/results", "docs/kernels.md": "../bench/results"}
 """Each page with its way to the results."""
 
 

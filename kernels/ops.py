@@ -6,11 +6,12 @@ refuses a function transform, where a kernel's tangents would be zero without a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("ptmst", "DEF")
 
@@ -30,8 +31,9 @@ def register(
     op = getattr(torch.ops.ptmst, name)
 
     def guard(*args: Any) -> Any:
-        refuse_transforms(name, args)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args)):
+        if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+            refuse_transforms(name, args)
+        if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in _tensors(args)]):
             if gradient is None:
                 raise RuntimeError(
                     f"{name}: expected tensors without gradient, since it has none; "
@@ -51,7 +53,7 @@ def below_autograd(op: Any, *args: Any) -> Any:
 
 
 def refuse_transforms(name: str, args: tuple[Any, ...]) -> None:
-    """Raises RuntimeError under forward-mode AD and inside torch.func's grad and jvp."""
+    """Raises RuntimeError for a tensor with a tangent, and inside torch.func's grad and jvp."""
     forward = any(torch._VF._unpack_dual(t, level=0).tangent is not None for t in _tensors(args))
     if forward or torch._C._are_functorch_transforms_active():
         what = "forward-mode differentiation" if forward else "a transform of torch.func"
@@ -90,9 +92,6 @@ def once(name: str, gradients: Sequence[Tensor | None], inputs: Sequence[Tensor 
     return [None if g is None else _Once.apply(name, g, *there) for g in gradients]
 
 
-def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
-    for value in args:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from (v for v in value if isinstance(v, Tensor))
+def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
+    found = [value for value in args if isinstance(value, Tensor)]
+    return found + [v for value in args if isinstance(value, list) for v in value if isinstance(v, Tensor)]

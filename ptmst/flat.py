@@ -49,6 +49,18 @@ class LayerTable:
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "group_sizes", tuple(group_sizes))
 
+    @classmethod
+    def of(cls, **modules: nn.Module) -> LayerTable:
+        """A group for each named module: its trainable parameters in registration order, as GROUP.PARAMETER."""
+        names, shapes, groups = [], [], []
+        for number, (group, module) in enumerate(modules.items()):
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    names.append(f"{group}.{name}")
+                    shapes.append(tuple(parameter.shape))
+                    groups.append(number)
+        return cls(tuple(names), tuple(shapes), tuple(groups), tuple(modules))
+
     @cached_property
     def offsets(self) -> Tensor:
         """int64 [L+1]: layer ℓ is θ[offsets[ℓ]:offsets[ℓ+1]]."""
@@ -162,15 +174,9 @@ class Student:
         """
         if tower is not None:
             _refuse_impure("tower", tower.requires_grad_(False))
-        names, shapes, groups = [], [], []
-        for group, (prefix, module) in enumerate((("image", image_module), ("text", text_module))):
+        for prefix, module in (("image", image_module), ("text", text_module)):
             _refuse_impure(prefix, module)
-            for name, parameter in module.named_parameters():
-                if parameter.requires_grad:
-                    names.append(f"{prefix}.{name}")
-                    shapes.append(tuple(parameter.shape))
-                    groups.append(group)
-        return cls(image_module, text_module, LayerTable(tuple(names), tuple(shapes), tuple(groups)), tower)
+        return cls(image_module, text_module, LayerTable.of(image=image_module, text=text_module), tower)
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

@@ -238,3 +238,17 @@ def test_bf16_heads_behind_a_tower_stay_whole() -> None:
     assert torch.equal(half.heads.embed_images(theta, features), student.heads.embed_images(theta, features))
     assert torch.equal(half.embed_images(theta, images), student.heads.embed_images(theta, features))
     assert torch.equal(half.embed_texts(theta, texts), student.embed_texts(theta, texts))
+
+
+def test_a_table_of_modules() -> None:
+    """A group for each, its trainable parameters in order; as a student has them."""
+    image, text = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), nn.Linear(5, 2)
+    image[1].bias.requires_grad_(False)
+    table = LayerTable.of(image=image, text=text)
+    assert table.names == ("image.0.weight", "image.0.bias", "image.1.weight", "text.weight", "text.bias")
+    assert table.shapes == ((4, 3), (4,), (2, 4), (2, 5), (2,))
+    assert (table.group_of_layer, table.group_names) == ((0, 0, 0, 1, 1), ("image", "text"))
+    assert table == Student.from_modules(image, text).layers
+    assert LayerTable.of(network=text).group_names == ("network",)
+    with pytest.raises(InputError, match="expected layers in each of the groups a, b"):
+        LayerTable.of(a=text, b=nn.GELU())

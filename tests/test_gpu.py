@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from oracles import relative_error
+from ptmst import kernels
 from ptmst.config import Keep, Precision
 from ptmst.encoders import ConvNet, ProjectionHead
 from ptmst.flat import Student
+from ptmst.kernels import reference
 from ptmst.shortcut import Displacement, Shortcut
 from ptmst.similarity import FullSimilarity
 from ptmst.synthetic import SyntheticPairs
@@ -93,3 +96,85 @@ def test_the_device_is_that_of_the_host() -> None:
     of.to("cuda")
     for name, gradient in on_host.grads.items():
         assert relative_error(found.grads[name].cpu(), gradient) <= 1e-3, name
+
+
+# Kernels. Against float64 all of them are checked by tests/test_kernels*.py, whose Triton lane runs here on the device.
+
+
+def flat_inputs(parameters: int) -> list[torch.Tensor]:
+    """θ, base, displacement, scale, offsets, groups, β(s), β(t); offsets and groups on the host."""
+    draw = torch.Generator("cuda").manual_seed(0)
+    theta, base = (torch.randn(parameters, device="cuda", generator=draw) for _ in range(2))
+    half = torch.randn(parameters, device="cuda", generator=draw, dtype=torch.float16)
+    ends = [0, parameters // 3 + 1, parameters // 2, parameters // 2, parameters]
+    numbers = [torch.rand(4, device="cuda", generator=draw) for _ in range(3)]
+    return [theta, base, half, numbers[0], torch.tensor(ends), torch.tensor([0, 0, 1, 1]), *numbers[1:]]
+
+
+def test_kernels_give_the_same_bits_again() -> None:
+    inputs = flat_inputs(5_000_001)
+    first, second = kernels.matching_residual(*inputs), kernels.matching_residual(*inputs)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    images, texts = torch.randn(2, 3000, 64, device="cuda")
+    for kind in ("wbce", "infonce", "kl"):
+        losses = [kernels.soft_contrastive(images, texts, kind=kind) for _ in range(2)]
+        assert torch.equal(*losses)
+
+
+def test_kernels_can_be_recorded() -> None:
+    """In a CUDA graph, after one call that compiles them and makes their tables; replayed on other numbers."""
+    theta, base, half, scale, offsets, groups, start, target = flat_inputs(100_003)
+
+    def run() -> list[torch.Tensor]:
+        point = kernels.shortcut_point(base, half, scale, offsets, target)
+        return [point, *kernels.matching_residual(theta, base, half, scale, offsets, groups, start, target, 2)]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = run()
+    theta.normal_()
+    target.uniform_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(recorded, run(), strict=True))
+
+
+def test_points_past_two_to_the_31() -> None:
+    parameters = 2**31 + 4099
+    if torch.cuda.mem_get_info()[0] < 32 * 2**30:
+        pytest.skip("32 GB of the device's memory are not free")
+    _, base, half, scale, offsets, _, _, beta = flat_inputs(parameters)
+    found = kernels.shortcut_point(base, half, scale, offsets, beta)
+    last = slice(parameters - 5000, parameters)
+    assert torch.equal(found[last], base[last] + (beta * scale)[3] * half[last].float())
+    ends = torch.tensor([0, 5000])
+    expected = reference.shortcut_point(base[:5000], half[:5000], scale[:1], ends, beta[:1])
+    assert torch.equal(found[:5000], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_contrastive_loss_takes_little_memory(dtype: torch.dtype) -> None:
+    """In many blocks, with a gradient, and to open_clip's value."""
+    from open_clip.loss import ClipLoss
+
+    pairs, width = 16384, 256
+    images, texts = (torch.randn(pairs, width, device="cuda") for _ in range(2))
+    images, texts = (torch.nn.functional.normalize(v, dim=1).to(dtype).requires_grad_() for v in (images, texts))
+
+    def measured(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        value = function()
+        torch.autograd.grad(value, (images, texts))
+        torch.cuda.synchronize()
+        return value.detach(), torch.cuda.max_memory_allocated() - before
+
+    ours, little = measured(lambda: kernels.soft_contrastive(images, texts, kind="infonce"))
+    theirs, much = measured(lambda: ClipLoss()(images, texts, 1 / 0.07))
+    assert relative_error(ours.cpu(), theirs.cpu()) <= (1e-5 if dtype == torch.float32 else 2e-2)
+    assert 5 * little < much

@@ -57,3 +57,18 @@ def test_the_example_runs_at_a_smaller_scale(tmp_path: Path, monkeypatch: pytest
     names: dict[str, Any] = {}
     exec(example, names)
     assert isinstance(names["distilled"], ptmst.DistilledSet)
+
+
+def test_the_examples_of_kernels_run() -> None:
+    """One after the other; the matching loss of the first goes down."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "kernels.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    losses: list[float] = []
+    step = "    optimiser.step()\n"
+    assert step in blocks[0]
+    names: dict[str, Any] = {"losses": losses}
+    exec(blocks[0].replace(step, f"{step}    losses.append(matched.loss.item())\n"), names)
+    assert len(losses) == 20
+    assert sum(losses[-4:]) < sum(losses[:4])
+    exec(blocks[1], names)
+    assert names["logit_scale"].grad is not None and names["images"].grad.shape == (64, 32)
