@@ -33,7 +33,7 @@ def register(
     def guard(*args: Any) -> Any:
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
             refuse_transforms(name, args)
-        if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in _tensors(args)]):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args)):
             if gradient is None:
                 raise RuntimeError(
                     f"{name}: expected tensors without gradient, since it has none; "
