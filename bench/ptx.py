@@ -53,11 +53,11 @@ class Kernel:
         return " ".join([self.of.fn.__name__, *told])
 
 
-_FLAT = {"BLOCK": BLOCK}
 _TILE = {"ROWS": contrast._ROWS, "COLUMNS": contrast._COLUMNS}
 KERNELS = (
     *(
-        Kernel(of, _FLAT, warps=OPTIONS["num_warps"])
+        Kernel(of, {"BLOCK": BLOCK, "FULL": full}, warps=OPTIONS["num_warps"])
+        for full in (True, False)
         for of in (
             shortcut.point_kernel,
             matching.shortcut_residual_kernel,
@@ -67,6 +67,10 @@ KERNELS = (
         )
     ),
     *(Kernel(matching.add_up_kernel, {"SUMMED": 1024}, types={"p_sums": f"*{t}"}) for t in ("fp32", "fp64")),
+    *(
+        Kernel(contrast.merge_columns_kernel, {"SHARPENED": sharpened, "STRIP": contrast._STRIP}, warps=2)
+        for sharpened in (False, True)
+    ),
     *(
         Kernel(
             contrast.pairwise_kernel,
@@ -99,7 +103,7 @@ def compiled(kernel: Kernel) -> dict[str, Any]:
         else:
             default = "*fp32" if name.startswith("p_") else "i32"
             signature[name] = kernel.types.get(name) or _TYPES.get(name, default)
-            if name.startswith("p_") or name == "num_params":
+            if name.startswith("p_"):
                 attributes[(number,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel.of, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": kernel.warps, "enable_fp_fusion": OPTIONS["enable_fp_fusion"]}

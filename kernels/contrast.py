@@ -24,8 +24,8 @@ from ptmst.kernels.ops import below_autograd, once, register
 from ptmst.kernels.reference import LOSSES, LowRank
 
 _PAIRWISE = ("wbce", "bce", "mse", "siglip")
-_TILE = {"cpu": 1 << 24, "cuda": 1 << 26}
-"""Logits of a block: 64 MB or 256 MB of them."""
+_TILE = {"cpu": 1 << 24, "cuda": 1 << 25}
+"""Logits of a block: 64 MB or 128 MB of them."""
 _LOWEST = -3.4e38
 _EPS = 1e-6
 _SMALLEST_NORM = 1e-12
@@ -47,8 +47,9 @@ def soft_contrastive(
     bias; embeddings need not be normalised. S is dense [N, N], a `LowRank` that is never formed, or the identity
     where it is None. Embeddings are float32 or bfloat16 (whose products run in bfloat16 on CUDA); float64 runs in
     plain torch. Differentiable once: in the embeddings, S or its factors, and in temperature and bias where they are
-    tensors. Memory beside the inputs and their gradients: a block of logits, 64 MB on a CPU and 256 MB on CUDA.
-    Gradients are found together with the value. Raises ValueError for a kind or shapes that there are not.
+    tensors. Gradients are found together with the value. Memory: a block of logits, 64 MB on a CPU and 128 MB on
+    CUDA, unit copies of the embeddings, and gradients. torch.autocast is without effect inside. Raises ValueError for
+    a kind or shapes that there are not.
     """
     if kind not in LOSSES:
         raise ValueError(f"kind: expected {', '.join(LOSSES)}, found {kind}")
@@ -60,7 +61,8 @@ def soft_contrastive(
         labels, alpha = [similarity.diag, similarity.left, similarity.right], float(similarity.alpha)
     wide, device = torch.float64, image_embeds.device
     numbers = (
-        v if isinstance(v, Tensor) else torch.full((), v, dtype=wide, device=device) for v in (temperature, bias)
+        v.to(device) if isinstance(v, Tensor) else torch.full((), v, dtype=wide, device=device)
+        for v in (temperature, bias)
     )
     value: Tensor = _VALUE_OP(image_embeds, text_embeds, *numbers, labels, alpha, kind)
     return value
@@ -214,25 +216,23 @@ class _Embeddings:
 
     def __init__(self, inputs: _Inputs) -> None:
         self.temperature, self.bias = inputs.temperature.float(), inputs.bias.float()
-        self._raw = inputs.image_embeds, inputs.text_embeds
+        self._raw = inputs.image_embeds.contiguous(), inputs.text_embeds.contiguous()
         norms = [v.float().norm(dim=1, keepdim=True).clamp_min(_SMALLEST_NORM) for v in self._raw]
         self._scales = norms[0] * self.temperature, norms[1]
-        self._images, self._texts = (v / scale for v, scale in zip(self._raw, self._scales, strict=True))
         self._half = inputs.image_embeds.dtype == torch.bfloat16 and inputs.image_embeds.is_cuda
-        self._factors = self._images, self._texts
-        if self._half:
-            self._factors = self._images.bfloat16(), self._texts.bfloat16()
-        self._gradients = torch.empty_like(self._images), torch.empty_like(self._texts)
+        dtype = torch.bfloat16 if self._half else torch.float32
+        self._units = tuple((v / scale).to(dtype) for v, scale in zip(self._raw, self._scales, strict=True))
+        self._gradients = tuple(torch.empty_like(v, dtype=torch.float32) for v in self._raw)
 
     def logits(self, block: slice) -> Tensor:
-        images, texts = self._factors
+        images, texts = self._units
         if self._half:
             return torch.mm(images[block], texts.T, out_dtype=torch.float32).add_(self.bias)
         return torch.addmm(self.bias, images[block], texts.T)
 
     def add(self, block: slice, slopes: Tensor) -> None:
         """Take ∂ℓ/∂z of a block of rows in; the first block is the first to come."""
-        (images, texts), (of_images, of_texts) = self._factors, self._gradients
+        (images, texts), (of_images, of_texts) = self._units, self._gradients
         if self._half:
             slopes = slopes.bfloat16()
             of_images[block] = torch.mm(slopes, texts, out_dtype=torch.float32)
@@ -249,7 +249,7 @@ class _Embeddings:
         """Of the embeddings as they were given: across their directions, over their lengths."""
         found = []
         lengths = self.temperature.reciprocal(), torch.ones_like(self.temperature)
-        scaled = zip(self._gradients, (self._images, self._texts), self._scales, lengths, self._raw, strict=True)
+        scaled = zip(self._gradients, self._units, self._scales, lengths, self._raw, strict=True)
         for gradient, vector, scale, length, raw in scaled:
             radial = (gradient * vector).sum(1, keepdim=True) / length.square()
             found.append(gradient.addcmul_(vector, radial, value=-1).div_(scale).to(raw.dtype))
@@ -257,6 +257,12 @@ class _Embeddings:
 
 
 def _tiled(tiles: Tiles, inputs: _Inputs, differentiate: bool, of_labels: bool) -> _Found:
+    # Autocast would make the products half, and kernels read float32.
+    with torch.autocast(inputs.image_embeds.device.type, enabled=False):
+        return _over_blocks(tiles, inputs, differentiate, of_labels)
+
+
+def _over_blocks(tiles: Tiles, inputs: _Inputs, differentiate: bool, of_labels: bool) -> _Found:
     n, device = len(inputs.image_embeds), inputs.image_embeds.device
     embeddings, soft = _Embeddings(inputs), _Labels(inputs.labels, inputs.alpha, of_labels)
     blocks = list(_blocks(n, max(1, _TILE[device.type] // n)))
@@ -288,6 +294,7 @@ def _pairwise(
         if differentiate:
             embeddings.add(block, z)
             soft.add(block, d_rows)
+        del z, rows, d_rows  # before the next block takes as much
     return (sums[:2] * weights).sum(), sums[2], sums[3]
 
 
@@ -300,6 +307,7 @@ def _softmax(
     columns[:2] = _LOWEST
     z = None
     for block in blocks:
+        z = None
         z = embeddings.logits(block)
         tiles.lines(form, z, soft.rows(block), block.start, rows[block], columns)
     (of_rows, row_value), (of_columns, column_value) = (_line(kind, numbers, n) for numbers in (rows.T, columns))
@@ -307,8 +315,9 @@ def _softmax(
     if differentiate:
         of_rows = of_rows.T.contiguous()
         for block in blocks:
-            # A single block's logits are still there.
-            z = embeddings.logits(block) if z is None or len(blocks) > 1 else z
+            if z is None or len(blocks) > 1:  # a single block's logits are still there
+                z = None
+                z = embeddings.logits(block)
             d_rows = soft.gradient(block, z)
             tiles.softmax(form, z, soft.rows(block), d_rows, block.start, of_rows[block], of_columns, sums)
             embeddings.add(block, z)
@@ -339,14 +348,15 @@ def _blocks(n: int, size: int) -> Iterator[slice]:
 
 def _plain(inputs: _Inputs) -> Tensor:
     """By the definition, all pairs in memory."""
-    return reference.soft_contrastive(
-        inputs.image_embeds,
-        inputs.text_embeds,
-        inputs.similarity,
-        kind=inputs.kind,
-        temperature=inputs.temperature,
-        bias=inputs.bias,
-    )
+    with torch.autocast(inputs.image_embeds.device.type, enabled=False):
+        return reference.soft_contrastive(
+            inputs.image_embeds,
+            inputs.text_embeds,
+            inputs.similarity,
+            kind=inputs.kind,
+            temperature=inputs.temperature,
+            bias=inputs.bias,
+        )
 
 
 def _tiles(image_embeds: Tensor) -> Tiles | None:
@@ -394,9 +404,9 @@ class _Loss(torch.autograd.Function):
             leaves = [v.detach().requires_grad_(n) for v, n in zip(tensors, wanted, strict=True)]
             inputs = _inputs(leaves, alpha, kind)
             _check(inputs)
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast(leaves[0].device.type, enabled=False):
                 value = _plain(inputs)
-            gradients = list(torch.autograd.grad(value, [v for v in leaves if v.requires_grad]))
+                gradients = list(torch.autograd.grad(value, [v for v in leaves if v.requires_grad]))
             value, ctx.there = value.detach(), wanted
         else:
             inputs = _inputs(tensors, alpha, kind)

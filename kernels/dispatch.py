@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from functools import cache
 from types import ModuleType
 
@@ -40,21 +41,25 @@ def on_device(device: str, wanted: str | None) -> ModuleType:
             raise OSError(f"{FORCE}=native: expected {lacks if device == 'cpu' else where}")
         return reference
     if wanted == "triton" or device == "cuda":
-        runs = device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-        if runs and has_triton():
+        runs, lacks = device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1", lacks_triton()
+        if runs and not lacks:
             from ptmst.kernels import triton_kernels
 
             return triton_kernels
         if wanted is not None:
-            lacks = "triton, found none; pip install triton"
             where = f"tensors on CUDA, found them on {device}; move them, or set TRITON_INTERPRET=1 to interpret"
             raise OSError(f"{FORCE}=triton: expected {lacks if runs else where}")
     return reference
 
 
 @cache
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def lacks_triton() -> str:
+    """What Triton would need to run here; nothing where it has it all. It compiles its launcher at the first launch."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton, found none; pip install triton"
+    if not any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "gcc", "clang")):
+        return "a C compiler for triton, found none; install gcc or set CC"
+    return ""
 
 
 def active() -> dict[str, str]:
@@ -81,5 +86,5 @@ def _on_cuda() -> str:
         return f"nothing on CUDA ({FORCE}=native)"
     if on_device("cuda", os.environ.get(FORCE)) is not reference:
         return "Triton on CUDA"
-    why = f"{FORCE}=reference" if os.environ.get(FORCE) == "reference" else "triton is not installed"
+    why = f"{FORCE}=reference" if os.environ.get(FORCE) == "reference" else f"expected {lacks_triton()}"
     return f"plain torch on CUDA ({why})"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ptmst.kernels.layout import cut
 
+_POINTERS = (torch.float32, torch.float64, torch.float16, torch.int64)
 _KINDS = ("wbce", "bce", "mse", "siglip", "linear", "kl")
 """In the order of `Kind` in csrc/kernels.hpp."""
 

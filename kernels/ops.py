@@ -26,7 +26,7 @@ def register(
     such a call is refused."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _on_its_device(kernel), "CompositeExplicitAutograd")
     torch.library.register_fake(f"ptmst::{name}", fake, lib=_LIBRARY)
     op = getattr(torch.ops.ptmst, name)
 
@@ -44,6 +44,18 @@ def register(
 
     _LIBRARY.impl(name, guard, "Autograd")
     return op
+
+
+def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, which need not be the tensors' own."""
+
+    def run(*args: Any) -> Any:
+        if not args[0].is_cuda:
+            return kernel(*args)
+        with torch.cuda.device(args[0].device):
+            return kernel(*args)
+
+    return run
 
 
 def below_autograd(op: Any, *args: Any) -> Any:

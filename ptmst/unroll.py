@@ -125,14 +125,11 @@ class OuterStep:
             found = self._gradient(span.replace(of_span), pairs.replace(leaves), inputs["batches"])
             return {"loss": found.loss, "per_group": found.per_group, "theta": found.theta_final, **found.grads}
 
-        found = dict(
-            self._captured(
-                flat,
-                {f"span.{name}": value for name, value in span.tensors().items()}
-                | {f"leaf.{name}": value for name, value in pairs.leaves().items()}
-                | {"batches": batches},
-            )
-        )
+        inputs = {f"span.{name}": value for name, value in span.tensors().items()}
+        inputs |= {f"leaf.{name}": value for name, value in pairs.leaves().items()} | {"batches": batches}
+        # A recording belongs to the current device, which need not be the student's.
+        with torch.cuda.device_of(batches):
+            found = dict(self._captured(flat, inputs))
         return OuterGradient(found.pop("loss"), found.pop("per_group"), found.pop("theta"), found)
 
     def _gradient(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:

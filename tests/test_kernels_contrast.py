@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import typing
 from collections.abc import Callable, Iterator
@@ -232,6 +233,36 @@ def test_bfloat16_embeddings(device: torch.device) -> None:
     assert relative_error(loss.detach().cpu(), exact[0]) <= 2e-2
     for found, expected in zip(gradients, exact[1:3], strict=True):
         assert relative_error(3 * found.cpu(), expected) <= 2e-2
+
+
+@each_lane
+@pytest.mark.parametrize("kind", ["siglip", "infonce", "wbce"])
+def test_autocast_changes_nothing(device: torch.device, kind: LossKind) -> None:
+    """A loss inside an autocast block is the usual case: its products stay float32, whoever makes them."""
+    for labels in ("identity", "low-rank"):
+        batch = Batch.of(32, labels).to(torch.float32).to(device)
+        expected = batch.differentiated(ours(kind))
+        with torch.autocast(device.type, torch.bfloat16):
+            found = batch.differentiated(ours(kind))
+            alone = ours(kind)(batch)
+        assert torch.equal(alone, expected[0])
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("lane", ["reference", "portable"])
+def test_gradients_lie_as_they_are_promised(device: torch.device) -> None:
+    """Of embeddings that lie by columns: a compiler relies on the strides that it is told."""
+    images, texts = torch.randn(2, 8, 16).transpose(1, 2)
+    args = [images, texts, torch.tensor(0.1), torch.tensor(0.0), [torch.rand(16, 16).T], 0.0, "infonce", True]
+    if device.type == "cpu" and os.environ["PTMST_KERNELS"] == "native":
+        found, promised = tiled._run_gradients(*args), tiled._fake_gradients(*args)
+        assert [v.stride() for v in found] == [v.stride() for v in promised]
+    compiled = torch.compile(lambda a, b: kernels.soft_contrastive(a, b, kind="infonce"), fullgraph=True)
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(compiled(leaf, texts), leaf)
+    (expected,) = torch.autograd.grad(kernels.soft_contrastive(leaf, texts, kind="infonce"), leaf)
+    assert relative_error(gradient, expected) <= 1e-5
+    torch.compiler.reset()
 
 
 @each_lane

@@ -300,8 +300,8 @@ def test_native_runs_on_the_cpu(choose: Callable[[str | None], None]) -> None:
 
 def test_triton_runs_on_cuda(choose: Callable[[str | None], None]) -> None:
     choose(None)
-    if not dispatch.has_triton():
-        pytest.skip("triton is not installed")
+    if dispatch.lacks_triton():
+        pytest.skip("Triton cannot run here")
     assert dispatch.on_device("cuda", None).__name__ == "ptmst.kernels.triton_kernels"
 
 
@@ -348,7 +348,7 @@ def test_triton_without_an_interpreter_is_refused(
 def test_triton_where_it_is_not_installed(
     choose: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "lacks_triton", lambda: "triton, found none; pip install triton")
     choose("triton")
     with pytest.raises(OSError, match=r"^PTMST_KERNELS=triton: expected triton, found none; pip install triton$"):
         dispatch.on_device("cuda", "triton")

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """In a process of its own, where nothing is interpreted."""
-    if not dispatch.has_triton():
-        pytest.skip("triton is not installed")
+    if dispatch.lacks_triton():
+        pytest.skip("Triton cannot run here")
     folder = tmp_path_factory.mktemp("ptx")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "cache")}
@@ -47,11 +47,14 @@ def test_registers_suffice(report: list[dict[str, Any]]) -> None:
     """The assembler trades a word or two for more threads at once; more would be a kernel that does too much."""
     for row in report:
         assert max(row["spilled bytes stored"], row["spilled bytes loaded"]) <= 16, row
-        assert 0 < row["registers"] <= 128, row
+        # One last tile with masks may take more: it runs alone.
+        assert 0 < row["registers"] <= (168 if "full=False" in row["kernel"] else 128), row
 
 
 def test_flat_kernels_read_and_write_16_bytes_at_once(report: list[dict[str, Any]]) -> None:
+    """Whatever the number of parameters: it is no argument of theirs that has to be a multiple of anything."""
     flat = [row for row in report if row["kernel"].startswith(("point", "shortcut", "vector", "flat", "sgd"))]
-    assert len(flat) == 5
-    for row in flat:
+    whole = [row for row in flat if "full=True" in row["kernel"]]
+    assert (len(flat), len(whole)) == (10, 5)
+    for row in whole:
         assert row["widest load"] == row["widest store"] == 16, row

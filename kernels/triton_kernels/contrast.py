@@ -15,8 +15,8 @@ _ROWS, _COLUMNS = 8, 128
 """Of logits that one program owns."""
 _LINE = 1024
 """Logits of a row that are summed at once."""
-_STRIP, _STEP = 64, 16
-"""Columns that one program walks down, and rows that it takes at once."""
+_STRIP, _STEP = 64, 64
+"""Columns and rows of logits whose column sums one program makes."""
 _SUMMED = 1024
 
 
@@ -37,7 +37,7 @@ def log_1p(b_u):
     return tl.log(b_w) + (b_u - (b_w - 1.0)) / b_w
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "num_rows"])
 def pairwise_kernel(
     p_z,  # [rows, columns] logits in, ∂ℓ/∂z out
     p_d_labels,  # [rows, columns] out
@@ -108,7 +108,7 @@ def pairwise_kernel(
         tl.store(p_sums + 3, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def row_numbers_kernel(
     p_numbers,  # [rows, 5] float64 out
     p_z,  # [rows, columns]
@@ -159,9 +159,9 @@ def row_numbers_kernel(
     tl.store(p_out + 4, tl.sum(b_third, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "num_rows"])
 def column_numbers_kernel(
-    p_state,  # [5, columns] float64 in and out
+    p_partial,  # [row blocks, 5, columns] out
     p_z,  # [rows, columns]
     p_labels,  # [rows, columns]
     first,
@@ -173,60 +173,83 @@ def column_numbers_kernel(
     ROWS: tl.constexpr,
     STRIP: tl.constexpr,
 ):
-    """A program owns STRIP columns, and walks down all rows of the tile."""
-    o_column = tl.program_id(0) * STRIP + tl.arange(0, STRIP)
+    """A program owns STRIP columns of ROWS rows."""
+    i_column, i_row = tl.program_id(0), tl.program_id(1)
+    o_row = (i_row * ROWS + tl.arange(0, ROWS))[:, None]
+    o_column = i_column * STRIP + tl.arange(0, STRIP)
     m_column = o_column < num_columns
-    p_own = p_state + o_column
-    b_old = tl.load(p_own, mask=m_column, other=0.0)
-    b_old_sharp = tl.load(p_own + num_columns, mask=m_column, other=0.0)
-    b_peak, b_sharp_peak = b_old.to(tl.float32), b_old_sharp.to(tl.float32)
-    for i in range(0, num_rows, ROWS):
-        o_row = (i + tl.arange(0, ROWS))[:, None]
-        m = (o_row < num_rows) & m_column[None, :]
-        p_tile = p_z + o_row.to(tl.int64) * num_columns + o_column[None, :]
-        b_peak = tl.maximum(b_peak, tl.max(tl.load(p_tile, mask=m, other=-3.4e38), axis=0))
-        if SHARPENED:
-            b_s = labels_of(p_labels, o_row, o_column[None, :], m, first, label_stride, IDENTITY)
-            b_sharp_peak = tl.maximum(b_sharp_peak, tl.max(tl.where(m, 10.0 * b_s, -3.4e38), axis=0))
-    b_first = tl.zeros([STRIP], tl.float64)
-    b_second = tl.zeros([STRIP], tl.float64)
-    b_third = tl.zeros([STRIP], tl.float64)
-    for i in range(0, num_rows, ROWS):
-        o_row = (i + tl.arange(0, ROWS))[:, None]
-        m = (o_row < num_rows) & m_column[None, :]
-        p_tile = p_z + o_row.to(tl.int64) * num_columns + o_column[None, :]
-        b_below = tl.load(p_tile, mask=m, other=0.0) - b_peak[None, :]
-        b_s = labels_of(p_labels, o_row, o_column[None, :], m, first, label_stride, IDENTITY)
-        b_first += tl.sum(tl.where(m, tl.exp(b_below), 0.0), axis=0)
-        if SHARPENED:
-            b_sharp_below = 10.0 * b_s - b_sharp_peak[None, :]
-            b_sharp = tl.where(m, tl.exp(b_sharp_below), 0.0)
-            b_second += tl.sum(b_sharp, axis=0)
-            b_third += tl.sum(b_sharp * (b_sharp_below - b_below), axis=0)
-        else:
-            b_second += tl.sum(tl.where(m, b_s, 0.0), axis=0)
-            b_third += tl.sum(tl.where(m, b_s * b_below, 0.0), axis=0)
-    # What was summed against older, lower peaks.
-    b_old_second = tl.load(p_own + 3 * num_columns, mask=m_column, other=0.0)
-    b_old_third = tl.load(p_own + 4 * num_columns, mask=m_column, other=0.0)
-    b_fall = b_old - b_peak.to(tl.float64)
-    b_shrunk = tl.exp(b_fall.to(tl.float32)).to(tl.float64)
+    m = (o_row < num_rows) & m_column[None, :]
+    b_z = tl.load(p_z + o_row.to(tl.int64) * num_columns + o_column[None, :], mask=m, other=-3.4e38)
+    b_s = labels_of(p_labels, o_row, o_column[None, :], m, first, label_stride, IDENTITY)
+    b_peak = tl.max(b_z, axis=0)
+    b_below = tl.where(m, b_z - b_peak[None, :], 0.0)
+    b_first = tl.sum(tl.where(m, tl.exp(b_below), 0.0), axis=0)
     if SHARPENED:
-        b_sharp_fall = b_old_sharp - b_sharp_peak.to(tl.float64)
-        b_sharp_shrunk = tl.exp(b_sharp_fall.to(tl.float32)).to(tl.float64)
-        b_old_third = (b_old_third + b_old_second * (b_sharp_fall - b_fall)) * b_sharp_shrunk
-        b_old_second *= b_sharp_shrunk
+        b_sharp_peak = tl.max(tl.where(m, 10.0 * b_s, -3.4e38), axis=0)
+        b_sharp_below = 10.0 * b_s - b_sharp_peak[None, :]
+        b_sharp = tl.where(m, tl.exp(b_sharp_below), 0.0)
+        b_second = tl.sum(b_sharp, axis=0)
+        b_third = tl.sum(b_sharp * (b_sharp_below - b_below), axis=0)
     else:
-        b_old_third += b_old_second * b_fall
-    b_first += b_shrunk * tl.load(p_own + 2 * num_columns, mask=m_column, other=0.0)
-    tl.store(p_own, b_peak.to(tl.float64), mask=m_column)
-    tl.store(p_own + num_columns, b_sharp_peak.to(tl.float64), mask=m_column)
+        b_sharp_peak = tl.full([STRIP], -3.4e38, tl.float32)
+        b_second = tl.sum(tl.where(m, b_s, 0.0), axis=0)
+        b_third = tl.sum(tl.where(m, b_s * b_below, 0.0), axis=0)
+    p_own = p_partial + i_row.to(tl.int64) * 5 * num_columns + o_column
+    tl.store(p_own, b_peak, mask=m_column)
+    tl.store(p_own + num_columns, b_sharp_peak, mask=m_column)
     tl.store(p_own + 2 * num_columns, b_first, mask=m_column)
-    tl.store(p_own + 3 * num_columns, b_old_second + b_second, mask=m_column)
-    tl.store(p_own + 4 * num_columns, b_old_third + b_third, mask=m_column)
+    tl.store(p_own + 3 * num_columns, b_second, mask=m_column)
+    tl.store(p_own + 4 * num_columns, b_third, mask=m_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
+def merge_columns_kernel(
+    p_state,  # [5, columns] float64 in and out
+    p_partial,  # [row blocks, 5, columns]
+    num_blocks,
+    num_columns,
+    SHARPENED: tl.constexpr,
+    STRIP: tl.constexpr,
+):
+    """A program owns STRIP columns, and merges their row blocks in order: sums against lower peaks shrink."""
+    o_column = tl.program_id(0) * STRIP + tl.arange(0, STRIP)
+    m = o_column < num_columns
+    p_own = p_state + o_column
+    b_peak = tl.load(p_own, mask=m, other=0.0)
+    b_sharp_peak = tl.load(p_own + num_columns, mask=m, other=0.0)
+    b_first = tl.load(p_own + 2 * num_columns, mask=m, other=0.0)
+    b_second = tl.load(p_own + 3 * num_columns, mask=m, other=0.0)
+    b_third = tl.load(p_own + 4 * num_columns, mask=m, other=0.0)
+    p_new = p_partial + o_column
+    for _ in range(num_blocks):
+        b_new = tl.load(p_new, mask=m, other=0.0).to(tl.float64)
+        b_new_sharp = tl.load(p_new + num_columns, mask=m, other=0.0).to(tl.float64)
+        b_top, b_sharp_top = tl.maximum(b_peak, b_new), tl.maximum(b_sharp_peak, b_new_sharp)
+        # How far each side's peak lies below the common one.
+        b_fall, b_new_fall = b_peak - b_top, b_new - b_top
+        b_new_first = tl.load(p_new + 2 * num_columns, mask=m, other=0.0).to(tl.float64)
+        b_new_second = tl.load(p_new + 3 * num_columns, mask=m, other=0.0).to(tl.float64)
+        b_new_third = tl.load(p_new + 4 * num_columns, mask=m, other=0.0).to(tl.float64)
+        b_first = b_first * tl.exp(b_fall) + b_new_first * tl.exp(b_new_fall)
+        if SHARPENED:
+            b_sharp_fall, b_new_sharp_fall = b_sharp_peak - b_sharp_top, b_new_sharp - b_sharp_top
+            b_shrunk, b_new_shrunk = tl.exp(b_sharp_fall), tl.exp(b_new_sharp_fall)
+            b_third = (b_third + b_second * (b_sharp_fall - b_fall)) * b_shrunk
+            b_third += (b_new_third + b_new_second * (b_new_sharp_fall - b_new_fall)) * b_new_shrunk
+            b_second = b_second * b_shrunk + b_new_second * b_new_shrunk
+        else:
+            b_third += b_second * b_fall + b_new_third + b_new_second * b_new_fall
+            b_second += b_new_second
+        b_peak, b_sharp_peak = b_top, b_sharp_top
+        p_new += 5 * num_columns
+    tl.store(p_own, b_peak, mask=m)
+    tl.store(p_own + num_columns, b_sharp_peak, mask=m)
+    tl.store(p_own + 2 * num_columns, b_first, mask=m)
+    tl.store(p_own + 3 * num_columns, b_second, mask=m)
+    tl.store(p_own + 4 * num_columns, b_third, mask=m)
+
+
+@triton.jit(do_not_specialize=["first", "num_rows"])
 def softmax_kernel(
     p_z,  # [rows, columns] logits in, ∂ℓ/∂z out
     p_d_labels,  # [rows, columns] out
@@ -311,8 +334,17 @@ def pairwise(
 def lines(kind: str, z: Tensor, labels: Tensor | None, first: int, rows: Tensor, columns: Tensor) -> None:
     common = _common(z, labels, first)
     tensors: dict[str, Any] = {"p_z": z, "p_labels": z if labels is None else labels, "SHARPENED": kind == "kl"}
-    column_numbers_kernel[(triton.cdiv(z.shape[1], _STRIP),)](
-        p_state=columns, ROWS=_STEP, STRIP=_STRIP, **tensors, **common
+    grid = triton.cdiv(z.shape[1], _STRIP), triton.cdiv(z.shape[0], _STEP)
+    partial = z.new_empty(grid[1], 5, z.shape[1])
+    column_numbers_kernel[grid](p_partial=partial, ROWS=_STEP, STRIP=_STRIP, **tensors, **common)
+    merge_columns_kernel[(grid[0],)](
+        p_state=columns,
+        p_partial=partial,
+        num_blocks=grid[1],
+        num_columns=z.shape[1],
+        SHARPENED=kind == "kl",
+        STRIP=_STRIP,
+        num_warps=2,
     )
     del common["num_rows"]
     row_numbers_kernel[(len(z),)](p_numbers=rows, LINE=_LINE, **tensors, **common)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ptmst.kernels.layout import Cut, cut
-from ptmst.kernels.triton_kernels.tiles import BLOCK, OPTIONS, num_tiles, of_part, tables, tile_offsets
+from ptmst.kernels.triton_kernels.tiles import launch, num_tiles, of_part, tables, tile_offsets, within
 
 _SUMMED = 1024
 """Tiles' sums that are added at once."""
@@ -35,7 +35,7 @@ def tile_sums(
         tl.store(p_partial + (i_tile.to(tl.int64) * num_groups + i) * QUANTITIES + i_quantity, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["i_begin"])
 def shortcut_residual_kernel(
     p_residual,  # [P] out
     p_partial,  # [tiles, G, 3] out; zeros before
@@ -50,13 +50,15 @@ def shortcut_residual_kernel(
     p_first_group,  # [tiles + 1]
     num_params,
     num_groups,
+    i_begin,
+    FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """residual = θ − target; Σ residual², Σ residual (θ − start). A program owns BLOCK parameters; start and target
     live in registers only."""
-    i_tile = tl.program_id(0)
+    i_tile = i_begin + tl.program_id(0)
     o = tile_offsets(i_tile, BLOCK)
-    m = o < num_params
+    m = within(o, num_params, FULL, BLOCK)
     i_first, i_last = tl.load(p_first_layer + i_tile), tl.load(p_first_layer + i_tile + 1)
     b_theta = tl.load(p_theta + o, mask=m, other=0.0)
     b_base = tl.load(p_base + o, mask=m, other=0.0)
@@ -71,7 +73,7 @@ def shortcut_residual_kernel(
     tile_sums(p_partial, b_progress, o, m, p_group_offsets, i_tile, i_first, i_last, 1, num_groups, 3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["i_begin"])
 def vector_residual_kernel(
     p_residual,  # [P] out
     p_partial,  # [tiles, G, 3] out; zeros before
@@ -82,12 +84,14 @@ def vector_residual_kernel(
     p_first_group,  # [tiles + 1]
     num_params,
     num_groups,
+    i_begin,
+    FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The same between plain vectors, and Σ (target − start)²."""
-    i_tile = tl.program_id(0)
+    i_tile = i_begin + tl.program_id(0)
     o = tile_offsets(i_tile, BLOCK)
-    m = o < num_params
+    m = within(o, num_params, FULL, BLOCK)
     b_theta = tl.load(p_theta + o, mask=m, other=0.0)
     b_start = tl.load(p_start + o, mask=m, other=0.0)
     b_target = tl.load(p_target + o, mask=m, other=0.0)
@@ -130,26 +134,24 @@ def matching_residual(
     num_groups: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = cut(theta.numel(), offsets, groups, num_groups)
-    table, tiles = tables(layout, theta.device), num_tiles(theta.numel())
+    table = tables(layout, theta.device)
     residual, partial = torch.empty_like(theta), _partial(layout, theta)
-    if tiles:
-        shortcut_residual_kernel[(tiles,)](
-            p_residual=residual,
-            p_partial=partial,
-            p_theta=theta,
-            p_base=base,
-            p_displacement=displacement,
-            p_start_factor=beta_start * scale,
-            p_target_factor=beta_target * scale,
-            p_offsets=table.offsets,
-            p_group_offsets=table.group_offsets,
-            p_first_layer=table.first_layer,
-            p_first_group=table.first_group,
-            num_params=theta.numel(),
-            num_groups=layout.num_groups,
-            BLOCK=BLOCK,
-            **OPTIONS,
-        )
+    launch(
+        shortcut_residual_kernel,
+        theta.numel(),
+        p_residual=residual,
+        p_partial=partial,
+        p_theta=theta,
+        p_base=base,
+        p_displacement=displacement,
+        p_start_factor=beta_start * scale,
+        p_target_factor=beta_target * scale,
+        p_offsets=table.offsets,
+        p_group_offsets=table.group_offsets,
+        p_first_layer=table.first_layer,
+        p_first_group=table.first_group,
+        num_groups=layout.num_groups,
+    )
     squared, progress, _ = _added(layout, partial)
     return residual, squared, progress
 
@@ -158,22 +160,20 @@ def vector_residual(
     theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor, groups: Tensor, num_groups: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layout = cut(theta.numel(), offsets, groups, num_groups)
-    table, tiles = tables(layout, theta.device), num_tiles(theta.numel())
+    table = tables(layout, theta.device)
     residual, partial = torch.empty_like(theta), _partial(layout, theta)
-    if tiles:
-        vector_residual_kernel[(tiles,)](
-            p_residual=residual,
-            p_partial=partial,
-            p_theta=theta,
-            p_start=start,
-            p_target=target,
-            p_group_offsets=table.group_offsets,
-            p_first_group=table.first_group,
-            num_params=theta.numel(),
-            num_groups=layout.num_groups,
-            BLOCK=BLOCK,
-            **OPTIONS,
-        )
+    launch(
+        vector_residual_kernel,
+        theta.numel(),
+        p_residual=residual,
+        p_partial=partial,
+        p_theta=theta,
+        p_start=start,
+        p_target=target,
+        p_group_offsets=table.group_offsets,
+        p_first_group=table.first_group,
+        num_groups=layout.num_groups,
+    )
     squared, progress, distance = _added(layout, partial)
     return residual, squared, progress, distance
 

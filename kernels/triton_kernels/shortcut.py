@@ -8,10 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ptmst.kernels.layout import cut
-from ptmst.kernels.triton_kernels.tiles import BLOCK, OPTIONS, num_tiles, of_part, tables, tile_offsets
+from ptmst.kernels.triton_kernels.tiles import launch, of_part, tables, tile_offsets, within
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["i_begin"])
 def point_kernel(
     p_theta,  # [P] out
     p_base,  # [P]
@@ -20,12 +20,14 @@ def point_kernel(
     p_offsets,  # [L+1]
     p_first_layer,  # [tiles + 1]
     num_params,
+    i_begin,
+    FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """θ = base + factor · displacement. A program owns BLOCK parameters."""
-    i_tile = tl.program_id(0)
+    i_tile = i_begin + tl.program_id(0)
     o = tile_offsets(i_tile, BLOCK)
-    m = o < num_params
+    m = within(o, num_params, FULL, BLOCK)
     i_first, i_last = tl.load(p_first_layer + i_tile), tl.load(p_first_layer + i_tile + 1)
     b_factor = of_part(p_factor, p_offsets, o, i_first, i_last, BLOCK)
     b_moved = tl.load(p_displacement + o, mask=m, other=0.0).to(tl.float32)
@@ -35,17 +37,14 @@ def point_kernel(
 def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
     theta = torch.empty_like(base)
     table = tables(cut(base.numel(), offsets), base.device)
-    tiles = num_tiles(base.numel())
-    if tiles:
-        point_kernel[(tiles,)](
-            p_theta=theta,
-            p_base=base,
-            p_displacement=displacement,
-            p_factor=beta * scale,
-            p_offsets=table.offsets,
-            p_first_layer=table.first_layer,
-            num_params=base.numel(),
-            BLOCK=BLOCK,
-            **OPTIONS,
-        )
+    launch(
+        point_kernel,
+        base.numel(),
+        p_theta=theta,
+        p_base=base,
+        p_displacement=displacement,
+        p_factor=beta * scale,
+        p_offsets=table.offsets,
+        p_first_layer=table.first_layer,
+    )
     return theta

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -32,9 +32,9 @@ class Tables(NamedTuple):
     """int32 [tiles + 1], likewise."""
 
 
-@lru_cache(maxsize=32)
+@cache
 def tables(cut: Cut, device: torch.device) -> Tables:
-    """Made once for each cut, so that a step which is recorded in a CUDA graph finds them."""
+    """Made once for each cut and kept: a step that is recorded in a CUDA graph finds them again at their addresses."""
     starts = range(0, cut.ends[-1], BLOCK)
 
     def first(ends: tuple[int, ...]) -> Tensor:
@@ -50,10 +50,31 @@ def num_tiles(parameters: int) -> int:
     return -(-parameters // BLOCK)
 
 
+def launch(kernel: Any, parameters: int, **arguments: Any) -> None:
+    """Run a kernel over all tiles: the whole ones without masks, which would keep it from reading 16 bytes at once
+    wherever P is no multiple of 16, and then the rest."""
+    whole, rest = divmod(parameters, BLOCK)
+    common = {**arguments, "num_params": parameters, "BLOCK": BLOCK, **OPTIONS}
+    if whole:
+        kernel[(whole,)](i_begin=0, FULL=True, **common)
+    if rest:
+        kernel[(1,)](i_begin=whole, FULL=False, **common)
+
+
 @triton.jit
 def tile_offsets(i_tile, BLOCK: tl.constexpr):
     # In 64 bits before the product: parameters pass 2³¹.
     return i_tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def within(o, num_params, FULL: tl.constexpr, BLOCK: tl.constexpr):
+    """Which of a tile's offsets are parameters."""
+    if FULL:
+        m = tl.full([BLOCK], True, tl.int1)
+    else:
+        m = o < num_params
+    return m
 
 
 @triton.jit

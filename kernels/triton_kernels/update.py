@@ -7,10 +7,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ptmst.kernels.layout import cut
-from ptmst.kernels.triton_kernels.tiles import BLOCK, OPTIONS, num_tiles, of_part, tables, tile_offsets
+from ptmst.kernels.triton_kernels.tiles import launch, of_part, tables, tile_offsets, within
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["i_begin"])
 def flat_sgd_kernel(
     p_theta,  # [P] in and out
     p_grad,  # [P]
@@ -18,19 +18,21 @@ def flat_sgd_kernel(
     p_group_offsets,  # [G+1]
     p_first_group,  # [tiles + 1]
     num_params,
+    i_begin,
+    FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """θ ← θ − η_group · grad. A program owns BLOCK parameters."""
-    i_tile = tl.program_id(0)
+    i_tile = i_begin + tl.program_id(0)
     o = tile_offsets(i_tile, BLOCK)
-    m = o < num_params
+    m = within(o, num_params, FULL, BLOCK)
     i_first, i_last = tl.load(p_first_group + i_tile), tl.load(p_first_group + i_tile + 1)
     b_rate = of_part(p_lr, p_group_offsets, o, i_first, i_last, BLOCK)
     b_theta = tl.load(p_theta + o, mask=m, other=0.0) - b_rate * tl.load(p_grad + o, mask=m, other=0.0)
     tl.store(p_theta + o, b_theta, mask=m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["i_begin"])
 def sgd_ema_kernel(
     p_param,  # [P] in and out
     p_momentum,  # [P] in and out
@@ -40,11 +42,13 @@ def sgd_ema_kernel(
     momentum,
     weight,  # 1 − decay
     num_params,
+    i_begin,
+    FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """m ← momentum · m + grad; param ← param − lr · m; ema ← param by weight. A program owns BLOCK elements."""
-    o = tile_offsets(tl.program_id(0), BLOCK)
-    m = o < num_params
+    o = tile_offsets(i_begin + tl.program_id(0), BLOCK)
+    m = within(o, num_params, FULL, BLOCK)
     b_momentum = momentum * tl.load(p_momentum + o, mask=m, other=0.0) + tl.load(p_grad + o, mask=m, other=0.0)
     b_param = tl.load(p_param + o, mask=m, other=0.0) - lr * b_momentum
     b_ema = tl.load(p_ema + o, mask=m, other=0.0)
@@ -58,34 +62,28 @@ def sgd_ema_kernel(
 
 def flat_sgd_(theta: Tensor, grad: Tensor, lr: Tensor, offsets: Tensor, groups: Tensor) -> None:
     table = tables(cut(theta.numel(), offsets, groups, lr.numel()), theta.device)
-    tiles = num_tiles(theta.numel())
-    if tiles:
-        flat_sgd_kernel[(tiles,)](
-            p_theta=theta,
-            p_grad=grad,
-            p_lr=lr,
-            p_group_offsets=table.group_offsets,
-            p_first_group=table.first_group,
-            num_params=theta.numel(),
-            BLOCK=BLOCK,
-            **OPTIONS,
-        )
+    launch(
+        flat_sgd_kernel,
+        theta.numel(),
+        p_theta=theta,
+        p_grad=grad,
+        p_lr=lr,
+        p_group_offsets=table.group_offsets,
+        p_first_group=table.first_group,
+    )
 
 
 def sgd_ema_(
     param: Tensor, grad: Tensor, momentum_buffer: Tensor, ema: Tensor, lr: float, momentum: float, decay: float
 ) -> None:
-    tiles = num_tiles(param.numel())
-    if tiles:
-        sgd_ema_kernel[(tiles,)](
-            p_param=param,
-            p_momentum=momentum_buffer,
-            p_ema=ema,
-            p_grad=grad,
-            lr=lr,
-            momentum=momentum,
-            weight=1 - decay,
-            num_params=param.numel(),
-            BLOCK=BLOCK,
-            **OPTIONS,
-        )
+    launch(
+        sgd_ema_kernel,
+        param.numel(),
+        p_param=param,
+        p_momentum=momentum_buffer,
+        p_ema=ema,
+        p_grad=grad,
+        lr=lr,
+        momentum=momentum,
+        weight=1 - decay,
+    )
