@@ -98,7 +98,7 @@ def students_table(name: str, folder: str) -> str:
 
 
 def kernels_flat_table(name: str, folder: str) -> str:
-    """Milliseconds of the flat kernels by provider, and how many times the floor ours take."""
+    """Milliseconds of the flat kernels by provider, and how many times the floor that is."""
     found = _kernels(name, "parameters")
     lines = [
         "| kernel | parameters | plain torch | torch.compile | ptmst | of the floor |",

@@ -29,6 +29,11 @@ _KIND, _VERSION = "distillation run", 1
 _KEEP = 2
 
 
+def run_record(folder: Path) -> dict[str, Any]:
+    """What a distillation has written of itself in its output folder: settings, and the hash of its store."""
+    return files.read_json(folder / RUN, _KIND, _VERSION)
+
+
 @dataclass(frozen=True)
 class OuterState:
     """One phase between outer steps: leaves, their average, and the optimiser's moments; updated in place."""

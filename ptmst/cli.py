@@ -16,7 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from ptmst import allocator
 from ptmst import config as configs
-from ptmst.config import DistillConfig, Endpoints, EvaluateConfig, Phase, RenderConfig, TeachConfig
+from ptmst.config import DistillConfig, Endpoints, EvaluateConfig, ImportConfig, Phase, RenderConfig, TeachConfig
 from ptmst.errors import InputError
 from ptmst.progress import say, show
 
@@ -138,6 +138,66 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Import:
+    """Read published replay buffers into a trajectory store, or published distilled sets into a set."""
+
+    settings: Annotated[ImportConfig, arg(name="")] = field(default_factory=ImportConfig)
+    distilled: tuple[Path, ...] = ()
+    """Instead of buffers: published distilled .pt files, one for each phase in order."""
+
+    def run(self) -> None:
+        if self.distilled:
+            from ptmst.exchange import import_distilled
+            from ptmst.legacy import set_settings
+
+            if self.settings.images or self.settings.texts or self.settings.networks:
+                raise InputError("distilled: expected them alone, found buffers beside them; import one kind at a time")
+            found = import_distilled(self.distilled, *set_settings(self.settings))
+            found.save(self.settings.out)
+            say(f"{self.settings.out}: {found.num_pairs} pairs in {len(found)} phases")
+            return
+        from ptmst.legacy import import_buffers
+
+        store = import_buffers(self.settings)
+        say(f"{store.path}: {len(store)} experts of {store.layers.num_params:,} parameters, {store.bytes / 1e6:.1f} MB")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a distilled set in a form that other code reads."""
+
+    set: Positional[Path]
+    """Folder of the distilled set."""
+    out: Path
+    """Folder to write; it must be empty or not there."""
+    format: Literal["ptm-st", "lors", "folder", "hf"] = "folder"
+    """ptm-st, lors: the published .pt files; folder: PNG and captions; hf: Parquet that Hugging Face datasets reads."""
+
+    def run(self) -> None:
+        from ptmst.distilled import DistilledSet
+        from ptmst.exchange import export
+
+        written = export(DistilledSet.load(self.set), self.out, self.format)
+        say(f"{self.out}: {len(written)} files")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Print what a store, set, run, tensor file or published file is."""
+
+    path: Positional[Path]
+    """File or folder."""
+    verify: bool = False
+    """Recompute every hash."""
+
+    def run(self) -> None:
+        from ptmst.inspection import inspect
+
+        for what, finding in inspect(self.path, self.verify):
+            print(f"{what:20} {finding}")
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Print versions, devices, which kernels run, and what is missing."""
 
@@ -155,6 +215,9 @@ COMMANDS: dict[str, type] = {
     "distill": Distill,
     "evaluate": Evaluate,
     "report": Report,
+    "import": Import,
+    "export": Export,
+    "inspect": Inspect,
     "doctor": Doctor,
 }
 

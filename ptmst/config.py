@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cattrs import Converter
 
 T = TypeVar("T")
+Coding = Literal["fp16", "int8"]
 LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl", "siglip"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -131,6 +132,8 @@ class TeachConfig:
     """Divisor of the cosine similarities."""
     endpoints: Endpoints = (5, 7)
     """Epochs whose displacement is kept, such as 5,7; or all (needed for raw trajectories)."""
+    coding: Coding = "fp16"
+    """How displacements lie on disk: fp16 (relative error 2e-4) or int8 in blocks of 256 (7e-3, half the size)."""
     seed: int = 0
     """Seed of every random draw."""
     device: Device = "auto"
@@ -148,6 +151,38 @@ class TeachConfig:
                 yield f"endpoints: expected epochs in 1..{self.epochs}, found {k}; lower it or raise epochs"
         if not self.kept_endpoints:
             yield "endpoints: expected at least one epoch, found none; name some, such as 5,7"
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Published replay buffers, and the encoder and data that they belong to."""
+
+    out: Path = Path("runs/imported")
+    """Folder of the trajectory store."""
+    images: tuple[Path, ...] = ()
+    """Buffers of the image tower, such as img_replay_buffer_*.pt."""
+    texts: tuple[Path, ...] = ()
+    """Buffers of the text head, in the same order."""
+    networks: tuple[Path, ...] = ()
+    """Instead: buffers of one network, such as MTT's replay_buffer_*.pt."""
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    endpoints: Endpoints = "all"
+    """Epochs whose displacement is kept, such as 5,7; or all (needed for raw trajectories)."""
+    coding: Coding = "fp16"
+    """How displacements lie on disk: fp16 (relative error 2e-4) or int8 in blocks of 256 (7e-3, half the size)."""
+
+    def problems(self) -> Iterator[str]:
+        if self.networks and (self.images or self.texts):
+            yield "networks: expected them alone, found images or texts beside them; import one kind at a time"
+        elif len(self.images) != len(self.texts):
+            yield (
+                f"texts: expected one buffer for each of {len(self.images)} image buffers, found {len(self.texts)}; "
+                "name both in the same order"
+            )
+        for k in () if self.endpoints == "all" else self.endpoints:
+            if k < 1:
+                yield f"endpoints: expected epochs from 1, found {k}; raise it"
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -32,3 +34,18 @@ def arithmetic(precision: Precision) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, conv.allow_tf32, conv.deterministic, conv.benchmark = before
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free: of a CUDA device, or of the host, where a container's limit counts too."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        available = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
+        free = [1024 * int(available[0].split()[1])]
+        limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+        free.append(int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError, IndexError):  # no such limit, or no Linux
+        pass
+    return max(0, min(free))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ptmst import config as configs
-from ptmst import devices, kernels, progress
+from ptmst import devices, files, kernels, progress
 from ptmst.baselines import random_subset
 from ptmst.checkpoints import Checkpoints, OuterState, comparable, interruptible
 from ptmst.config import DistillConfig, LeafRates, Phase
 from ptmst.data import Pairs
 from ptmst.distilled import INDEX, DistilledPhase, DistilledSet, nearest_captions, versions
 from ptmst.errors import Diverged, InputError
+from ptmst.rotation import Rotation
 from ptmst.seeds import generator
-from ptmst.shortcut import Trajectory
+from ptmst.shortcut import Expert, Trajectory
 from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
 from ptmst.store import TrajectoryStore
 from ptmst.synthetic import SyntheticPairs
@@ -54,12 +56,28 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
     )
     pairs, texts = real_pairs(store, config.root)
     starts = [initial_pairs(config, n, pairs, texts, student.layers.num_groups) for n in range(len(config.phases))]
+    with _claimed(config.out):
+        return _distil_phases(config, store, outer_step, starts, (pairs, texts), resume)
+
+
+def _claimed(out: Path | None) -> AbstractContextManager[None]:
+    return nullcontext() if out is None else files.claimed(Path(out), "a distilled set")
+
+
+def _distil_phases(
+    config: DistillConfig,
+    store: TrajectoryStore,
+    outer_step: OuterStep,
+    starts: list[SyntheticPairs],
+    real: tuple[Pairs, Tensor],
+    resume: bool,
+) -> DistilledSet:
     checkpoints = Checkpoints.begin(config, store, resume)
     with progress.bar("distil", config.steps * len(config.phases), checkpoints.steps_done) as bar:
         phases = []
         for number, start in enumerate(starts):
             state = _distill_phase(number, config, store, outer_step, start, checkpoints, bar)
-            phases.append(_finished(state, pairs, texts))
+            phases.append(_finished(state, *real))
     provenance = {
         "method": "trajectory matching",
         "config": comparable(config),
@@ -131,17 +149,21 @@ def _distill_phase(
     if state.step == 0:
         # Leaves are updated in place: where the first update breaks them, this is the last good state.
         checkpoints.save(number, state)
-    trajectory = _trajectories(config, phase, store, device)
     experts = sorted(store.experts)
     if outer_step.compiles and state.step < config.steps:
         bar.note("compiling the outer step (once)")
 
-    with interruptible() as interrupted:
+    def drawn(step: int) -> tuple[int, torch.Generator]:
+        """The expert of an outer step, and the generator of what else is drawn for it."""
+        draw = generator(config.seed, "phase", number, step)
+        return experts[int(torch.randint(len(experts), (1,), generator=draw))], draw
+
+    with interruptible() as interrupted, _rotation(config, phase, store, device) as rotation:
         while state.step < config.steps:
-            draw = generator(config.seed, "phase", number, state.step)
-            expert = experts[int(torch.randint(len(experts), (1,), generator=draw))]
+            expert, draw = drawn(state.step)
+            following = drawn(state.step + 1)[0] if state.step + 1 < config.steps else None
             first = int(torch.randint(*phase.start, (1,), generator=draw))
-            span = trajectory(expert).span(first, first + config.expert_epochs)
+            span = rotation.take(expert, following).span(first, first + config.expert_epochs)
             batches = draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw).to(device)
             gradient = outer_step(span, state.pairs, batches)
             if broken := _non_finite({"loss": gradient.loss, **_gradients(gradient)}):
@@ -188,25 +210,25 @@ def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:
     )
 
 
-def _trajectories(
-    config: DistillConfig, phase: Phase, store: TrajectoryStore, device: torch.device
-) -> Callable[[int], Trajectory]:
-    @cache
-    def trajectory(number: int) -> Trajectory:
-        expert = store.expert(number).to(device)
+def _rotation(config: DistillConfig, phase: Phase, store: TrajectoryStore, device: torch.device) -> Rotation:
+    def make(expert: Expert) -> Trajectory:
         return expert.shortcut(phase.endpoint) if config.trajectory == "shortcut" else expert.raw()
 
-    return trajectory
+    return Rotation(store, make, tuple(sorted(_needed_endpoints(config, phase))), device)
+
+
+def _needed_endpoints(config: DistillConfig, phase: Phase) -> set[int]:
+    if config.trajectory == "shortcut":
+        return {phase.endpoint}
+    starts = range(*phase.start)
+    return {t for s in starts for t in (s, s + config.expert_epochs)} - {0}
 
 
 def _check_against_store(config: DistillConfig, store: TrajectoryStore) -> None:
     if not len(store):
         raise InputError(f"{store.path}: expected at least one expert, found none; run `ptmst teach` to its end")
     for number, phase in enumerate(config.phases, start=1):
-        needed = {phase.endpoint}
-        if config.trajectory == "raw":
-            starts = range(*phase.start)
-            needed = {t for s in starts for t in (s, s + config.expert_epochs)} - {0}
+        needed = _needed_endpoints(config, phase)
         past = sorted(k for k in needed if k > store.epochs)
         if past:
             raise InputError(

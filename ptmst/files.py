@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import torch as st
 from torch import Tensor
 
 from ptmst.errors import InputError
 
 _CONTENT = "content_sha256"
+_JSON_CONTENT = "sha256"
 
 
 def sha256(content: bytes) -> str:
@@ -55,25 +57,66 @@ def write(path: Path, content: bytes) -> str:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> str:
-    return write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    """Write JSON of ours, with the SHA-256 of its content as a last key; returns that of the file."""
+    checked = {**value, _JSON_CONTENT: _json_hash(value)}
+    return write(path, (json.dumps(checked, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Read a JSON file of ours; `kind` and `version` must be those in its `format` and `version` keys."""
+def read_json(path: Path, kind: str, versions: int | tuple[int, ...]) -> dict[str, Any]:
+    """Read a JSON file of ours; `kind` and one of `versions` must be those in its `format` and `version` keys.
+
+    Its content must be what it was written with; files from before there was a hash in them have none.
+    """
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected a {kind}, found no such file; check the path") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: expected a {kind} in JSON, found a damaged file ({error}); make it anew") from error
     if not isinstance(value, dict) or value.get("format") != f"ptmst-{kind.replace(' ', '-')}":
         raise InputError(f"{path}: expected a {kind}, found something else; check the path")
-    if value.get("version") != version:
+    known = (versions,) if isinstance(versions, int) else versions
+    if value.get("version") not in known:
         raise InputError(
-            f"{path}: expected version {version} of the {kind} format, found {value.get('version')}; "
-            "use the ptmst release that wrote it"
+            f"{path}: expected version {' or '.join(map(str, known))} of the {kind} format, found "
+            f"{value.get('version')}; use the ptmst release that wrote it"
         )
+    inside = value.pop(_JSON_CONTENT, None)
+    if inside is not None and inside != _json_hash(value):
+        raise InputError(f"{path}: expected the content it was written with, found other; restore it or make it anew")
     return value
+
+
+def _json_hash(value: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode())
+
+
+@contextmanager
+def claimed(folder: Path, what: str) -> Iterator[None]:
+    """Keep other processes of ours from writing `what` into a folder, which is made where there is none.
+
+    Raises InputError where another process has it. The claim ends with this process, however it ends.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be used ({error.strerror}); choose another output folder") from error
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another process is writing {what} here; wait for its end, or choose another --out"
+            ) from error
+        yield
+    finally:
+        os.close(held)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -114,6 +157,15 @@ def read_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Te
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path}: tensor {name} holds NaN or infinity; make the file anew")
     return tensors
+
+
+def read_some(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Tensors of a safetensors file that `read_tensors` has checked before, read lazily by name."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore the file or make it anew") from error
 
 
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -120,6 +120,11 @@ class LayerTable:
         pairs = zip(a.split(self.group_sizes), b.split(self.group_sizes), strict=True)
         return torch.stack([torch.dot(p, q) for p, q in pairs])
 
+    def group_norms(self, layer_norms: Tensor) -> tuple[float, ...]:
+        """‖·‖₂ of every group from those of its layers [L]."""
+        squares = torch.zeros(self.num_groups).index_add(0, self.groups, layer_norms.float().square())
+        return tuple(squares.sqrt().tolist())
+
     def layer_norms(self, theta: Tensor) -> Tensor:
         """‖θ_ℓ‖₂ of every layer: [P] → float32 [L], summed in float64."""
         return torch.stack([part.double().norm() for part in theta.split(self.sizes)]).float()

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ptmst import files
+from ptmst import codings, files
+from ptmst.config import Coding
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
-from ptmst.shortcut import Displacement, Expert
+from ptmst.shortcut import Expert
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Version 1 knew no coding but fp16."""
 KIND = "trajectory store"
 INDEX = "store.json"
 
@@ -32,11 +35,16 @@ class TrajectoryStore:
     epochs: int
     endpoints: tuple[int, ...]
     settings: dict[str, Any]
+    coding: Coding = "fp16"
+    """How displacements lie on disk."""
     experts: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By number: the expert's file, its base files by group, and the training losses of its epochs."""
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file."""
-    _loaded: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    _bases: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)
+    """θ⁰ by the files of its groups: one tensor for all experts that start alike."""
+    _checked: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    """Files whose hash was compared, with their size and time of change then."""
 
     @classmethod
     def open(cls, path: str | Path) -> TrajectoryStore:
@@ -44,7 +52,13 @@ class TrajectoryStore:
         path = Path(path)
         if not (path / INDEX).exists():
             raise InputError(f"{path}: expected a trajectory store, found no {INDEX}; make one with `ptmst teach`")
-        index = files.read_json(path / INDEX, KIND, VERSION)
+        index = files.read_json(path / INDEX, KIND, READABLE)
+        coding = index.get("coding", "fp16")
+        if coding not in get_args(Coding):
+            raise InputError(
+                f"{path / INDEX}: expected coding {' or '.join(get_args(Coding))}, found {coding}; use the ptmst "
+                "release that wrote it"
+            )
         try:
             return cls(
                 path=path,
@@ -52,6 +66,7 @@ class TrajectoryStore:
                 epochs=index["epochs"],
                 endpoints=tuple(index["endpoints"]),
                 settings=index["settings"],
+                coding=coding,
                 experts={int(number): entry for number, entry in index["experts"].items()},
                 hashes=index["hashes"],
             )
@@ -73,25 +88,37 @@ class TrajectoryStore:
         """Size of all files on disk."""
         return sum((self.path / name).stat().st_size for name in [*self.hashes, INDEX])
 
-    def expert(self, number: int) -> Expert:
-        """Read one expert; it stays in memory. Raises InputError for a damaged or missing file."""
+    def expert(self, number: int, endpoints: Collection[int] | None = None) -> Expert:
+        """Read one expert, with all its end points or those asked for.
+
+        Its files' hashes are compared at the first time; after that only what is asked for is read. Raises InputError
+        for a damaged or missing file.
+        """
         if number not in self.experts:
             raise InputError(f"{self.path}: expected experts {sorted(self.experts)}, found none numbered {number}")
-        entry = self.experts[number]
+        kept = self.endpoints if endpoints is None else tuple(k for k in self.endpoints if k in endpoints)
         try:
+            entry = self.experts[number]
             base = self._base(tuple(entry["bases"][group] for group in self.layers.group_names))
-            tensors = self._read(entry["file"])
+            of = {k: {name: f"{name}.{k}" for name in codings.names(self.coding)} for k in kept}
+            wanted = ["step_norms", *(name for names in of.values() for name in names.values())]
+            tensors = self._read(entry["file"], wanted)
             norms = tensors["step_norms"]
-            displacements = {
-                k: Displacement(tensors[f"values.{k}"], tensors[f"scale.{k}"], tensors[f"norms.{k}"])
-                for k in self.endpoints
-            }
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path / INDEX}: expected a whole index, found a damaged one ({error}); teach anew"
             ) from error
-        if base.shape != (self.layers.num_params,) or norms.shape != (self.epochs, self.layers.num_layers):
-            raise InputError(f"{self.path / entry['file']}: expected the layers of {INDEX}, found others; teach anew")
+        try:
+            if base.shape != (self.layers.num_params,) or norms.shape != (self.epochs, self.layers.num_layers):
+                raise ValueError("the layers are others")
+            displacements = {
+                k: codings.unpacked({name: tensors[stored] for name, stored in names.items()}, self.layers, self.coding)
+                for k, names in of.items()
+            }
+        except ValueError as error:
+            raise InputError(
+                f"{self.path / entry['file']}: expected the layers of {INDEX}, found others ({error}); teach anew"
+            ) from error
         return Expert(self.layers, base, displacements, norms)
 
     def add(self, number: int, expert: Expert, record: Mapping[str, Any]) -> None:
@@ -104,7 +131,8 @@ class TrajectoryStore:
             bases[group] = name
         tensors = {"step_norms": expert.step_norms}
         for k, d in expert.displacements.items():
-            tensors |= {f"values.{k}": d.values, f"scale.{k}": d.scale, f"norms.{k}": d.norms}
+            packed = codings.packed(d, self.layers, self.coding)
+            tensors |= {f"{name}.{k}": tensor for name, tensor in packed.items()}
         name = f"expert-{number:03d}.safetensors"
         self.hashes[name] = files.write_tensors(self.path / name, tensors)
         self.experts[number] = {"file": name, "bases": bases, **record}
@@ -126,6 +154,7 @@ class TrajectoryStore:
                 "layers": self.layers.to_json(),
                 "epochs": self.epochs,
                 "endpoints": list(self.endpoints),
+                "coding": self.coding,
                 "settings": self.settings,
                 "experts": {str(number): self.experts[number] for number in sorted(self.experts)},
                 "hashes": dict(sorted(self.hashes.items())),
@@ -133,15 +162,21 @@ class TrajectoryStore:
         )
 
     def _base(self, names: tuple[str, ...]) -> Tensor:
-        """θ⁰ [P] of its groups' files: one tensor for all experts that start alike."""
-        whole = "+".join(names)
-        if whole not in self._loaded:
-            self._loaded[whole] = {"base": torch.cat([self._read(name)["base"] for name in names])}
-        return self._loaded[whole]["base"]
+        if names not in self._bases:
+            self._bases[names] = torch.cat([self._read(name, ["base"])["base"] for name in names])
+        return self._bases[names]
 
-    def _read(self, name: str) -> dict[str, Tensor]:
-        if name not in self._loaded:
-            if name not in self.hashes:
-                raise InputError(f"{self.path / name}: expected a hash in {INDEX}, found none; teach anew")
-            self._loaded[name] = files.read_tensors(self.path / name, self.hashes[name])
-        return self._loaded[name]
+    def _read(self, name: str, wanted: Collection[str] | None = None) -> dict[str, Tensor]:
+        """A file's tensors by name. Raises KeyError for one that is not in it."""
+        if name not in self.hashes:
+            raise InputError(f"{self.path / name}: expected a hash in {INDEX}, found none; teach anew")
+        path = self.path / name
+        try:
+            now = (path.stat().st_size, path.stat().st_mtime_ns)
+        except OSError:
+            now = (0, 0)  # reading it says what is wrong
+        if wanted is not None and self._checked.get(name) == now:
+            return files.read_some(path, wanted)
+        tensors = files.read_tensors(path, self.hashes[name])
+        self._checked[name] = now
+        return tensors if wanted is None else {name: tensors[name] for name in wanted}

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ptmst import config as configs
 from ptmst import devices, files, kernels, progress
-from ptmst.config import DataConfig, EncoderConfig, TeachConfig
+from ptmst.config import Coding, DataConfig, EncoderConfig, TeachConfig
 from ptmst.contrast import contrastive_logits, hard_label_loss
 from ptmst.data import Pairs, load_pairs
 from ptmst.encoders import TextTower, embed_captions, make_student, text_tower
 from ptmst.errors import Diverged, InputError
-from ptmst.flat import Student
+from ptmst.flat import LayerTable, Student
 from ptmst.seeds import generator
 from ptmst.shortcut import Displacement, Expert
 from ptmst.store import INDEX, TrajectoryStore
@@ -43,20 +43,27 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
         )
     tower = text_tower(config.encoder)
     settings = _settings(config, pairs, tower)
-    exists = (Path(config.out) / INDEX).exists()
-    store = TrajectoryStore.open(config.out) if exists else _new_store(config, settings, tower.width, device)
-    _refuse_other_settings(store, settings)
+    with files.claimed(Path(config.out), "experts"):
+        exists = (Path(config.out) / INDEX).exists()
+        store = TrajectoryStore.open(config.out) if exists else _new_store(config, settings, tower.width, device)
+        _refuse_other_settings(store, settings, config.coding)
+        _train_missing(store, config, pairs, tower, device)
+    return store
+
+
+def _train_missing(
+    store: TrajectoryStore, config: TeachConfig, pairs: Pairs, tower: TextTower, device: torch.device
+) -> None:
     missing = [number for number in range(config.experts) if number not in store.experts]
     if not missing:
-        return store
-
+        return
     texts = embed_captions(tower, pairs.captions).to(device)
     steps = -(-len(pairs) // config.batch_size)
     done = (config.experts - len(missing)) * config.epochs
     with progress.bar("teach", config.experts * config.epochs, done) as bar:
         for number in missing:
             student = student_of(store, (config.seed, "expert", number)).to(device)
-            recorder = Recorder(student, config.kept_endpoints)
+            recorder = Recorder(student.layers, config.kept_endpoints)
             losses = []
             for epoch in train_on_pairs(student, pairs, texts, config, number):
                 recorder.record(epoch.theta)
@@ -65,7 +72,6 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
                 losses.append(epoch.loss)
                 bar.advance(f"expert {number + 1}/{config.experts}, loss {epoch.loss:.3f}, {steps} batches an epoch")
             store.add(number, recorder.expert(), {"losses": losses})
-    return store
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,8 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
 class Recorder:
     """Keeps of a trajectory only what its shortcuts need, as it happens."""
 
-    def __init__(self, student: Student, endpoints: tuple[int, ...]) -> None:
-        self._layers, self._endpoints = student.layers, endpoints
+    def __init__(self, layers: LayerTable, endpoints: tuple[int, ...]) -> None:
+        self._layers, self._endpoints = layers, endpoints
         self._points: list[Tensor] = []
         self._norms: list[Tensor] = []
         self._displacements: dict[int, Displacement] = {}
@@ -195,7 +201,8 @@ def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, d
     if config.encoder.warmup_epochs:
         weights = warm_tower(config.encoder, load(config.data, "warmup"), config.seed, device)
     student = make_student(config.encoder, config.data.image_size, text_width, (0,), weights)
-    store = TrajectoryStore(Path(config.out), student.layers, config.epochs, config.kept_endpoints, settings)
+    out = Path(config.out)
+    store = TrajectoryStore(out, student.layers, config.epochs, config.kept_endpoints, settings, config.coding)
     if weights is not None:
         store.add_file(TOWER, weights)
     store.save_index()
@@ -204,12 +211,17 @@ def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, d
 
 def _settings(config: TeachConfig, pairs: Pairs, tower: TextTower) -> dict[str, Any]:
     whole = configs.to_json(config)
-    whole = {key: value for key, value in whole.items() if key not in ("out", "device", "experts")}
-    return whole | {
+    whole = {key: value for key, value in whole.items() if key not in ("out", "device", "experts", "coding")}
+    return whole | encoder_settings(config.encoder, pairs, tower)
+
+
+def encoder_settings(encoder: EncoderConfig, pairs: Pairs, tower: TextTower) -> dict[str, Any]:
+    """What a store records of its encoder and data beside their settings: fingerprints."""
+    return {
         "text_width": tower.width,
         "text_fingerprint": tower.fingerprint,
         "data_fingerprint": pairs.fingerprint,
-        "image_weights_sha256": _file_hash(config.encoder.image_weights),
+        "image_weights_sha256": _file_hash(encoder.image_weights),
     }
 
 
@@ -217,10 +229,12 @@ def _file_hash(path: Path | None) -> str | None:
     return files.sha256(path.read_bytes()) if path is not None and path.is_file() else None
 
 
-def _refuse_other_settings(store: TrajectoryStore, settings: dict[str, Any]) -> None:
+def _refuse_other_settings(store: TrajectoryStore, settings: dict[str, Any], coding: Coding) -> None:
     # Paths may be written in many ways; the hashes beside them tell whether the content is the same.
     paths = ("data.root", "encoder.image_weights", "encoder.text_weights")
     different = sorted(entry for entry in _differences(store.settings, settings) if entry[0] not in paths)
+    if store.coding != coding:
+        different.append(("coding", store.coding, coding))
     if different:
         what = "; ".join(f"{key}: {old} in the store, {new} asked for" for key, old, new in different[:4])
         kind = "another encoder" if any(key.startswith(("encoder", "text_")) for key, _, _ in different) else "others"

@@ -21,9 +21,10 @@ FLOORS = (
     "data.captions data.karpathy data.composition data.generated data.scenes "
     "data.digits data.pairs data.render data",
     "encoders similarity contrast synthetic",
-    "derivatives features matching shortcut store warmup teachers unroll distilled baselines",
+    "derivatives features matching shortcut codings store rotation warmup teachers unroll distilled legacy exchange "
+    "baselines",
     "checkpoints distillation evaluation",
-    "report doctor demo cli __main__ __init__",
+    "inspection report doctor demo cli __main__ __init__",
 )
 """A module imports from lower floors and from its left neighbours. `__init__` names all of them, when they are used."""
 RANK = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names.split())}

@@ -77,7 +77,9 @@ def test_folders_are_made_and_files_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "table.json"
     files.write_json(path, {"name": "Zoë"})
     files.write_json(path, {"name": "Ada", "rows": [1, 2]})
-    assert json.loads(path.read_text("utf-8")) == {"name": "Ada", "rows": [1, 2]}
+    found = json.loads(path.read_text("utf-8"))
+    assert re.fullmatch("[0-9a-f]{64}", found.pop("sha256"))
+    assert found == {"name": "Ada", "rows": [1, 2]}
     assert [p.name for p in path.parent.iterdir()] == ["table.json"]
 
 

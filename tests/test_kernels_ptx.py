@@ -48,7 +48,7 @@ def test_registers_suffice(report: list[dict[str, Any]]) -> None:
     for row in report:
         assert max(row["spilled bytes stored"], row["spilled bytes loaded"]) <= 16, row
         # One last tile with masks may take more: it runs alone.
-        assert 0 < row["registers"] <= (168 if "full=False" in row["kernel"] else 128), row
+        assert 0 < row["registers"] <= (255 if "full=False" in row["kernel"] else 128), row
 
 
 def test_flat_kernels_read_and_write_16_bytes_at_once(report: list[dict[str, Any]]) -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ptmst import codings, files
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
 from ptmst.shortcut import Displacement, Expert
@@ -58,7 +64,9 @@ def replace(path: Path, name: str, content: bytes) -> None:
 
 
 def mend(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change an index, and drop the hash of its content with that."""
     index = json.loads((path / "store.json").read_text())
+    del index["sha256"]
     change(index)
     (path / "store.json").write_text(json.dumps(index))
 
@@ -194,10 +202,10 @@ def test_a_folder_without_an_index_is_no_store(path: Path) -> None:
         ("[]", "expected a trajectory store, found something else; check the path"),
         ('{"format": "ptmst-distilled-set", "version": 1}', "expected a trajectory store, found something else"),
         (
-            '{"format": "ptmst-trajectory-store", "version": 2}',
-            "expected version 1 of the trajectory store format, found 2; use the ptmst release that wrote it",
+            '{"format": "ptmst-trajectory-store", "version": 3}',
+            "expected version 1 or 2 of the trajectory store format, found 3; use the ptmst release that wrote it",
         ),
-        ('{"format": "ptmst-trajectory-store"}', "expected version 1 of the trajectory store format, found None"),
+        ('{"format": "ptmst-trajectory-store"}', "expected version 1 or 2 of the trajectory store format, found None"),
     ],
 )
 def test_another_index_is_refused(path: Path, content: str, message: str) -> None:
@@ -270,3 +278,163 @@ def test_what_is_not_finite_is_not_written(path: Path, bad: float) -> None:
 
 def test_no_temporary_file_is_left(path: Path) -> None:
     assert not [file for file in path.iterdir() if file.name.startswith(".") or file.suffix == ".part"]
+
+
+# Codings
+
+
+def test_int8_is_half_the_size_at_seven_thousandths(tmp_path: Path) -> None:
+    layers = LayerTable(("image.a", "image.b", "text.b"), ((300, 500), (3,), (200, 250)), (0, 0, 1))
+    written = expert(torch.randn(layers.num_params), layers)
+    sizes = {}
+    for coding in ("fp16", "int8"):
+        store = TrajectoryStore(tmp_path / coding, layers, EPOCHS, KEPT, {}, coding)  # type: ignore[arg-type]
+        store.add(0, written, {})
+        again = TrajectoryStore.open(store.path)
+        assert again.coding == coding
+        found = again.expert(0)
+        sizes[coding] = sum(file.stat().st_size for file in store.path.glob("expert-*"))
+        for k in KEPT:
+            exact, ours = written.displacements[k], found.displacements[k]
+            blocks = [part.decode(layers).double() for part in (exact, ours)]
+            error = float((blocks[1] - blocks[0]).norm() / blocks[0].norm())
+            assert error == 0 if coding == "fp16" else 5e-3 < error < 9e-3
+            norms = torch.stack([part.norm() for part in blocks[1].split(layers.sizes)])
+            assert torch.allclose(ours.norms.double(), norms, rtol=1e-5)
+    parameters = layers.num_params * len(KEPT)
+    assert sizes["fp16"] == pytest.approx(2 * parameters, rel=0.01)
+    assert sizes["int8"] == pytest.approx((1 + 4 / 256) * parameters, rel=0.01)
+
+
+def test_int8_by_brute_force() -> None:
+    """Block by block in float64: codes are the nearest of 255 steps, and a layer that never moves stays."""
+    layers = LayerTable(("image.a", "image.b", "text.c"), ((300,), (256,), (7,)), (0, 0, 1))
+    delta = torch.randn(563)
+    delta[300:556] = 0
+    moved = Displacement.encode(delta, layers)
+    packed = codings.packed(moved, layers, "int8")
+    begins = [0, 256, 300, 556]
+    assert packed["codes"].dtype == torch.int8 and packed["scale"].shape == (4,)
+    exact = moved.decode(layers).double()
+    for number, (begin, end) in enumerate(zip(begins, [*begins[1:], 563], strict=True)):
+        part = exact[begin:end]
+        step = float(part.abs().max()) / 127
+        assert float(packed["scale"][number]) == pytest.approx(step, rel=1e-6)
+        found = packed["codes"][begin:end].double() * step
+        assert bool((abs(found - part) <= step * 0.5001).all())
+    assert torch.equal(codings.unpacked(packed, layers, "int8").values[300:556], torch.zeros(256).half())
+
+
+def test_a_store_of_version_1_is_read(path: Path) -> None:
+    """As it was written before there were codings, and without a hash of the index."""
+    before = TrajectoryStore.open(path).expert(3)
+    mend(path, lambda index: (index.update(version=1), index.pop("coding")))
+    store = TrajectoryStore.open(path)
+    assert store.coding == "fp16"
+    assert torch.equal(store.expert(3).displacements[2].values, before.displacements[2].values)
+
+
+def test_an_unknown_coding_is_refused(path: Path) -> None:
+    mend(path, lambda index: index.update(coding="int4"))
+    with pytest.raises(InputError, match=r"store.json: expected coding fp16 or int8, found int4; use the ptmst rel"):
+        TrajectoryStore.open(path)
+
+
+def test_end_points_are_read_alone(path: Path) -> None:
+    store = TrajectoryStore.open(path)
+    whole = store.expert(0)
+    for asked, found in (((), ()), ((3,), (3,)), ((2, 3), (2, 3)), ((3, 9), (3,))):
+        part = store.expert(0, asked)
+        assert tuple(part.displacements) == found
+        assert all(torch.equal(part.displacements[k].values, whole.displacements[k].values) for k in found)
+
+
+def test_a_file_that_changes_later_is_checked_again(path: Path) -> None:
+    store = TrajectoryStore.open(path)
+    store.expert(0)
+    file = path / "expert-000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="the file is damaged: restore it or make it anew"):
+        store.expert(0, (2,))
+
+
+# Faults
+
+
+@pytest.mark.parametrize("name", ["store.json", "expert-003.safetensors", "base-*"])
+def test_no_flipped_bit_goes_unseen(path: Path, name: str) -> None:
+    """A thousand of them in each kind of file: named, or without consequence."""
+    (file,) = path.glob(name if name != "base-*" else "base-image-*")
+    whole = file.read_bytes()
+    store = TrajectoryStore.open(path)
+    expected, index = store.expert(3), json.loads((path / "store.json").read_text())
+    draw, seen = random.Random(0), 0
+    for _ in range(1000):
+        place, bit = draw.randrange(len(whole)), draw.randrange(8)
+        broken = bytearray(whole)
+        broken[place] ^= 1 << bit
+        file.write_bytes(bytes(broken))
+        try:
+            again = TrajectoryStore.open(path)
+            found = again.expert(3)
+        except InputError:
+            seen += 1
+            continue
+        assert name == "store.json", (place, bit)
+        assert (again.layers, again.settings, again.endpoints) == (store.layers, store.settings, store.endpoints)
+        assert again.experts == {int(number): entry for number, entry in index["experts"].items()}
+        assert torch.equal(found.base, expected.base) and torch.equal(found.step_norms, expected.step_norms)
+    assert seen >= 980
+
+
+@pytest.mark.parametrize("name", ["store.json", "expert-003.safetensors", "base-image-*"])
+def test_no_truncation_goes_unseen(path: Path, name: str) -> None:
+    """In the header's length, the header, the data, and at the very end."""
+    (file,) = path.glob(name)
+    whole = file.read_bytes()
+    for kept in {0, 1, 7, 8, 9, 40, len(whole) // 2, len(whole) - 9, len(whole) - 2}:
+        file.write_bytes(whole[:kept])
+        with pytest.raises(InputError, match=re.escape(file.name)):
+            TrajectoryStore.open(path).expert(3)
+    file.write_bytes(whole)
+    assert len(TrajectoryStore.open(path).expert(3).base) == TABLE.num_params
+
+
+def test_a_crash_between_write_and_rename_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TrajectoryStore.open(path)
+    base = store.expert(0).base
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for after in (0, 1):  # of the expert's file, and of the index that names it
+        calls = iter([os.replace] * after + [crash] * 9)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", lambda *names, calls=calls: next(calls)(*names))
+            with pytest.raises(KeyboardInterrupt):
+                TrajectoryStore.open(path).add(5, expert(base), {})
+        again = TrajectoryStore.open(path)
+        assert sorted(again.experts) == [0, 3]
+        assert torch.equal(again.expert(3).base, base)
+        assert not list(path.glob(".*.part"))
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from ptmst import files\n"
+        "try:\n    with files.claimed(pathlib.Path(sys.argv[1]), 'experts'): print('claimed')\n"
+        "except Exception as error: print(error)"
+    )
+
+    def other() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    with files.claimed(tmp_path, "experts"):
+        message = "another process is writing experts here; wait for its end, or choose another --out"
+        assert other() == f"{tmp_path}: {message}"
+    assert other() == "claimed"
+    assert list(tmp_path.iterdir()) == []

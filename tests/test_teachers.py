@@ -171,7 +171,7 @@ def test_what_is_recorded_is_what_was_walked(config: TeachConfig) -> None:
 
 def test_a_recorder_copies_what_it_takes() -> None:
     student = make_student(ENCODER, IMAGE, TEXT_WIDTH, (0,))
-    theta, recorder = student.flatten(), Recorder(student, (1, 3))
+    theta, recorder = student.flatten(), Recorder(student.layers, (1, 3))
     start = theta.clone()
     for _ in range(4):
         recorder.record(theta)

@@ -1,0 +1,175 @@
+"""Published replay buffers, read into a trajectory store: LoRS, RepBlend and PTM-ST, and MTT's of one network.
+
+A buffer is a list of trajectories, each a list of timestamps, each a list of the network's tensors (METHOD §8).
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptmst import config as configs
+from ptmst import files, progress
+from ptmst.config import ImportConfig
+from ptmst.data import load_pairs
+from ptmst.distilled import nearest_captions
+from ptmst.encoders import embed_captions, make_student, text_tower
+from ptmst.errors import InputError
+from ptmst.flat import LayerTable
+from ptmst.store import INDEX, TrajectoryStore
+from ptmst.teachers import Recorder, encoder_settings
+
+Timestamps = Sequence[Sequence[Tensor]]
+
+
+def import_buffers(config: ImportConfig) -> TrajectoryStore:
+    """The experts of published buffers as a store, displacements of the kept end points only.
+
+    Image and text files belong together in the order given; each trajectory in them is an expert. Layers are those of
+    the encoder that the config names, and shapes must be theirs. Files are read one pair at a time, mapped into memory
+    where their format allows it. Raises InputError for a file that is no such buffer; nothing in one is ever executed.
+    """
+    configs.check(config)
+    if not config.images and not config.networks:
+        raise InputError("images: expected buffers to import, found none; name img_replay_buffer_*.pt, or --networks")
+    if (config.out / INDEX).exists():
+        raise InputError(f"{config.out}: holds a trajectory store already; choose another --out")
+    layers, settings = _of_network(config) if config.networks else _of_encoder(config)
+    sources: list[tuple[Path, ...]] = [(path,) for path in config.networks]
+    sources += zip(config.images, config.texts, strict=True)
+    with files.claimed(config.out, "experts"), progress.bar("import", len(sources), 0) as bar:
+        store: TrajectoryStore | None = None
+        for paths in sources:
+            for trajectory in _trajectories(paths):
+                store = _add(trajectory, paths, layers, settings, config, store)
+            bar.advance(", ".join(path.name for path in paths))
+    assert store is not None
+    return store
+
+
+def _add(
+    trajectory: tuple[Timestamps, ...],
+    paths: tuple[Path, ...],
+    layers: LayerTable,
+    settings: dict[str, Any],
+    config: ImportConfig,
+    store: TrajectoryStore | None,
+) -> TrajectoryStore:
+    epochs = len(trajectory[0]) - 1
+    kept = tuple(range(1, epochs + 1)) if config.endpoints == "all" else tuple(sorted(set(config.endpoints)))
+    if past := [k for k in kept if k > epochs]:
+        raise InputError(
+            f"{paths[0]}: expected an epoch {past[0]} to keep, found {epochs} epochs; lower --endpoints, or keep all"
+        )
+    if store is None:
+        store = TrajectoryStore(config.out, layers, epochs, kept, settings, config.coding)
+    if store.epochs != epochs:
+        raise InputError(f"{paths[0]}: expected {store.epochs} epochs as in the first buffer, found {epochs}")
+    recorder = Recorder(layers, kept)
+    for epoch in range(epochs + 1):
+        tensors = [tensor for part in trajectory for tensor in part[epoch]]
+        recorder.record(_flat(tensors, layers, paths))
+    store.add(len(store), recorder.expert(), {"losses": [], "from": [path.name for path in paths]})
+    return store
+
+
+def _flat(tensors: list[Tensor], layers: LayerTable, paths: tuple[Path, ...]) -> Tensor:
+    where = " + ".join(path.name for path in paths)
+    for name, shape, tensor in zip_longest(layers.names, layers.shapes, tensors):
+        found = None if tensor is None else tuple(tensor.shape)
+        if found != shape:
+            raise InputError(
+                f"{where}: expected {name or 'no more layers'} of shape {shape}, found {found}; name the encoder "
+                "it was made with (--encoder.image-tower and so on)"
+            )
+    theta = layers.flatten([tensor.float() for tensor in tensors])
+    if not bool(torch.isfinite(theta).all()):
+        raise InputError(f"{where}: expected finite parameters, found NaN or infinity; the buffer is damaged")
+    return theta
+
+
+def _trajectories(paths: tuple[Path, ...]) -> Iterator[tuple[Timestamps, ...]]:
+    buffers = [_read(path) for path in paths]
+    counts = [len(buffer) for buffer in buffers]
+    if len(set(counts)) > 1:
+        raise InputError(f"{paths[1]}: expected {counts[0]} trajectories as in {paths[0].name}, found {counts[1]}")
+    for parts in zip(*buffers, strict=True):
+        lengths = [len(part) for part in parts]
+        if len(set(lengths)) > 1:
+            raise InputError(f"{paths[1]}: expected {lengths[0]} timestamps as in {paths[0].name}, found {lengths[1]}")
+        yield parts
+
+
+def _read(path: Path) -> list[Timestamps]:
+    buffer = load_published(path)
+    good = isinstance(buffer, list) and len(buffer) > 0
+    good = good and all(isinstance(trajectory, list) and len(trajectory) > 1 for trajectory in buffer)
+    good = good and all(
+        isinstance(stamp, list | tuple) and stamp and all(isinstance(tensor, Tensor) for tensor in stamp)
+        for trajectory in buffer
+        for stamp in trajectory
+    )
+    if not good:
+        raise InputError(
+            f"{path}: expected a replay buffer (trajectories of timestamps of tensors), found something else; "
+            "check the path"
+        )
+    return list(buffer)
+
+
+def load_published(path: Path) -> Any:
+    """What torch.save wrote, tensors and plain containers only. Raises InputError for anything else, unexecuted."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if broken := archive.testzip():
+                    raise InputError(f"{path}: expected a whole file, found a damaged one ({broken}); fetch it anew")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: expected a file of torch.save, found none; check the path") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: expected tensors alone, found what would have to be executed or is damaged; it was not read"
+        ) from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged pickle makes of itself
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: expected a file of torch.save, found a damaged one ({first})") from error
+
+
+def set_settings(config: ImportConfig) -> tuple[dict[str, Any], Callable[[Tensor], tuple[str, ...]]]:
+    """For a published distilled set: the settings of its students, and what finds the captions nearest to its texts."""
+    configs.check(config)
+    data, tower = config.data, text_tower(config.encoder)
+    pairs = load_pairs(data.name, data.folder, "train", image_size=data.image_size, max_words=data.max_words)
+    texts = embed_captions(tower, pairs.captions)
+    settings = {"data": configs.to_json(data), "encoder": configs.to_json(config.encoder)}
+    settings |= encoder_settings(config.encoder, pairs, tower)
+    return settings, lambda embeds: nearest_captions(embeds, texts, pairs.captions)
+
+
+def _of_encoder(config: ImportConfig) -> tuple[LayerTable, dict[str, Any]]:
+    """Layers and settings of the encoder and data that the buffers belong to."""
+    data = config.data
+    pairs = load_pairs(data.name, data.folder, "train", image_size=data.image_size, max_words=data.max_words)
+    tower = text_tower(config.encoder)
+    student = make_student(config.encoder, data.image_size, tower.width, (0,), None)
+    settings = {"data": configs.to_json(data), "encoder": configs.to_json(config.encoder)}
+    return student.layers, settings | encoder_settings(config.encoder, pairs, tower)
+
+
+def _of_network(config: ImportConfig) -> tuple[LayerTable, dict[str, Any]]:
+    """Of one network, of which nothing is known but the shapes of its tensors."""
+    first = _read(config.networks[0])[0][0]
+    shapes = tuple(tuple(tensor.shape) for tensor in first)
+    names = tuple(f"network.{number}" for number in range(len(shapes)))
+    return LayerTable(names, shapes, (0,) * len(shapes), ("network",)), {}
