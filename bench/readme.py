@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -144,6 +145,62 @@ def ptx_table(name: str, folder: str) -> str:
     return "\n".join([*lines, "", made])
 
 
+def store_table(name: str, folder: str) -> str:
+    """Bytes of a store of twenty experts, and seconds to sample one."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    lines = [
+        "| layout | 20 experts | against 79.7 GB | open | first sample, hash compared | sample |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in found["rows"]:
+        sample = _short_time(row["sample s"])
+        if "open s" not in row:
+            lines.append(f"| {row['layout']} | | | | | {sample} |")
+            continue
+        size, times = f"{row['bytes of 20 experts by arithmetic'] / 1e9:.2f} GB", row["times smaller than published"]
+        times_read = f"{_short_time(row['open s'])} | {_short_time(row['first sample s'])} | {sample}"
+        lines.append(f"| {row['layout']} | {size} | {times:.1f} × smaller | {times_read} |")
+    environment, first = found["environment"], found["rows"][0]
+    measured = first["bytes of 2 experts"] / first["bytes of 2 experts by arithmetic"] - 1
+    lines += [
+        "",
+        f"nfnet_l0 and text head, {found['parameters'] / 1e6:.2f} M parameters, end points 5 and 7; sizes by "
+        f"arithmetic, which a written store of two experts exceeds by {100 * measured:.2f} %; files in the page cache. "
+        f"`{found['command']}` on {environment['cpu']}, {environment['threads']} threads; torch {environment['torch']} "
+        f"([raw]({folder}/{name}.json)).",
+    ]
+    return "\n".join(lines)
+
+
+def codings_table(name: str, folder: str) -> str:
+    """Mean recall by coding, and the difference to float32 with its standard error over seeds."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    recall = {(r["data"], r["seed"], r["coding"]): statistics.mean(r["mean recall"]) for r in found["rows"]}
+    lines = ["| data | seeds | float32 | fp16 | int8 |", "|---|--:|--:|--:|--:|"]
+    for data in dict.fromkeys(row["data"] for row in found["rows"]):
+        seeds = sorted({seed for d, seed, _ in recall if d == data})
+        exact = [recall[data, seed, "float32"] for seed in seeds]
+        cells = [f"{statistics.mean(exact):.2f}"]
+        for coding in ("fp16", "int8"):
+            off = [recall[data, seed, coding] - before for seed, before in zip(seeds, exact, strict=True)]
+            error = statistics.stdev(off) / len(off) ** 0.5 if len(off) > 1 else float("nan")
+            cells.append(
+                f"{statistics.mean(exact) + statistics.mean(off):.2f} ({statistics.mean(off):+.2f} ± {error:.2f})"
+            )
+        lines.append(f"| {data} | {len(seeds)} | {' | '.join(cells)} |")
+    machine = found["machine"]
+    lines += [
+        "",
+        "Mean recall in percent of three students; in brackets the difference to float32 and its standard error over "
+        f"seeds. `{found['command']}` on {machine['cpu']}; torch {found['torch']} ([raw]({folder}/{name}.json)).",
+    ]
+    return "\n".join(lines)
+
+
+def _short_time(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms" if seconds < 0.1 else f"{seconds:.2f} s"
+
+
 def _kernels(name: str, of: str) -> list[tuple[dict[str, Any], float]]:
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return [(b["extra_info"], b["stats"]["median"]) for b in found["benchmarks"] if of in b["extra_info"]]
@@ -179,9 +236,16 @@ TABLES: dict[str, Table] = {
     "students": partial(students_table, "students-cpu"),
     "kernels-flat": partial(kernels_flat_table, "kernels-flat-cpu"),
     "kernels-contrastive": partial(kernels_contrastive_table, "kernels-contrastive-cpu"),
+    "store": partial(store_table, "store-cpu"),
+    "codings": partial(codings_table, "codings-cpu"),
     "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),
 }
-PAGES = {"README.md": "bench/results", "docs/outer-step.md": "../bench/results", "docs/kernels.md": "../bench/results"}
+PAGES = {
+    "README.md": "bench/results",
+    "docs/outer-step.md": "../bench/results",
+    "docs/kernels.md": "../bench/results",
+    "docs/formats.md": "../bench/results",
+}
 """Each page with its way to the results."""
 
 

@@ -23,11 +23,11 @@ def packed(displacement: Displacement, layers: LayerTable, coding: Coding) -> di
     """
     if coding == "fp16":
         return {"values": displacement.values, "scale": displacement.scale, "norms": displacement.norms}
-    delta, blocks = displacement.decode(layers), _block_of(layers)
-    largest = torch.zeros(_num_blocks(layers)).scatter_reduce(0, blocks, delta.abs(), "amax")
+    delta, sizes = displacement.decode(layers), _block_sizes(layers)
+    largest = torch.segment_reduce(delta.abs(), "max", lengths=sizes)
     scale = largest / 127
-    codes = torch.round(delta / scale.where(scale > 0, 1.0)[blocks]).to(torch.int8)
-    return {"codes": codes, "scale": scale}
+    steps = scale.where(scale > 0, 1.0).repeat_interleave(sizes, output_size=layers.num_params)
+    return {"codes": torch.round(delta / steps).to(torch.int8), "scale": scale}
 
 
 def unpacked(tensors: Mapping[str, Tensor], layers: LayerTable, coding: Coding) -> Displacement:
@@ -47,7 +47,8 @@ def unpacked(tensors: Mapping[str, Tensor], layers: LayerTable, coding: Coding) 
             raise ValueError(f"{name}: expected {dtype} of shape ({size},), found {found}")
     if coding == "fp16":
         return Displacement(tensors["values"], tensors["scale"], tensors["norms"])
-    return Displacement.encode(tensors["codes"].float() * tensors["scale"][_block_of(layers)], layers)
+    scale = tensors["scale"].repeat_interleave(_block_sizes(layers), output_size=layers.num_params)
+    return Displacement.encode(scale.mul_(tensors["codes"]), layers)
 
 
 def names(coding: Coding) -> tuple[str, ...]:
@@ -59,10 +60,11 @@ def _num_blocks(layers: LayerTable) -> int:
     return sum(-(-size // BLOCK) for size in layers.sizes)
 
 
-def _block_of(layers: LayerTable) -> Tensor:
-    """int64 [P]: the block of each parameter."""
-    parts, before = [], 0
-    for size in layers.sizes:
-        parts.append(torch.arange(before * BLOCK, before * BLOCK + size) // BLOCK)
-        before += -(-size // BLOCK)
-    return torch.cat(parts)
+def _block_sizes(layers: LayerTable) -> Tensor:
+    """int64 [blocks]: BLOCK but for the last of each layer."""
+    sizes = torch.full((_num_blocks(layers),), BLOCK)
+    ends = torch.tensor([-(-size // BLOCK) for size in layers.sizes]).cumsum(0)
+    left = torch.tensor([(size - 1) % BLOCK + 1 for size in layers.sizes])
+    there = torch.tensor(layers.sizes) > 0
+    sizes[ends[there] - 1] = left[there]
+    return sizes

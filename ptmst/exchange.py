@@ -154,7 +154,7 @@ def _png(image: Tensor) -> bytes:
 
 def _hf(distilled: DistilledSet) -> _Files:
     try:
-        # Through importlib, since releases before 24 have no types.
+        # Through importlib, since mypy finds no types in it.
         pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise InputError("hf: expected the package pyarrow, found none; pip install 'ptmst[hf]'") from error
@@ -355,17 +355,17 @@ def _tensor(path: Path, name: str, value: Any, *shape: int | str) -> Tensor:
     ):
         raise InputError(f"{expected}, found {value.dtype}, {value.layout}, {value.device}; {_GET_ANEW}")
     # A file may give a parameter attributes, which would stand before its methods.
-    value = Tensor.detach(value)
-    fits = len(value.shape) == len(shape) and all(
-        size == wanted or (isinstance(wanted, str) and size) for size, wanted in zip(value.shape, shape, strict=True)
+    tensor: Tensor = Tensor.detach(value)
+    fits = len(tensor.shape) == len(shape) and all(
+        size == wanted or (isinstance(wanted, str) and size) for size, wanted in zip(tensor.shape, shape, strict=True)
     )
     # A tensor with strides of zero claims more than its file holds.
-    if not fits or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise InputError(f"{expected}, found {list(value.shape)}; {_GET_ANEW}")
-    value = value.float().contiguous()
-    if not bool(torch.isfinite(value).all()):
+    if not fits or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InputError(f"{expected}, found {list(tensor.shape)}; {_GET_ANEW}")
+    tensor = tensor.float().contiguous()
+    if not bool(torch.isfinite(tensor).all()):
         raise InputError(f"{path}: expected finite {name}, found NaN or infinity; {_GET_ANEW}")
-    return value
+    return tensor
 
 
 def _rate(path: Path, name: str, value: Any) -> Tensor:

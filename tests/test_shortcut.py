@@ -192,7 +192,7 @@ def test_a_group_that_stays_has_no_span(way: str) -> None:
         InputError, match=r"^span 0 → 2, group image: expected a span that moves, found start equal to target"
     ):
         (record.shortcut(5) if way == "shortcut" else record.raw()).span(0, 2)
-    with pytest.raises(InputError, match=r"^group image, text: "):
+    with pytest.raises(InputError, match=r"^span 2 → 2, group image, text: "):
         (record.shortcut(5) if way == "shortcut" else record.raw()).span(2, 2)
 
 

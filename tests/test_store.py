@@ -288,7 +288,7 @@ def test_int8_is_half_the_size_at_seven_thousandths(tmp_path: Path) -> None:
     written = expert(torch.randn(layers.num_params), layers)
     sizes = {}
     for coding in ("fp16", "int8"):
-        store = TrajectoryStore(tmp_path / coding, layers, EPOCHS, KEPT, {}, coding)  # type: ignore[arg-type]
+        store = TrajectoryStore(tmp_path / coding, layers, EPOCHS, KEPT, {}, coding)
         store.add(0, written, {})
         again = TrajectoryStore.open(store.path)
         assert again.coding == coding

@@ -1,0 +1,123 @@
+"""`python -m bench.store --json FILE`: bytes of a store and seconds to sample an expert from it.
+
+nfnet_l0 and its text head (39.86 M parameters), end points 5 and 7, two experts of random numbers: a store's size does
+not depend on what they are. Twenty experts by arithmetic: image towers that start alike are stored once. Beside it the
+published layout, an interpolated trajectory of six timestamps in float32 that is loaded anew for every outer step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.measure import copy_bandwidth
+from bench.test_outer import TEXT_WIDTH, build_tower
+from ptmst import LayerTable, TrajectoryStore, files
+from ptmst.codings import BLOCK
+from ptmst.config import Coding
+from ptmst.doctor import machine
+from ptmst.encoders import ProjectionHead
+from ptmst.shortcut import Displacement, Expert, Shortcut
+
+ENDPOINTS, EPOCHS, EXPERTS = (5, 7), 10, 20
+PUBLISHED = 79.7e9
+"""Bytes of the reference's buffers for one data set (METHOD §8)."""
+_ROUNDS = 5
+
+
+def layer_table() -> LayerTable:
+    tower, width = build_tower("nfnet_l0", 96)
+    return LayerTable.of(image=tower, text=ProjectionHead(TEXT_WIDTH, width))
+
+
+def filled(path: Path, layers: LayerTable, coding: Coding, experts: int) -> TrajectoryStore:
+    """Image towers start alike, text heads each in its own way."""
+    store = TrajectoryStore(path, layers, EPOCHS, ENDPOINTS, {}, coding)
+    base = 0.05 * torch.randn(layers.num_params)
+    for number in range(experts):
+        base = torch.cat([base[: layers.group_sizes[0]], 0.05 * torch.randn(layers.group_sizes[1])])
+        moves = {k: Displacement.encode(0.001 * torch.randn(layers.num_params), layers) for k in ENDPOINTS}
+        store.add(number, Expert(layers, base, moves, torch.rand(EPOCHS, layers.num_layers)), {})
+    return store
+
+
+def arithmetic(layers: LayerTable, coding: Coding, experts: int) -> int:
+    """Bytes of parameters, scales and starts; headers and tables of norms are some thousands besides."""
+    blocks = sum(-(-size // BLOCK) for size in layers.sizes)
+    one = 2 * layers.num_params if coding == "fp16" else layers.num_params + 4 * blocks
+    return 4 * layers.group_sizes[0] + experts * (4 * layers.group_sizes[1] + len(ENDPOINTS) * one)
+
+
+def seconds(call: Callable[[], object], rounds: int = _ROUNDS) -> float:
+    found = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def sample(store: TrajectoryStore) -> Shortcut:
+    return store.expert(0, ENDPOINTS[:1]).shortcut(ENDPOINTS[0])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.store", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="results")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/bench-store"), metavar="FOLDER", help="3 GB of files; may be removed"
+    )
+    asked = parser.parse_args()
+    torch.manual_seed(0)
+    layers = layer_table()
+    rows: list[dict[str, Any]] = []
+    codings: tuple[Coding, ...] = ("fp16", "int8")
+    for coding in codings:
+        store = filled(asked.work / coding, layers, coding, 2)
+        whole = arithmetic(layers, coding, EXPERTS)
+        again = TrajectoryStore.open(store.path)
+        rows.append(
+            {
+                "layout": f"store, {coding}",
+                "bytes of 2 experts": store.bytes,
+                "bytes of 2 experts by arithmetic": arithmetic(layers, coding, 2),
+                "bytes of 20 experts by arithmetic": whole,
+                "times smaller than published": PUBLISHED / whole,
+                "open s": seconds(partial(TrajectoryStore.open, store.path)),
+                "first sample s": seconds(partial(sample, again), 1),
+                "sample s": seconds(partial(sample, again)),
+                "point of a kept expert s": seconds(partial(sample(again).point, 2)),
+            }
+        )
+    timestamps = [[torch.randn(shape) for shape in layers.shapes] for _ in range(6)]
+    images = layers.group_of_layer.count(0)
+    for name, part in (("img", slice(0, images)), ("txt", slice(images, None))):
+        torch.save([[stamp[part] for stamp in timestamps]], asked.work / f"{name}_replay_buffer_0.pt")
+    paths = [asked.work / f"{name}_replay_buffer_0.pt" for name in ("img", "txt")]
+    rows.append(
+        {
+            "layout": "published, six timestamps in float32",
+            "bytes of an expert": sum(path.stat().st_size for path in paths),
+            "sample s": seconds(lambda: [torch.load(path, map_location="cpu", weights_only=True) for path in paths]),
+        }
+    )
+    environment = {"torch": torch.__version__, **machine(), "copied bytes/s": copy_bandwidth(torch.device("cpu"))}
+    command = f"python -m bench.store --json {asked.json}"
+    files.write_json(
+        asked.json, {"command": command, "parameters": layers.num_params, "environment": environment, "rows": rows}
+    )
+    for row in rows:
+        print(row, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
