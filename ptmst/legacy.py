@@ -136,8 +136,10 @@ def load_published(path: Path) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected a file of torch.save, found none; check the path") from error
     except pickle.UnpicklingError as error:
+        would_run = "safe_globals" in str(error)
+        found = "what would have to be executed" if would_run else "something else"
         raise InputError(
-            f"{path}: expected tensors alone, found what would have to be executed or is damaged; it was not read"
+            f"{path}: expected tensors alone, as torch.save writes them, found {found}; it was not read"
         ) from error
     except InputError:
         raise

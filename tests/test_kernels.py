@@ -194,6 +194,17 @@ def test_a_group_without_layers_sums_to_nothing(device: torch.device) -> None:
         assert (found.cpu()[[0, 2]] != 0).all()
 
 
+@pytest.mark.parametrize("lane", NATIVE)
+def test_vectors_that_are_written_past_the_caches(device: torch.device) -> None:
+    """Beyond two million parameters; layers begin and end beside any alignment."""
+    sizes = (700_001, 3, 1_500_002)
+    point = stored(sizes)
+    assert torch.equal(kernels.shortcut_point(*point), reference.shortcut_point(*point))
+    assert_matching(device, sizes, point, 0)
+    shifted_point = shifted(point[0]), shifted(point[1]), *point[2:]
+    assert torch.equal(kernels.shortcut_point(*shifted_point), reference.shortcut_point(*point))
+
+
 # Updates
 
 

@@ -184,7 +184,8 @@ def test_nothing_in_a_file_is_executed(files_of: Any, tmp_path: Path, how: str) 
         torch.save(evil, config.images[0])
     else:
         config.images[0].write_bytes(pickle.dumps(evil))
-    message = "expected tensors alone, found what would have to be executed or is damaged; it was not read"
+    what = "what would have to be executed" if how == "torch" else "something else"
+    message = f"expected tensors alone, as torch.save writes them, found {what}; it was not read"
     with pytest.raises(InputError, match=re.escape(f"{config.images[0]}: {message}")) as caught:
         import_buffers(config)
     assert "\n" not in str(caught.value)
@@ -206,7 +207,10 @@ def changed(change: Callable[[Buffer], Any]) -> Callable[[Path], None]:
     [
         (lambda path: path.unlink(), "expected a file of torch.save, found none; check the path"),
         (lambda path: path.write_bytes(b""), "expected a file of torch.save, found a damaged one"),
-        (lambda path: path.write_text("nonsense"), "found "),
+        (
+            lambda path: path.write_text("nonsense"),
+            "expected tensors alone, as torch.save writes them, found something else; it was not read",
+        ),
         (changed(lambda b: {"image": b}), "expected a replay buffer (trajectories of timestamps of tensors), found"),
         (changed(lambda b: b[0]), "expected a replay buffer (trajectories of timestamps of tensors), found"),
         (changed(lambda b: [b[0][:1]]), "expected a replay buffer (trajectories of timestamps of tensors), found"),
