@@ -27,8 +27,10 @@ from ptmst import (
     Phase,
     SyntheticPairs,
     TrajectoryStore,
+    devices,
     distill,
     distillation,
+    files,
     outer_gradient,
 )
 from ptmst.checkpoints import OuterState
@@ -721,3 +723,21 @@ def test_ctrl_c_ends_between_steps_and_resume_goes_on(
     assert torch.equal(tensors["history.lr"][step - 1], tensors["leaf.lr"])
     assert finish(python(*_command(store, out, "--resume")))[0] == 0
     assert _hashes(out) == _hashes(uninterrupted())
+
+
+def test_a_folder_that_is_being_written_is_refused(store: TrajectoryStore, tmp_path: Path) -> None:
+    with files.claimed(tmp_path / "out", "a distilled set"):
+        message = r"out: another process is writing a distilled set here; wait for its end, or choose another --out$"
+        with pytest.raises(InputError, match=message):
+            distill(replace(DISTILL, out=tmp_path / "out"), store)
+    assert contents(tmp_path / "out", "*") == {}
+    distill(replace(DISTILL, out=tmp_path / "out", steps=1), store)
+
+
+def test_experts_that_do_not_fit_give_the_same_set(store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read ahead on a thread, one after the other: to the same bits."""
+    expected = distill(DISTILL, store)
+    monkeypatch.setattr(devices, "free_bytes", lambda _: 0)
+    found = distill(DISTILL, TrajectoryStore.open(store.path))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(value, theirs.leaves()[name]) for name, value in ours.leaves().items())

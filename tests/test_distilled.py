@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,3 +217,28 @@ def test_nearest_captions(count: int) -> None:
         expected.append(captions[int(np.argmax(cosines))])
     leaf = torch.from_numpy(texts).float().requires_grad_()
     assert nearest_captions(leaf, torch.from_numpy(real).float(), captions) == tuple(expected)
+
+
+@pytest.mark.parametrize("name", ["distilled.json", "phase-2.safetensors", "tower.safetensors"])
+def test_no_flipped_bit_goes_unseen(tmp_path: Path, name: str) -> None:
+    """A thousand of them in each kind of file: named, or without consequence."""
+    written = distilled("0.3")
+    written.save(tmp_path)
+    file = tmp_path / name
+    whole, draw, seen = file.read_bytes(), random.Random(0), 0
+    for _ in range(1000):
+        broken = bytearray(whole)
+        broken[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        file.write_bytes(bytes(broken))
+        try:
+            found = DistilledSet.load(tmp_path)
+        except InputError:
+            seen += 1
+            continue
+        assert name == "distilled.json"
+        assert (found.provenance, found.settings) == (written.provenance, written.settings)
+        for ours, theirs in zip(found.phases, written.phases, strict=True):
+            assert ours.captions == theirs.captions
+            assert_equal(ours.pairs.leaves(), theirs.pairs.leaves())
+            assert torch.equal(ours.pairs.similarity.dense(), theirs.pairs.similarity.dense())
+    assert seen >= 970

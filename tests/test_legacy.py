@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from oracles import beta, relative_error
-from ptmst import DistillConfig, LayerTable, Phase, TrajectoryMatchingLoss, TrajectoryStore, distill
-from ptmst.config import DataConfig, EncoderConfig, ImportConfig
+from ptmst import DistillConfig, LayerTable, Phase, TrajectoryMatchingLoss, TrajectoryStore, distill, evaluate
+from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, ImportConfig
 from ptmst.encoders import make_student, text_tower
 from ptmst.errors import InputError
-from ptmst.exchange import export
+from ptmst.exchange import export, import_distilled
 from ptmst.inspection import inspect
-from ptmst.legacy import import_buffers, load_published
+from ptmst.legacy import import_buffers, load_published, set_settings
 from tiny import DISTILL, ENCODER, tiny_store
 
 EPOCHS, EXPERTS = 4, 2
@@ -161,6 +161,10 @@ def test_from_a_published_buffer_to_a_published_set(files_of: Any, tmp_path: Pat
         rates = [kept["syn_lr_img"].item(), kept["syn_lr_txt"].item()]
         assert rates == phase.last_lr.tolist()
         assert len(images) == len(texts) == len(labels) == settings.phases[number].pairs
+    theirs = import_distilled(written, *set_settings(config))
+    scores = evaluate(theirs, EvaluateConfig(students=1, epochs=2, lr_drop=1, every=1, batch_size=5, device="cpu"))
+    assert theirs.num_pairs == 18 and theirs.phases[0].captions == distilled.phases[0].captions
+    assert 0 <= scores.mean() <= 100
 
 
 # Refused

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oracles import relative_error
+from ptmst import files
 from ptmst.baselines import random_pairs, random_subset
 from ptmst.config import DataConfig, EncoderConfig, TeachConfig
 from ptmst.data import Pairs, load_pairs, write_scenes
@@ -522,3 +523,16 @@ def test_random_pairs_are_real_ones(config: TeachConfig, tmp_path: Path) -> None
     kept = tower_weights(store)
     assert kept is not None and found.tower is not None
     assert all(torch.equal(found.tower[name], value) for name, value in kept.items())
+
+
+def test_a_folder_that_is_being_written_is_refused(config: TeachConfig) -> None:
+    message = "another process is writing experts here; wait for its end, or choose"
+    with files.claimed(Path(config.out), "experts"), pytest.raises(InputError, match=message):
+        train_teachers(config)
+    assert list(Path(config.out).iterdir()) == []
+
+
+def test_another_coding_is_refused(config: TeachConfig) -> None:
+    train_teachers(replace(config, experts=1))
+    with pytest.raises(InputError, match=r"found others \(coding: fp16 in the store, int8 asked for\); choose another"):
+        train_teachers(replace(config, experts=1, coding="int8"))
