@@ -70,7 +70,7 @@ class Rotation:
             # On a stream of its own, so that copies need not wait for the outer step that runs meanwhile.
             copies, using = torch.cuda.Stream(self._device), torch.cuda.default_stream(self._device)
             with torch.cuda.stream(copies):
-                expert = expert.to(self._device)
+                expert = expert.to(self._device, pinned=True)
             copies.synchronize()
             for tensor in (expert.base, *(t for d in expert.displacements.values() for t in (d.values, d.scale))):
                 tensor.record_stream(using)
