@@ -129,6 +129,7 @@ def _call(name: str, *args: Any) -> None:
 def _argument(value: Any) -> Any:
     if isinstance(value, Tensor):
         assert value.is_contiguous() or (value.dim() == 2 and value.stride(1) == 1)
+        assert value.dtype in _POINTERS, value.dtype  # C++ cannot see what it is given
         return ctypes.c_void_p(value.data_ptr())
     if value is None:
         return ctypes.c_void_p(None)
