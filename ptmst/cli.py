@@ -147,14 +147,19 @@ class Import:
 
     def run(self) -> None:
         if self.distilled:
+            from ptmst import checkpoints, distilled, files
             from ptmst.exchange import import_distilled
             from ptmst.legacy import set_settings
 
             if self.settings.images or self.settings.texts or self.settings.networks:
                 raise InputError("distilled: expected them alone, found buffers beside them; import one kind at a time")
-            found = import_distilled(self.distilled, *set_settings(self.settings))
-            found.save(self.settings.out)
-            say(f"{self.settings.out}: {found.num_pairs} pairs in {len(found)} phases")
+            out = self.settings.out
+            if any((out / name).exists() for name in (distilled.INDEX, checkpoints.RUN)):
+                raise InputError(f"{out}: holds a distilled set already; choose another --out")
+            with files.claimed(out, "a distilled set"):
+                found = import_distilled(self.distilled, *set_settings(self.settings))
+                found.save(out)
+            say(f"{out}: {found.num_pairs} pairs in {len(found)} phases")
             return
         from ptmst.legacy import import_buffers
 

@@ -30,12 +30,15 @@ from ptmst.unroll import OuterGradient, OuterStep
 _ADAM_BETA2, _ADAM_EPS = 0.99, 1e-8
 
 
-def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = False) -> DistilledSet:
+def distill(
+    config: DistillConfig, store: TrajectoryStore, *, resume: bool = False, outer_step: OuterStep | None = None
+) -> DistilledSet:
     """Distil every phase of `config` from the experts of `store`.
 
-    With `config.out` the set is saved there, with checkpoints on the way; `resume` continues a stopped run, to the
-    same bits. Raises InputError for settings the store cannot serve, and Diverged with advice where a loss or
-    gradient becomes non-finite; checkpoints stay.
+    `outer_step` serves where its gradient is what is studied, or where one that is compiled already saves time; its
+    settings then go before those of `config`. With `config.out` the set is saved there, with checkpoints on the way;
+    `resume` continues a stopped run, to the same bits. Raises InputError for settings the store cannot serve, and
+    Diverged with advice where a loss or gradient becomes non-finite; checkpoints stay.
     """
     configs.check(config)
     _check_against_store(config, store)
@@ -43,17 +46,7 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
         Checkpoints.begin(config, store, resume).clear()  # refuses another run's set
         return DistilledSet.load(config.out)
     student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
-    outer_step = OuterStep(
-        student,
-        loss=config.loss,
-        temperature=config.temperature,
-        adjoint=config.adjoint,
-        adjoint_clip=config.adjoint_clip,
-        precision=config.precision,
-        keep=config.keep,
-        chunk=config.chunk,
-        compile=config.compile,
-    )
+    outer_step = outer_step or OuterStep.of(student, config)
     pairs, texts = real_pairs(store, config.root)
     starts = [initial_pairs(config, n, pairs, texts, student.layers.num_groups) for n in range(len(config.phases))]
     with _claimed(config.out):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ptmst.capture import Captured
 from ptmst.compilation import compiler
-from ptmst.config import Compile, Keep, LossKind, Precision
+from ptmst.config import Compile, DistillConfig, Keep, LossKind, Precision
 from ptmst.derivatives import Along, Batch, Step, derivatives
 from ptmst.devices import arithmetic
 from ptmst.errors import InputError
@@ -104,6 +105,21 @@ class OuterStep:
         self._captured = Captured()
         self._called = False
 
+    @classmethod
+    def of(cls, student: Student, config: DistillConfig) -> Self:
+        """The outer step of a distillation's settings."""
+        return cls(
+            student,
+            loss=config.loss,
+            temperature=config.temperature,
+            adjoint=config.adjoint,
+            adjoint_clip=config.adjoint_clip,
+            precision=config.precision,
+            keep=config.keep,
+            chunk=config.chunk,
+            compile=config.compile,
+        )
+
     @property
     def compiles(self) -> bool:
         """Whether the next call takes the time to compile, as the first one does."""
@@ -117,6 +133,18 @@ class OuterStep:
             found = (self._replayed if replayed else self._gradient)(span, pairs, batches)
         self._called = True
         return found
+
+    def carry(self, i: int, lam: Tensor, turned: Tensor, first: Tensor) -> Tensor:
+        """λ_i [P] from λ_{i+1} [P] and `turned`, ∂/∂θ⟨−η⊙λ_{i+1}, g_i⟩ [P]; `first` is ‖λ_n‖ [G].
+
+        The damped and clipped recursion of METHOD §4. A subclass that overrides it studies another one.
+        """
+        layers = self._student.layers
+        lam = torch.add(lam, turned, alpha=self._adjoint)
+        if self._clip is None:
+            return lam
+        norm, largest = layers.dot(lam, lam).sqrt(), self._clip * first
+        return layers.scaled(lam, torch.where(norm > largest, largest / norm, 1.0))
 
     def _replayed(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
         def flat(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -186,15 +214,12 @@ class OuterStep:
                 add(i, step.along(direction))
             return OuterGradient(matched.loss, matched.per_group, path[-1], grads)
 
-        largest = None if self._clip is None else self._clip * layers.dot(lam, lam).sqrt()
+        first = layers.dot(lam, lam).sqrt()
         for i in reversed(numbers):
             found = kept[i].along(direction)
             add(i, found)
             grads["lr"] += layers.dot(lam, path[i + 1] - path[i]) / pairs.lr
             if i > 0 and found.theta is not None:
-                lam = torch.add(lam, found.theta, alpha=self._adjoint)
-                if largest is not None:
-                    norm = layers.dot(lam, lam).sqrt()
-                    lam = layers.scaled(lam, torch.where(norm > largest, largest / norm, 1.0))
+                lam = self.carry(i, lam, found.theta, first)
                 direction = layers.scaled(lam, -pairs.lr)
         return OuterGradient(matched.loss, matched.per_group, path[-1], grads)

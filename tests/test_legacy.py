@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from oracles import beta, relative_error
-from ptmst import DistillConfig, LayerTable, Phase, TrajectoryMatchingLoss, TrajectoryStore, distill, evaluate
+from ptmst import DistillConfig, LayerTable, Phase, TrajectoryMatchingLoss, TrajectoryStore, distill, evaluate, files
+from ptmst.cli import Import
 from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, ImportConfig
 from ptmst.encoders import make_student, text_tower
 from ptmst.errors import InputError
@@ -165,6 +166,21 @@ def test_from_a_published_buffer_to_a_published_set(files_of: Any, tmp_path: Pat
     scores = evaluate(theirs, EvaluateConfig(students=1, epochs=2, lr_drop=1, every=1, batch_size=5, device="cpu"))
     assert theirs.num_pairs == 18 and theirs.phases[0].captions == distilled.phases[0].captions
     assert 0 <= scores.mean() <= 100
+
+
+@pytest.mark.parametrize("held", ["distilled.json", "run.json"])
+def test_an_import_overwrites_no_set_and_no_run(tmp_path: Path, held: str) -> None:
+    out = tmp_path / "set"
+    out.mkdir()
+    (out / held).write_text("a user's own")
+    with pytest.raises(InputError, match=r"set: holds a distilled set already; choose another --out"):
+        Import(ImportConfig(out=out), distilled=(tmp_path / "d.pt",)).run()
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(held, "a user's own")]
+
+
+def test_an_import_waits_for_nobody(tmp_path: Path) -> None:
+    with files.claimed(tmp_path / "set", "a distilled set"), pytest.raises(InputError, match="another process"):
+        Import(ImportConfig(out=tmp_path / "set"), distilled=(tmp_path / "d.pt",)).run()
 
 
 # Refused

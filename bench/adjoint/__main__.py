@@ -1,0 +1,77 @@
+"""`python -m bench.adjoint --plan NAME`: run a part of the study, or continue it with --resume."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.adjoint.cells import Cell
+from bench.adjoint.plans import PLANS
+from bench.adjoint.runs import begin_worker, prepare, run_quietly
+from bench.readme import RESULTS as ALL_RESULTS
+from ptmst import config as configs
+from ptmst import files, progress
+from ptmst.doctor import machine
+from ptmst.errors import InputError
+
+RESULTS = ALL_RESULTS / "adjoint"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.adjoint", description=__doc__)
+    parser.add_argument("--plan", choices=sorted(PLANS), required=True, help="part of the study")
+    parser.add_argument("--resume", action="store_true", help="keep what the results hold, run what they lack")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="runs at once, a thread each")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/adjoint"), metavar="FOLDER", help="data and stores; may be removed"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where NAME.json is written")
+    asked = parser.parse_args()
+    file = asked.results / f"{asked.plan}.json"
+    if file.exists() and not asked.resume:
+        parser.error(f"{file}: expected no results, found some; continue with --resume, or remove the file")
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
+    cells = PLANS[asked.plan](asked.results)
+    # Read as cells, so that a setting which is new since then has its default.
+    done = {configs.from_json(Cell, row["cell"]) for row in rows}
+    left = [cell for cell in cells if cell not in done]
+    for data in dict.fromkeys(cell.data for cell in left):
+        prepare(data, asked.work)
+    command = f"python -m bench.adjoint --plan {asked.plan} --resume"
+    head = {"command": command, "torch": torch.__version__, "machine": machine() | {"threads": 1}}
+    asked.results.mkdir(parents=True, exist_ok=True)
+    pool = ProcessPoolExecutor(asked.workers, multiprocessing.get_context("spawn"), begin_worker)
+    try:
+        waited = [pool.submit(run_quietly, cell, asked.work) for cell in left]
+        with progress.bar(asked.plan, len(cells), len(cells) - len(left)) as bar:
+            for ended in as_completed(waited):
+                row = ended.result()
+                rows.append(row)
+                files.write_json(file, head | {"rows": rows})
+                bar.advance(f"{row['cell']['data']}, seed {row['cell']['seed']}, {row['cell']['setting']}")
+    except BaseException:
+        for worker in pool._processes.values():  # what they were at is lost, and is run again
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; continue with --resume", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,101 @@
+"""The runs of the study as data: a cell is one distillation and the students that are trained on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ptmst.config import DistillConfig, LeafRates, Phase, RenderConfig, TeachConfig, experiment
+
+Data = Literal["scenes", "digits"]
+DATA: tuple[Data, ...] = ("scenes", "digits")
+Form = Literal["per-phase", "reference", "fixed"]
+"""Of evaluation: the two protocols with the learned η; per-phase with the η that every set began with."""
+STUDENTS = 3
+"""Fresh students a set."""
+IMAGES = RenderConfig(train=1000, val=200, test=200, warmup=2000)
+"""The two data sets; 5 captions an image."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """How the adjoint is carried back through the inner loop: what the study compares."""
+
+    recursion: Literal["damped", "window", "random-window", "per-layer", "bounded"] = "damped"
+    """damped is the engine's own; the others are in estimators.py."""
+    adjoint: float = 0.0
+    """Share of the recursion: of all groups, or of the image group where texts has its own."""
+    texts: float | None = None
+    """Share in the text group, where it has its own."""
+    clip: float | None = None
+    """Largest ‖λ_i‖/‖λ_n‖: per group; with per-layer, per layer."""
+    steps: int | None = None
+    """Length of a window, inner steps."""
+
+    @property
+    def label(self) -> str:
+        share = f"{self.adjoint:g}" if self.texts is None else f"{self.adjoint:g}/{self.texts:g}"
+        words = [f"c = {share}"] if self.recursion == "damped" else [self.recursion]
+        words += [f"k = {self.steps}"] if self.steps is not None else []
+        words += [f"κ = {self.clip:g}"] if self.clip is not None else []
+        return ", ".join(words)
+
+
+TRUNCATED, EXACT = Side(), Side(adjoint=1.0)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    data: Data
+    seed: int
+    """Of the experts, the initial pairs, the batches and the students: cells that differ only in side are paired."""
+    setting: str
+    """Name of what is varied besides the side."""
+    side: Side
+    distill: DistillConfig
+    forms: tuple[Form, ...] = ("per-phase",)
+    tower: Literal["convnet", "timm"] = "convnet"
+    measure: Literal["recall", "experts", "why"] = "recall"
+    """recall distils and scores students; experts scores the teachers at every epoch; why follows the adjoint."""
+
+
+def teach_config(data: Data, seed: int, tower: Literal["convnet", "timm"] = "convnet") -> TeachConfig:
+    """The experts of a seed, but for their folders."""
+    if tower == "timm":
+        raise NotImplementedError
+    demo = experiment("demo").teach
+    encoder = replace(demo.encoder, image_width=32)
+    return replace(demo, encoder=encoder, lr=0.1, experts=4, seed=seed)
+
+
+ADAM = LeafRates(images=0.02, texts=0.1, lr=0.002, similarity=0.1)
+BASE = DistillConfig(
+    phases=(Phase(50, 5, (0, 3)),),
+    trajectory="raw",
+    steps=200,
+    inner_steps=8,
+    batch_size=20,
+    optimizer="adam",
+    momentum=0.9,
+    rates=ADAM,
+    ema=0.95,
+    keep="primals",
+    compile="on",
+    device="cpu",
+)
+
+
+def with_rates(config: DistillConfig, factor: float) -> DistillConfig:
+    """All leaf rates but η's times `factor`."""
+    r = config.rates
+    rates = LeafRates(r.images * factor, r.texts * factor, r.lr, r.similarity * factor)
+    return replace(config, rates=rates)
+
+
+def cell(data: Data, seed: int, setting: str, side: Side, distill: DistillConfig, **more: Any) -> Cell:
+    """A cell whose distillation has its seed and the side's dials."""
+    own = side.recursion == "damped" and side.texts is None
+    dials: dict[str, Any] = {"adjoint": side.adjoint, "adjoint_clip": side.clip} if own else {"adjoint": 1.0}
+    return Cell(data, seed, setting, side, replace(distill, seed=seed, **dials), **more)

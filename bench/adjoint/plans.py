@@ -1,0 +1,175 @@
+"""The parts of the study: which cells each has."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from bench.adjoint.cells import BASE, DATA, EXACT, STUDENTS, TRUNCATED, Cell, Form, Side, cell, with_rates
+from ptmst import config as configs
+from ptmst.config import DistillConfig, LeafRates, Phase
+
+SHARES, CLIPS = (0.25, 0.5, 0.75, 1.0), (None, 1.0, 2.0)
+SCREENED = [TRUNCATED, *(Side(adjoint=share, clip=clip) for share in SHARES for clip in CLIPS)]
+
+
+def screening(results: Path) -> list[Cell]:
+    """Shares of the adjoint by clips, at 20 and 50 pairs, 3 seeds; raw trajectories, Adam."""
+    return [
+        cell(data, seed, f"{pairs} pairs", side, replace(BASE, phases=(Phase(pairs, 5, (0, 3)),)))
+        for seed in (0, 1, 2)
+        for pairs in (20, 50)
+        for data in DATA
+        for side in SCREENED
+    ]
+
+
+def experts(results: Path) -> list[Cell]:
+    """Teachers by epoch: do they still improve at the last end point, and where does all real data end?"""
+    return [
+        replace(cell(data, seed, "experts", TRUNCATED, BASE), measure="experts") for seed in (0, 1, 2) for data in DATA
+    ]
+
+
+SGD = replace(
+    BASE, optimizer="sgd", momentum=0.5, rates=LeafRates(images=200.0, texts=100.0, lr=0.0003, similarity=10.0)
+)
+"""The paper's outer optimiser, at rates that move a leaf by about as much as Adam's at the first steps."""
+OPTIMISERS = {"adam": (BASE, (1 / 3, 1.0, 3.0)), "sgd": (SGD, (0.2, 1.0, 5.0))}
+"""Base settings, and factors of all leaf rates but η's that are tried."""
+
+
+def tuning(results: Path) -> list[Cell]:
+    """The outer rates of each side that is confirmed, by the same grid, to be chosen on val; seeds of its own."""
+    return [
+        cell(data, seed, f"{name} × {factor:.2g}", side, with_rates(base, factor))
+        for seed in (10, 11)
+        for data in DATA
+        for name, (base, factors) in OPTIMISERS.items()
+        for factor in factors
+        for side in confirmed(results)
+    ]
+
+
+CONFIRMED = tuple(range(20, 25))
+"""Fresh seeds."""
+EQUAL_SECONDS = 1.2
+"""Outer steps of the truncated form in the time of one of the others; rounded up, in its favour."""
+
+
+def confirmation(results: Path) -> list[Cell]:
+    """The best of the screening against truncated and exact, one thing varied at a time, on fresh seeds."""
+    found = []
+    for seed in CONFIRMED:
+        for data in DATA:
+            for setting, (optimiser, changes) in SETTINGS.items():
+                for side in confirmed(results):
+                    base = replace(tuned(results, data, optimiser, side), **changes)
+                    found.append(cell(data, seed, setting, side, base, forms=FORMS))
+                    if side == TRUNCATED and setting in TIMED:
+                        longer = replace(base, steps=int(EQUAL_SECONDS * base.steps))
+                        found.append(cell(data, seed, setting, side, longer, forms=FORMS))
+    return found
+
+
+FORMS: tuple[Form, ...] = ("per-phase", "reference", "fixed")
+ONE, TWO = (Phase(50, 5, (0, 2)),), (Phase(25, 5, (0, 2)), Phase(25, 7, (1, 3)))
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": ("adam", {}),
+    "SGD": ("sgd", {}),
+    "PTM-ST": ("adam", {"trajectory": "shortcut", "phases": TWO}),
+    "shortcut": ("adam", {"trajectory": "shortcut", "phases": ONE}),
+    "16 inner steps": ("adam", {"inner_steps": 16}),
+    "η⁰ = 0.03": ("adam", {"student_lr": 0.03}),
+    "SGD, PTM-ST": ("sgd", {"trajectory": "shortcut", "phases": TWO}),
+    "two phases": ("adam", {"phases": TWO}),
+}
+"""What differs from the base: 50 pairs, raw trajectories, one phase, 8 inner steps, η⁰ = 0.1, Adam."""
+TIMED = ("base", "SGD", "PTM-ST")
+"""Settings where the truncated form is given equal seconds too."""
+
+
+def confirmed(results: Path) -> tuple[Side, Side, Side]:
+    return TRUNCATED, best_side(rows(results, "screening")), EXACT
+
+
+def best_side(screened: list[dict[str, Any]]) -> Side:
+    """The damped side with the greatest recall on val, each setting's in units of the truncated form's.
+
+    The truncated and the exact form are not among those to be chosen: they are what it is compared with.
+    """
+    recall: dict[tuple[str, str], dict[Side, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in screened:
+        side = configs.from_json(Side, row["cell"]["side"])
+        recall[row["cell"]["data"], row["cell"]["setting"]][side] += scored(row, "per-phase", "val")
+    sides = [side for side in SCREENED if side not in (TRUNCATED, EXACT)]
+    return max(sides, key=lambda side: mean(mean(by[side]) / mean(by[TRUNCATED]) for by in recall.values()))
+
+
+def tuned(results: Path, data: str, optimiser: str, side: Side) -> DistillConfig:
+    """The settings of a side with the rates that were best on val; a run that diverged counts as 0."""
+    base, factors = OPTIMISERS[optimiser]
+    label = [f"{optimiser} × {factor:.2g}" for factor in factors]
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in rows(results, "tuning"):
+        if row["cell"]["data"] == data and configs.from_json(Side, row["cell"]["side"]) == side:
+            found[row["cell"]["setting"]] += scored(row, "per-phase", "val")
+    return with_rates(base, max(zip(factors, label, strict=True), key=lambda tried: mean(found[tried[1]]))[0])
+
+
+def scored(row: dict[str, Any], form: Form, split: str) -> list[float]:
+    """Mean recall of the students of a row; 0 for one that diverged, and for all where the distillation did."""
+    students = row["students"].get(form, [None] * STUDENTS)
+    return [0.0 if student is None else student[split] for student in students]
+
+
+ALTERNATIVES = [
+    Side("window", adjoint=1.0, steps=2),
+    Side("window", adjoint=1.0, steps=4),
+    Side("random-window", adjoint=1.0, steps=4),
+    Side(adjoint=0.5, texts=0.0),
+    Side(adjoint=0.0, texts=0.5),
+    Side(adjoint=0.5, texts=1.0),
+    Side(adjoint=1.0, texts=0.5),
+    Side("per-layer", adjoint=1.0, clip=1.0),
+    Side("bounded", adjoint=1.0, clip=1.0),
+    Side("bounded", adjoint=1.0, clip=1.5),
+]
+
+
+def alternatives(results: Path) -> list[Cell]:
+    """Other recursions, on the screening's own seeds and settings."""
+    return [
+        cell(data, seed, f"{pairs} pairs", side, replace(BASE, phases=(Phase(pairs, 5, (0, 3)),)))
+        for seed in (0, 1, 2)
+        for pairs in (20, 50)
+        for data in DATA
+        for side in ALTERNATIVES
+    ]
+
+
+def reasons(results: Path) -> list[Cell]:
+    """What the adjoint does on its way back, and what its gradients are worth."""
+    return [replace(cell(data, seed, "why", TRUNCATED, BASE), measure="why") for seed in (0, 1) for data in DATA]
+
+
+PLANS: dict[str, Callable[[Path], list[Cell]]] = {
+    "experts": experts,
+    "screening": screening,
+    "tuning": tuning,
+    "confirmation": confirmation,
+    "alternatives": alternatives,
+    "why": reasons,
+}
+
+
+def rows(results: Path, plan: str) -> list[dict[str, Any]]:
+    """What a finished part has measured."""
+    file = results / f"{plan}.json"
+    found: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
+    return found

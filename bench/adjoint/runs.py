@@ -1,0 +1,162 @@
+"""One cell of the study, run: experts, distillation, students under every form of evaluation."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.adjoint import why
+from bench.adjoint.cells import IMAGES, STUDENTS, TRUNCATED, Cell, Data, Form, Side, teach_config
+from bench.adjoint.estimators import TimedStep
+from ptmst import TrajectoryStore, distill, train_teachers
+from ptmst import config as configs
+from ptmst.config import DataConfig, DistillConfig, EncoderConfig, EvaluateConfig
+from ptmst.data import write_rendered
+from ptmst.devices import pick
+from ptmst.distilled import DistilledSet
+from ptmst.encoders import text_tower
+from ptmst.errors import Diverged
+from ptmst.evaluation import Retrieval, train_students
+from ptmst.teachers import load, student_from_settings, student_of
+
+SPLITS = ("val", "test")
+LAST = 20
+"""Outer steps whose mean loss counts as the final one."""
+
+
+def data_config(data: Data, work: Path) -> DataConfig:
+    return DataConfig(name=data, root=work / data / "data", image_size=IMAGES.image_size)
+
+
+def prepare(data: Data, work: Path) -> None:
+    """Write a data set's files, where they are not there."""
+    write_rendered(replace(IMAGES, name=data, root=data_config(data, work).root))
+
+
+def taught(cell: Cell, work: Path) -> TrajectoryStore:
+    """The experts of a cell; taught where they are not there."""
+    config = teach_config(cell.data, cell.seed, cell.tower)
+    out = work / cell.data / f"{cell.tower}-{cell.seed}"
+    return train_teachers(replace(config, out=out, data=data_config(cell.data, work), device="cpu"))
+
+
+def begin_worker() -> None:
+    """Make ready a process of the pool: one thread, and Ctrl-C is its parent's affair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def run_quietly(cell: Cell, work: Path) -> dict[str, Any]:
+    """A cell with what it measured; the bars of its own stay unseen."""
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        return {"cell": configs.to_json(cell)} | run(cell, work)
+
+
+def run(cell: Cell, work: Path) -> dict[str, Any]:
+    """Distil, evaluate, and tell what is worth keeping."""
+    store = taught(cell, work)
+    if cell.measure == "experts":
+        return {"recall": experts(store)}
+    if cell.measure == "why":
+        return why.measure(cell, store, lambda side: _outer_step(cell.distill, side, cell.seed, store))
+    step = _outer_step(cell.distill, cell.side, cell.seed, store)
+    found: dict[str, Any] = {"diverged at": None}
+    began = time.process_time()
+    try:
+        distilled = distill(cell.distill, store, outer_step=step)
+    except Diverged as error:
+        return found | {"diverged at": len(step.seconds), "why": str(error), "students": {}}
+    losses = [phase.history["loss"].sum(1) for phase in distilled.phases]
+    return found | {
+        "cpu s": time.process_time() - began,
+        "cpu s of a step": median(step.seconds),
+        "loss": [float(values[-LAST:].mean()) for values in losses],
+        "curve": [[round(float(v), 4) for v in values.view(-1, LAST).mean(1)] for values in losses],
+        "lr": [phase.pairs.lr.tolist() for phase in distilled.phases],
+        "students": evaluations(cell, distilled),
+    }
+
+
+_STEPS: dict[Any, TimedStep] = {}
+
+
+def _outer_step(config: DistillConfig, side: Side, seed: int, store: TrajectoryStore) -> TimedStep:
+    """One outer step a kind of graph, for all cells of a process: it compiles once."""
+    config = replace(config, adjoint=0.0 if side == TRUNCATED else 1.0, adjoint_clip=None)
+    layers = store.layers
+    kind = (layers, config.adjoint, config.loss, config.temperature, config.keep, config.compile)
+    if kind not in _STEPS:
+        _STEPS[kind] = TimedStep.of(student_of(store, (seed, "student")), config)
+    _STEPS[kind].begin(side, seed)
+    return _STEPS[kind]
+
+
+def evaluations(cell: Cell, distilled: DistilledSet) -> dict[Form, list[dict[str, float] | None]]:
+    """Mean recall of every student on val and test, by form of evaluation; none for a student that diverged."""
+    config = EvaluateConfig(seed=cell.seed, device="cpu")
+    eta = torch.full((2,), cell.distill.student_lr)
+    fixed = replace(
+        distilled,
+        phases=tuple(
+            replace(phase, pairs=phase.pairs.replace(phase.pairs.leaves() | {"lr": eta}), last_lr=eta)
+            for phase in distilled.phases
+        ),
+    )
+    ways: dict[Form, tuple[DistilledSet, EvaluateConfig]] = {
+        "per-phase": (distilled, config),
+        "reference": (distilled, replace(config, protocol="reference")),
+        "fixed": (fixed, config),
+    }
+    return {form: _students(*ways[form]) for form in cell.forms}
+
+
+def experts(store: TrajectoryStore) -> list[list[float]]:
+    """Mean recall on test of every expert at every epoch from 0."""
+    student = student_of(store, ("experts",))
+    root, settings = str(configs.from_json(DataConfig, store.settings["data"]).root), store.settings
+    test = _retrieval(root, "test", settings)
+    trajectories = [store.expert(number).raw() for number in sorted(store.experts)]
+    return [
+        [round(test.score(student, one.point(epoch))["mean"], 3) for epoch in range(store.epochs + 1)]
+        for one in trajectories
+    ]
+
+
+def _students(distilled: DistilledSet, config: EvaluateConfig) -> list[dict[str, float] | None]:
+    found: list[dict[str, float] | None] = []
+    for number in range(STUDENTS):
+        draw = (config.seed, "student", number)
+        student = student_from_settings(distilled.settings, draw, distilled.tower)
+        theta: Tensor = student.flatten()[None]
+        try:
+            for _, trained in train_students(student, theta, distilled, config, [draw]):
+                theta = trained
+        except Diverged:
+            found.append(None)
+            continue
+        root = str(configs.from_json(DataConfig, distilled.settings["data"]).root)
+        scored = {split: _retrieval(root, split, distilled.settings).score(student, theta[0]) for split in SPLITS}
+        found.append({split: round(scores["mean"], 3) for split, scores in scored.items()})
+    return found
+
+
+_SPLITS: dict[tuple[str, str], Retrieval] = {}
+
+
+def _retrieval(root: str, split: str, settings: Mapping[str, Any]) -> Retrieval:
+    """A split held ready for all cells of a process."""
+    if (root, split) not in _SPLITS:
+        data = configs.from_json(DataConfig, settings["data"])
+        tower = text_tower(configs.from_json(EncoderConfig, settings["encoder"]))
+        _SPLITS[root, split] = Retrieval(load(data, split), tower, pick("cpu"))
+    return _SPLITS[root, split]

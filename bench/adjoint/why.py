@@ -1,0 +1,203 @@
+"""What the adjoint does on its way back, and what its gradients are worth: numbers behind the recalls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import grad, jvp
+
+from bench.adjoint.cells import EXACT, TRUNCATED, Cell, Side
+from bench.adjoint.estimators import TimedStep
+from ptmst import TrajectoryStore, distill
+from ptmst.config import DistillConfig
+from ptmst.contrast import student_loss
+from ptmst.distillation import draw_batches, initial_pairs
+from ptmst.seeds import generator
+from ptmst.shortcut import RawSpan
+from ptmst.synthetic import SyntheticPairs
+from ptmst.teachers import real_pairs, student_of
+
+SIDES = (
+    TRUNCATED,
+    Side(adjoint=0.25),
+    Side(adjoint=0.5),
+    Side(adjoint=0.75),
+    EXACT,
+    Side(adjoint=0.5, clip=1.0),
+    Side(adjoint=1.0, clip=1.0),
+)
+DRAWS, CURVED, EIGEN_TOLERANCE = 48, 4, 1e-2
+STEP = 0.02
+"""Length of the trial step: root mean square over a leaf's entries, as one of Adam's."""
+LEAVES = ("images", "texts")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An outer step's fortune: which expert, from where, with which batches."""
+
+    expert: int
+    start: int
+    batches: Tensor
+
+
+Spans = Callable[[Draw], RawSpan]
+
+
+def measure(cell: Cell, store: TrajectoryStore, step_of: Callable[[Side], TimedStep]) -> dict[str, Any]:
+    """At the pairs of step 0 and at what each of two forms made of them."""
+    config = cell.distill
+    pairs, texts = real_pairs(store)
+    first = initial_pairs(config, 0, pairs, texts, store.layers.num_groups)
+    found = {"initial": _at(first, cell, store, step_of)}
+    for name, side in (("truncated", TRUNCATED), ("c = 0.5", Side(adjoint=0.5))):
+        made = distill(config, store, outer_step=step_of(side))
+        found[f"distilled, {name}"] = _at(made.phases[0].pairs, cell, store, step_of)
+    return found
+
+
+def _at(
+    pairs: SyntheticPairs, cell: Cell, store: TrajectoryStore, step_of: Callable[[Side], TimedStep]
+) -> dict[str, Any]:
+    config = cell.distill
+    trajectories = {number: store.expert(number).raw() for number in sorted(store.experts)}
+
+    def span(draw: Draw) -> RawSpan:
+        raw = trajectories[draw.expert]
+        return RawSpan.between(raw.point(draw.start), raw.point(draw.start + config.expert_epochs), store.layers)
+
+    def gradients(side: Side, draws: Sequence[Draw]) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
+        step = step_of(side)
+        grads, norms = [], []
+        for draw in draws:
+            grads.append(step(span(draw), pairs, draw.batches).grads)
+            norms.append(list(step.norms))
+        return {leaf: torch.stack([g[leaf].flatten().clone() for g in grads]) for leaf in LEAVES}, norms
+
+    draws = _draws(config, sorted(store.experts), DRAWS)
+    exact, _ = gradients(EXACT, draws)
+    fit, held = slice(0, DRAWS // 2), draws[DRAWS // 2 :]
+    before = _typical_loss(step_of(TRUNCATED), span, pairs, held)
+    found: dict[str, Any] = {"loss": before, "curvature": _curvature(pairs, config, store, span, draws[:CURVED])}
+    for side in SIDES:
+        mine, norms = gradients(side, draws)
+        moved = pairs.replace(pairs.leaves() | {leaf: _moved(pairs, leaf, mine[leaf][fit].mean(0)) for leaf in LEAVES})
+        row: dict[str, Any] = {"gain": before - _typical_loss(step_of(TRUNCATED), span, moved, held)}
+        for leaf in LEAVES:
+            row[leaf] = _compared(mine[leaf], exact[leaf])
+        if norms[0]:
+            ratio = torch.stack([torch.stack(each) / each[0] for each in norms])
+            row["growth"] = ratio.median(0).values.tolist()
+            row["growth, worst tenth"] = ratio.quantile(0.9, 0).tolist()
+        row["neighbours"] = _neighbours(gradients, side, draws, store.epochs, config)
+        found[side.label] = row
+    return found
+
+
+def _draws(config: DistillConfig, experts: list[int], count: int) -> list[Draw]:
+    phase = config.phases[0]
+    found = []
+    for number in range(count):
+        draw = generator(config.seed, "why", number)
+        expert = experts[int(torch.randint(len(experts), (1,), generator=draw))]
+        start = int(torch.randint(*phase.start, (1,), generator=draw))
+        found.append(Draw(expert, start, draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw)))
+    return found
+
+
+def _compared(mine: Tensor, exact: Tensor) -> dict[str, float]:
+    """Gradients [M, D] against the exact ones of the same draws, and against the exact average."""
+    norms, target = mine.norm(dim=1), exact.mean(0)
+    centre = mine.mean(0)
+    others = (exact.sum(0) - exact) / (len(exact) - 1)
+    return {
+        "cosine with exact": float(torch.cosine_similarity(mine, exact).mean()),
+        "cosine with the exact average of other draws": float(torch.cosine_similarity(mine, others).mean()),
+        "cosine of averages": float(torch.cosine_similarity(centre, target, dim=0)),
+        "noise to signal": float((mine - centre).square().sum(1).mean() / centre.square().sum()),
+        "largest over median norm": float(norms.max() / norms.median()),
+        "cosine between draws": _between(mine),
+    }
+
+
+def _between(g: Tensor) -> float:
+    unit = torch.nn.functional.normalize(g, dim=1)
+    count = len(g)
+    return float(((unit @ unit.T).sum() - count) / (count * (count - 1)))
+
+
+def _moved(pairs: SyntheticPairs, leaf: str, gradient: Tensor) -> Tensor:
+    value = pairs.leaves()[leaf]
+    return value - STEP * gradient.view_as(value) / gradient.square().mean().sqrt()
+
+
+def _typical_loss(
+    step: TimedStep, span: Callable[[Draw], RawSpan], pairs: SyntheticPairs, draws: Sequence[Draw]
+) -> float:
+    losses = [step(span(draw), pairs, draw.batches).loss.item() for draw in draws]
+    return median(losses)
+
+
+def _neighbours(
+    gradients: Callable[[Side, Sequence[Draw]], tuple[dict[str, Tensor], Any]],
+    side: Side,
+    draws: Sequence[Draw],
+    epochs: int,
+    config: DistillConfig,
+) -> dict[str, list[float]]:
+    """By start point: the cosine of its gradient with the next one's, batches alike, and its norm (the paper's Fig. 2).
+
+    The medians over some draws, of the images' gradients.
+    """
+    starts = range(epochs - config.expert_epochs + 1)
+    cosines, norms = [], []
+    for draw in draws[:CURVED]:
+        walk = gradients(side, [Draw(draw.expert, start, draw.batches) for start in starts])[0]["images"]
+        cosines.append(torch.cosine_similarity(walk[:-1], walk[1:]).tolist())
+        norms.append(walk.norm(dim=1).tolist())
+    return {
+        "cosine": [mean(column) for column in zip(*cosines, strict=True)],
+        "norm": [median(column) for column in zip(*norms, strict=True)],
+    }
+
+
+def _curvature(
+    pairs: SyntheticPairs,
+    config: DistillConfig,
+    store: TrajectoryStore,
+    span: Spans,
+    draws: Sequence[Draw],
+) -> dict[str, list[list[float]]]:
+    """By draw and inner step: the ends of the spectrum of √η H √η. A step is stable where they lie in [0, 2]."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    student = student_of(store, (config.seed, "student"))
+    gradient = grad(student_loss(student, config.loss, config.temperature))
+    root = store.layers.expand(pairs.lr).sqrt()
+    found: dict[str, list[list[float]]] = {"largest": [], "smallest": []}
+    for draw in draws:
+        theta, ends = span(draw).start, []
+        for index in draw.batches:
+            batch = (pairs.images[index], pairs.texts[index], pairs.similarity.batch(index))
+
+            def turned(v: Any, theta: Tensor = theta, batch: tuple[Tensor, ...] = batch) -> Any:
+                direction = root * torch.as_tensor(v.reshape(-1), dtype=torch.float32)
+                pushed = jvp(lambda theta: gradient(theta, *batch), (theta,), (direction,))[1]
+                return (root * pushed).numpy()
+
+            operator = LinearOperator((len(theta), len(theta)), matvec=turned, dtype=np.float32)
+            begin = torch.randn(len(theta), generator=generator(config.seed, "eigen")).numpy()
+            values = eigsh(
+                operator, k=2, which="BE", tol=EIGEN_TOLERANCE, v0=begin, maxiter=200, return_eigenvectors=False
+            )
+            ends.append((float(values.max()), float(values.min())))
+            theta = theta - store.layers.expand(pairs.lr) * gradient(theta, *batch)
+        found["largest"].append([high for high, _ in ends])
+        found["smallest"].append([low for _, low in ends])
+    return found

@@ -1,0 +1,167 @@
+"""The study's other recursions against autograd in float64, its choices against arithmetic by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.adjoint import plans
+from bench.adjoint.cells import BASE, EXACT, TRUNCATED, Cell, Side, cell, with_rates
+from bench.adjoint.estimators import TimedStep, bounded_share
+from bench.adjoint.plans import ALTERNATIVES, PLANS, SCREENED, best_side, tuned
+from oracles import relative_error
+from ptmst import config as configs
+from tiny import OuterCase, tower_case
+
+CASE = "convnet"
+
+
+def step(case: OuterCase, side: Side, seed: int = 0) -> TimedStep:
+    found = TimedStep(case.student, loss=case.kind, adjoint=0.0 if side == TRUNCATED else 1.0, adjoint_clip=None)
+    found.begin(side, seed)
+    return found
+
+
+def partly_detached(case: OuterCase, batches: Tensor, share: Callable[[int], Tensor | float]) -> dict[str, Tensor]:
+    """Autograd through the inner loop, where step i sees θ_i with the share(i) of its gradient."""
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in case.pairs.leaves().items()}
+    oracle, theta = case.oracle, case.start.clone().requires_grad_()
+    for i, index in enumerate(batches):
+        seen = theta.detach() + share(i) * (theta - theta.detach())
+        theta = theta - oracle.rate(leaves["lr"]) * oracle.step_gradient(seen, leaves, index)
+    found = torch.autograd.grad(oracle.loss(theta), list(leaves.values()))
+    return dict(zip(leaves, found, strict=True))
+
+
+def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, value in expected.items():
+        assert relative_error(found[name], value) <= 1e-9, name
+
+
+@pytest.mark.parametrize("side", [TRUNCATED, EXACT, Side(adjoint=0.3), Side(adjoint=0.5, clip=0.7)])
+def test_the_engines_own(side: Side) -> None:
+    case = tower_case(CASE, "full")
+    found = step(case, side)(case.span, case.pairs, case.batches).grads
+    assert_alike(found, case.oracle.recursion(side.adjoint, side.clip))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_before_a_window_the_adjoint_stands_still(length: int) -> None:
+    case = tower_case(CASE, "full")
+    n = len(case.batches)
+    found = step(case, Side("window", adjoint=1.0, steps=length))(case.span, case.pairs, case.batches).grads
+    # λ_i = λ_{i+1} + turned within the last `length` recursions: those of steps n-1 … n-length.
+    assert_alike(found, partly_detached(case, case.batches, lambda i: float(n - i < length)))
+
+
+def test_groups_have_shares_of_their_own() -> None:
+    case = tower_case(CASE, "full")
+    image, text = case.student.layers.group_sizes
+    share = torch.cat([torch.full((image,), 0.5), torch.full((text,), 0.125)]).double()
+    found = step(case, Side(adjoint=0.5, texts=0.125))(case.span, case.pairs, case.batches).grads
+    assert_alike(found, partly_detached(case, case.batches, lambda i: share))
+
+
+def test_a_random_window_is_rat_bptt() -> None:
+    """The loss after a random number of steps; what lies before the window has no gradient."""
+    case = tower_case(CASE, "full")
+    seen = step(case, Side("random-window", adjoint=1.0, steps=2), seed=3)
+    lengths = []
+    for _ in range(6):
+        found = seen(case.span, case.pairs, case.batches).grads
+        last = seen.length
+        lengths.append(last)
+        leaves = {name: leaf.clone().requires_grad_() for name, leaf in case.pairs.leaves().items()}
+        oracle, theta = case.oracle, case.start.clone().requires_grad_()
+        for i, index in enumerate(case.batches[:last]):
+            if i == last - 2:
+                theta = theta.detach().requires_grad_()
+            theta = theta - oracle.rate(leaves["lr"]) * oracle.step_gradient(theta, leaves, index)
+        expected = torch.autograd.grad(oracle.loss(theta), list(leaves.values()))
+        assert_alike(found, dict(zip(leaves, expected, strict=True)))
+    assert set(lengths) == {2, 3}
+
+
+@pytest.mark.parametrize(("recursion", "clip"), [("per-layer", 0.5), ("per-layer", 1.0), ("bounded", 1.0)])
+def test_bounds_hold(recursion: Any, clip: float) -> None:
+    case = tower_case(CASE, "full")
+    layers = case.student.layers
+    seen = step(case, Side(recursion, adjoint=1.0, clip=clip))
+    kept: list[Tensor] = []
+    carried = seen.carry
+
+    def watched(i: int, lam: Tensor, turned: Tensor, first: Tensor) -> Tensor:
+        kept.extend([lam, carried(i, lam, turned, first)] if not kept else [carried(i, lam, turned, first)])
+        return kept[-1]
+
+    seen.carry = watched  # type: ignore[method-assign]
+    seen(case.span, case.pairs, case.batches)
+    norms = [layers.layer_norms(lam) if recursion == "per-layer" else layers.dot(lam, lam).sqrt() for lam in kept]
+    assert len(norms) == len(case.batches)
+    for norm in norms[1:]:
+        assert (norm <= clip * norms[0] * (1 + 1e-6)).all()  # layer norms come in float32
+    assert not torch.equal(kept[-1], kept[0])
+
+
+def test_the_bounded_share_is_the_largest() -> None:
+    draw = torch.Generator().manual_seed(0)
+    dot = lambda a, b: (a * b).sum(1)  # noqa: E731
+    lam, turned = (torch.randn(200, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+    largest = lam.norm(dim=1) * (1 + torch.rand(200, generator=draw, dtype=torch.float64))
+    found = bounded_share(dot, lam, turned, largest)
+    tried = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    norms = (lam + tried[:, None, None] * turned).norm(dim=2)
+    # The share is walked from 0: the largest before the bound is first crossed.
+    inside = (norms <= largest * (1 + 1e-12)).long().cumprod(0).sum(0) - 1
+    assert (found - tried[inside]).abs().max() <= 1.01e-4
+
+
+def test_a_cell_is_found_again_in_the_results(tmp_path: Path) -> None:
+    for name in ("experts", "screening", "alternatives", "why"):
+        cells = PLANS[name](tmp_path)
+        assert len(set(cells)) == len(cells), name
+        assert [configs.from_json(Cell, json.loads(json.dumps(configs.to_json(one)))) for one in cells] == cells
+    assert not set(SCREENED) & set(ALTERNATIVES)
+
+
+def row(one: Cell, recall: float | None) -> dict[str, Any]:
+    students = {} if recall is None else {"per-phase": [{"val": recall, "test": 0.0}] * 2 + [None]}
+    return {"cell": configs.to_json(one), "students": students}
+
+
+def test_the_best_side_is_chosen_on_val_in_units_of_the_truncated_forms() -> None:
+    better, worse = Side(adjoint=0.5), Side(adjoint=0.75, clip=1.0)
+    recall = {
+        ("scenes", TRUNCATED): 10, ("scenes", better): 15, ("scenes", worse): 12, ("scenes", EXACT): 90,
+        ("digits", TRUNCATED): 40, ("digits", better): 40, ("digits", worse): 50, ("digits", EXACT): 90,
+    }  # fmt: skip
+    rows = [row(cell(data, 0, "x", side, BASE), value) for (data, side), value in recall.items()]  # type: ignore[arg-type]
+    rows += [
+        row(cell(data, 0, "x", side, BASE), 1.0)  # type: ignore[arg-type]
+        for data in ("scenes", "digits")
+        for side in SCREENED
+        if side not in (TRUNCATED, EXACT, better, worse)
+    ]
+    assert best_side(rows) == better  # 1.5 and 1, against 1.2 and 1.25
+
+
+def test_rates_are_chosen_on_val_and_divergence_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, factors = plans.OPTIMISERS["sgd"]
+    values = {factors[0]: [4.0, 4.0], factors[1]: [9.0, None], factors[2]: [1.0, 1.0]}
+    rows = [
+        row(cell("scenes", seed, f"sgd × {factor:.2g}", EXACT, with_rates(base, factor)), value)
+        for factor, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+    rows += [row(cell("digits", 0, f"sgd × {factors[2]:.2g}", EXACT, base), 99.0)]
+    (tmp_path / "tuning.json").write_text(json.dumps({"rows": rows}))
+    found = tuned(tmp_path, "scenes", "sgd", EXACT)
+    # A third of the students diverged everywhere: 16/6 against 18/6, where one whole distillation diverged.
+    assert found.rates == replace(base, rates=with_rates(base, factors[1]).rates).rates
