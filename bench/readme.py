@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.adjoint import tables as adjoint
 from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
 from ptmst.evaluation import METRICS
 from ptmst.report import HEADINGS
@@ -222,6 +223,11 @@ def _memory(megabytes: float) -> str:
     return f"{megabytes:.0f} MB" if megabytes < 1024 else f"{megabytes / 1024:.1f} GB"
 
 
+def adjoint_table(make: Callable[[Path], str], folder: str) -> str:
+    """A table of the study of the adjoint."""
+    return f"{make(RESULTS / 'adjoint')} ([raw]({folder}/adjoint))"
+
+
 Table = Callable[[str], str]
 TABLES: dict[str, Table] = {
     "demo-scenes": partial(demo_table, "demo-scenes"),
@@ -238,6 +244,13 @@ TABLES: dict[str, Table] = {
     "kernels-contrastive": partial(kernels_contrastive_table, "kernels-contrastive-cpu"),
     "store": partial(store_table, "store-cpu"),
     "codings": partial(codings_table, "codings-cpu"),
+    "adjoint-experts": partial(adjoint_table, adjoint.experts),
+    "adjoint-screening": partial(adjoint_table, adjoint.screening),
+    "adjoint-tuning": partial(adjoint_table, adjoint.tuning),
+    "adjoint-confirmation": partial(adjoint_table, adjoint.confirmation),
+    "adjoint-forms": partial(adjoint_table, adjoint.forms),
+    "adjoint-why": partial(adjoint_table, adjoint.reasons),
+    "adjoint-alternatives": partial(adjoint_table, adjoint.alternatives),
     "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),
 }
 PAGES = {
@@ -245,6 +258,7 @@ PAGES = {
     "docs/outer-step.md": "../bench/results",
     "docs/kernels.md": "../bench/results",
     "docs/formats.md": "../bench/results",
+    "docs/adjoint.md": "../bench/results",
 }
 """Each page with its way to the results."""
 
@@ -255,6 +269,11 @@ def written(page: str, folder: str) -> str:
     return marks.sub(lambda m: f"{m[1]}{TABLES[m[2]](folder)}\n{m[3]}", page)
 
 
+def write(*pages: str) -> None:
+    """Make the tables of some pages anew, or of all."""
+    for page in pages or PAGES:
+        (ROOT / page).write_text(written((ROOT / page).read_text(), PAGES[page]))
+
+
 if __name__ == "__main__":
-    for page, folder in PAGES.items():
-        (ROOT / page).write_text(written((ROOT / page).read_text(), folder))
+    write()

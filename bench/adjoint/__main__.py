@@ -1,4 +1,4 @@
-"""`python -m bench.adjoint --plan NAME`: run a part of the study, or continue it with --resume."""
+"""`python -m bench.adjoint --plan NAME`: run a part of the study, or continue it with --resume; then draw its page."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 
+from bench import readme
+from bench.adjoint import figures
 from bench.adjoint.cells import Cell
 from bench.adjoint.plans import PLANS
 from bench.adjoint.runs import begin_worker, prepare, run_quietly
-from bench.readme import RESULTS as ALL_RESULTS
 from ptmst import config as configs
 from ptmst import files, progress
 from ptmst.doctor import machine
 from ptmst.errors import InputError
 
-RESULTS = ALL_RESULTS / "adjoint"
+ROOT, RESULTS = readme.ROOT, readme.RESULTS / "adjoint"
 
 
 def main() -> int:
@@ -63,6 +64,9 @@ def main() -> int:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+    if asked.results == RESULTS:
+        figures.draw(RESULTS, ROOT / "docs" / "adjoint")
+        readme.write("docs/adjoint.md")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -122,7 +122,7 @@ def tuned(results: Path, data: str, optimiser: str, side: Side) -> DistillConfig
     return with_rates(base, max(zip(factors, label, strict=True), key=lambda tried: mean(found[tried[1]]))[0])
 
 
-def scored(row: dict[str, Any], form: Form, split: str) -> list[float]:
+def scored(row: Mapping[str, Any], form: Form, split: str) -> list[float]:
     """Mean recall of the students of a row; 0 for one that diverged, and for all where the distillation did."""
     students = row["students"].get(form, [None] * STUDENTS)
     return [0.0 if student is None else student[split] for student in students]

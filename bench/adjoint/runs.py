@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -68,8 +69,9 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
     if cell.measure == "experts":
         return {"recall": experts(store)}
     if cell.measure == "why":
-        return why.measure(cell, store, lambda side: _outer_step(cell.distill, side, cell.seed, store))
-    step = _outer_step(cell.distill, cell.side, cell.seed, store)
+        step_of = partial(_outer_step, cell.distill, seed=cell.seed, store=store)
+        return {"states": why.measure(cell, store, step_of)}
+    step = _outer_step(cell.distill, cell.side, seed=cell.seed, store=store)
     found: dict[str, Any] = {"diverged at": None}
     began = time.process_time()
     try:
@@ -90,7 +92,7 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
 _STEPS: dict[Any, TimedStep] = {}
 
 
-def _outer_step(config: DistillConfig, side: Side, seed: int, store: TrajectoryStore) -> TimedStep:
+def _outer_step(config: DistillConfig, side: Side, *, seed: int, store: TrajectoryStore) -> TimedStep:
     """One outer step a kind of graph, for all cells of a process: it compiles once."""
     config = replace(config, adjoint=0.0 if side == TRUNCATED else 1.0, adjoint_clip=None)
     layers = store.layers

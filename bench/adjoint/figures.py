@@ -1,0 +1,161 @@
+"""The figures of docs/adjoint.md, made from the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from bench.adjoint.cells import DATA, TRUNCATED, Side
+from bench.adjoint.plans import CLIPS, SETTINGS, SHARES, best_side, scored
+from bench.adjoint.tables import Interval, paired, read, runs, side_of
+
+
+def draw(results: Path, folder: Path) -> list[Path]:
+    """Write every figure whose results are there; returns their files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, make in {
+        "screening": _screening,
+        "confirmation": _confirmation,
+        "growth": _growth,
+        "worth": _worth,
+    }.items():
+        figure = make(results)
+        if figure is not None:
+            written.append(folder / f"{name}.png")
+            figure.savefig(written[-1], dpi=110, metadata={"Software": None})
+            pyplot.close(figure)
+    return written
+
+
+def _screening(results: Path) -> Any:
+    """Recall over the share of the adjoint, a panel a case."""
+    found = read(results, "screening")
+    if found is None:
+        return None
+    from matplotlib import pyplot
+
+    cases = list(dict.fromkeys((row["cell"]["data"], row["cell"]["setting"]) for row in found["rows"]))
+    figure, panels = pyplot.subplots(1, len(cases), figsize=(3.1 * len(cases), 3.2), layout="constrained")
+    for panel, case in zip(panels, cases, strict=True):
+        mine = [row for row in found["rows"] if (row["cell"]["data"], row["cell"]["setting"]) == case]
+        for clip in CLIPS:
+            shares = [0.0, *SHARES]
+            sides = [TRUNCATED, *(Side(adjoint=share, clip=clip) for share in SHARES)]
+            seeds = [[mean(scored(r, "per-phase", "test")) for r in mine if side_of(r) == side] for side in sides]
+            points = [(share, mean(values)) for share, values in zip(shares, seeds, strict=True) if values]
+            (line,) = panel.plot(*zip(*points, strict=True), marker="o", label=f"κ = {clip:g}" if clip else "no clip")
+            for share, values in zip(shares, seeds, strict=True):
+                panel.plot([share] * len(values), values, ".", ms=4, alpha=0.5, color=line.get_color())
+        panel.set(title=f"{case[0]}, {case[1]}", xlabel="share c of the adjoint", xticks=shares)
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("mean recall on test, percent")
+    panels[0].legend(frameon=False)
+    return figure
+
+
+def _confirmation(results: Path) -> Any:
+    """Differences to the truncated form with their intervals, setting by setting."""
+    found, screened = read(results, "confirmation"), read(results, "screening")
+    if found is None or screened is None:
+        return None
+    from matplotlib import pyplot
+
+    best = best_side(screened["rows"])
+    figure, panel = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for data, shift, colour in zip(DATA, (0.12, -0.12), ("tab:blue", "tab:orange"), strict=True):
+        for y, setting in enumerate(reversed(SETTINGS)):
+            mine = runs(found["rows"], data, setting)
+            differences = paired(mine.get((best, False), {}), mine.get((TRUNCATED, False), {}))
+            if len(differences) < 2:
+                continue
+            interval = Interval.of(differences)
+            panel.plot([interval.low, interval.high], [y + shift] * 2, color=colour, lw=1.5)
+            panel.plot(differences, [y + shift] * len(differences), ".", color=colour, ms=4, alpha=0.5)
+            panel.plot(interval.mean, y + shift, "o", color=colour, label=data if y == 0 else None)
+    panel.axvline(0, color="black", lw=0.8)
+    panel.set_yticks(range(len(SETTINGS)), list(reversed(SETTINGS)))
+    panel.set_xlabel(f"mean recall of {best.label} above the truncated form's, points (95 % interval; dots are seeds)")
+    panel.legend(frameon=False)
+    panel.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _growth(results: Path) -> Any:
+    """‖λ_i‖ on its way back, and the spectrum that it passes."""
+    found = read(results, "why")
+    if found is None:
+        return None
+    from matplotlib import pyplot
+
+    figure, (image, text, spectrum) = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    states = [row["states"]["initial"] for row in found["rows"]]
+    for name in (name for name in states[0] if "growth" in states[0][name]):
+        for panel, group in ((image, 0), (text, 1)):
+            columns = zip(*([at[group] for at in state[name]["growth"]] for state in states), strict=True)
+            values = [mean(column) for column in columns]
+            panel.plot(range(len(values) - 1, -1, -1), values, marker="o", ms=3, label=name)
+    for panel, title in ((image, "image group"), (text, "text group")):
+        panel.set(title=f"‖λ_i‖ / ‖λ_n‖, {title} (median of draws)", xlabel="inner step i", yscale="log")
+        panel.grid(alpha=0.3)
+    image.legend(frameon=False, fontsize=8)
+    for state, colour in (
+        ("initial", "tab:blue"),
+        ("distilled, truncated", "tab:red"),
+        ("distilled, c = 0.5", "tab:green"),
+    ):
+        for end, style in (("largest", "-"), ("smallest", "--")):
+            draws = list(_draws(found, state, end))
+            values = [mean(column) for column in zip(*draws, strict=True)]
+            spectrum.plot(values, style, color=colour, label=f"{state}" if end == "largest" else None)
+    spectrum.axhline(2, color="black", lw=0.8)
+    spectrum.axhline(0, color="black", lw=0.8)
+    spectrum.set(title="largest and smallest eigenvalue of √η H √η", xlabel="inner step i")
+    spectrum.legend(frameon=False, fontsize=8)
+    spectrum.grid(alpha=0.3)
+    return figure
+
+
+def _draws(found: dict[str, Any], state: str, end: str) -> Iterator[list[float]]:
+    for row in found["rows"]:
+        yield from row["states"][state]["curvature"][end]
+
+
+def _worth(results: Path) -> Any:
+    """Bias, variance and agreement of the gradients by share, unclipped."""
+    found = read(results, "why")
+    if found is None:
+        return None
+    from matplotlib import pyplot
+
+    figure, (bias, noise, neighbours) = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    shares = [0.0, *SHARES]
+    labels = [Side(adjoint=share).label for share in shares]
+    for state in found["rows"][0]["states"]:
+
+        def values(name: str, state: str = state) -> list[float]:
+            return [mean(row["states"][state][label]["images"][name] for row in found["rows"]) for label in labels]
+
+        bias.plot(shares, values("cosine of averages"), marker="o", label=state)
+        noise.plot(shares, values("cosine between draws"), marker="o", label=state)
+    for label in labels:
+        curves = [row["states"]["initial"][label]["neighbours"]["cosine"] for row in found["rows"]]
+        neighbours.plot([mean(column) for column in zip(*curves, strict=True)], marker="o", ms=3, label=label)
+    bias.set(title="cosine of the average gradient\nwith the average exact one", xlabel="share c")
+    noise.set(title="cosine between the gradients\nof different outer steps", xlabel="share c")
+    neighbours.set(
+        title="cosine of gradients from start points\ns and s + 1, initial pairs", xlabel="start point s, epochs"
+    )
+    for panel in (bias, noise, neighbours):
+        panel.grid(alpha=0.3)
+    bias.legend(frameon=False, fontsize=8)
+    neighbours.legend(frameon=False, fontsize=8)
+    return figure
