@@ -244,6 +244,8 @@ class DistillConfig:
     """Rank of low-rank soft labels."""
     alpha: float = 1.0
     """Weight of the low-rank part: S = diag(a) + (alpha/rank) L Rᵀ."""
+    blend: float = 0.0
+    """Blend each batch with a permutation of itself, by λ from Beta(blend, blend) (RepBlend: 1); 0 = not at all."""
     student_lr: float = 0.1
     """Initial student learning rate η of every group."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -279,7 +281,7 @@ class DistillConfig:
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "expert_epochs", "steps", "inner_steps", "batch_size", "temperature", "rank")
         yield from _positive(self, "student_lr")
-        yield from _at_least(self, 0, "momentum", "adjoint", "ema", "checkpoint_minutes", "seed")
+        yield from _at_least(self, 0, "blend", "momentum", "adjoint", "ema", "checkpoint_minutes", "seed")
         if not self.phases:
             yield "phases: expected at least one, found none; name one, such as 99:5:0-2"
         yield from _below(self, 1, "momentum", "ema")

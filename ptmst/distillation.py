@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,6 +108,16 @@ def draw_batches(pairs: int, batch: int, steps: int, draw: torch.Generator) -> T
     return torch.cat(walked).view(-1, batch)[:steps]
 
 
+def draw_mixing(batch: int, steps: int, blend: float, draw: torch.Generator) -> Tensor:
+    """float32 [steps, batch, batch]: λ I + (1 − λ) P of every step, λ from Beta(blend, blend), P a permutation."""
+    # torch's own sampler of Beta takes no generator.
+    chance = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=draw)))
+    lam = torch.from_numpy(chance.beta(blend, blend, steps)).float()[:, None, None]
+    identity = torch.eye(batch)
+    permuted = torch.stack([identity[torch.randperm(batch, generator=draw)] for _ in range(steps)])
+    return lam * identity + (1 - lam) * permuted
+
+
 def outer_update(state: OuterState, gradient: OuterGradient, config: DistillConfig) -> OuterState:
     """One step of the outer optimiser on every leaf, then of the average (METHOD §3, §5); in place."""
     leaves, average = state.pairs.leaves(), state.average.leaves()
@@ -158,7 +169,10 @@ def _distill_phase(
             first = int(torch.randint(*phase.start, (1,), generator=draw))
             span = rotation.take(expert, following).span(first, first + config.expert_epochs)
             batches = draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw).to(device)
-            gradient = outer_step(span, state.pairs, batches)
+            mixing = None
+            if config.blend:
+                mixing = draw_mixing(config.batch_size, config.inner_steps, config.blend, draw).to(device)
+            gradient = outer_step(span, state.pairs, batches, mixing)
             if broken := _non_finite({"loss": gradient.loss, **_gradients(gradient)}):
                 checkpoints.save(number, state)
                 raise _diverged(number, state.step, state.pairs.lr, broken, config)

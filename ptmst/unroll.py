@@ -47,18 +47,21 @@ def outer_gradient(
     temperature: float = 0.07,
     adjoint: float = 0.0,
     adjoint_clip: float | None = None,
+    mixing: Tensor | None = None,
 ) -> OuterGradient:
     """Train from θ_start [P] on `batches` (int64 [n, B]) of the pairs, match θ_target [P], differentiate.
 
     `adjoint` is the share c of the adjoint recursion λ ← λ + c ∂/∂θ⟨−η⊙λ, g_i⟩ that is kept: 0 is the truncated
     gradient of the paper, 1 the exact one. `adjoint_clip` bounds ‖λ‖ by that multiple of ‖λ_n‖ in each group.
+    `mixing` [n, B, B] blends each batch: its images (behind a frozen tower their features) and texts become that
+    matrix times them, S stays (RepBlend).
     Memory holds the n parameter vectors of the inner loop, and the activations of one step. For many steps of one
     student make an `OuterStep` once, which can compile.
 
     Raises InputError for an unknown loss, and where a group's span from θ_start to θ_target has length 0.
     """
     step = OuterStep(student, loss=loss, temperature=temperature, adjoint=adjoint, adjoint_clip=adjoint_clip)
-    return step(RawSpan.between(theta_start, theta_target, student.layers), pairs, batches)
+    return step(RawSpan.between(theta_start, theta_target, student.layers), pairs, batches, mixing)
 
 
 class OuterStep:
@@ -126,11 +129,16 @@ class OuterStep:
         return self._compiler is not None and not self._called
 
     @torch.no_grad()
-    def __call__(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
-        """Train from `span.start` on `batches` (int64 [n, B]) of the pairs, match the span's target, differentiate."""
+    def __call__(
+        self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None = None
+    ) -> OuterGradient:
+        """Train from `span.start` on `batches` (int64 [n, B]) of the pairs, match the span's target, differentiate.
+
+        `mixing` [n, B, B] is that of `outer_gradient`.
+        """
         replayed = self._compiler is not None and self._student.device.type == "cuda"
         with arithmetic(self._precision):
-            found = (self._replayed if replayed else self._gradient)(span, pairs, batches)
+            found = (self._replayed if replayed else self._gradient)(span, pairs, batches, mixing)
         self._called = True
         return found
 
@@ -146,40 +154,53 @@ class OuterStep:
         norm, largest = layers.dot(lam, lam).sqrt(), self._clip * first
         return layers.scaled(lam, torch.where(norm > largest, largest / norm, 1.0))
 
-    def _replayed(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
+    def _replayed(self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None) -> OuterGradient:
         def flat(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
             of_span = {name: inputs[f"span.{name}"] for name in span.tensors()}
             leaves = {name: inputs[f"leaf.{name}"] for name in pairs.leaves()}
-            found = self._gradient(span.replace(of_span), pairs.replace(leaves), inputs["batches"])
+            found = self._gradient(
+                span.replace(of_span), pairs.replace(leaves), inputs["batches"], inputs.get("mixing")
+            )
             return {"loss": found.loss, "per_group": found.per_group, "theta": found.theta_final, **found.grads}
 
         inputs = {f"span.{name}": value for name, value in span.tensors().items()}
         inputs |= {f"leaf.{name}": value for name, value in pairs.leaves().items()} | {"batches": batches}
+        if mixing is not None:
+            inputs["mixing"] = mixing
         # A recording belongs to the current device, which need not be the student's.
         with torch.cuda.device_of(batches):
             found = dict(self._captured(flat, inputs))
         return OuterGradient(found.pop("loss"), found.pop("per_group"), found.pop("theta"), found)
 
-    def _gradient(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
+    def _gradient(self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None) -> OuterGradient:
         if not self._frozen:
-            return self._unrolled(span, pairs, pairs.images, batches, batches)
+            return self._unrolled(span, pairs, pairs.images, batches, batches, mixing)
         if self._features is None:
             block = self._chunk or batches.shape[1]
             self._features = Features(self._student, block, self._keep == "primals", self._compiler)
         rows, slots = drawn(len(pairs), batches)
         features, back = self._features(pairs.images[rows])
-        found = self._unrolled(span, pairs, features, slots, batches)
+        found = self._unrolled(span, pairs, features, slots, batches, mixing)
         images = torch.zeros_like(pairs.images).index_add_(0, rows, back(found.grads["images"]))
         return OuterGradient(found.loss, found.per_group, found.theta_final, found.grads | {"images": images})
 
     def _unrolled(
-        self, span: Span, pairs: SyntheticPairs, images: Tensor, slots: Tensor, batches: Tensor
+        self,
+        span: Span,
+        pairs: SyntheticPairs,
+        images: Tensor,
+        slots: Tensor,
+        batches: Tensor,
+        mixing: Tensor | None,
     ) -> OuterGradient:
         """`images` are what the inner loop sees (behind a frozen tower features), by their rows `slots` [n, B]."""
         layers, numbers = self._student.layers, range(len(batches))
 
         def draw(i: int) -> Batch:
-            return Batch(images[slots[i]], pairs.texts[batches[i]], pairs.similarity.batch(batches[i]))
+            drawn_images, drawn_texts = images[slots[i]], pairs.texts[batches[i]]
+            if mixing is not None:
+                drawn_images, drawn_texts = _mixed(mixing[i], drawn_images), mixing[i] @ drawn_texts
+            return Batch(drawn_images, drawn_texts, pairs.similarity.batch(batches[i]))
 
         def walk() -> Iterator[Step]:
             theta = span.start
@@ -201,8 +222,11 @@ class OuterStep:
         grads = {name: torch.zeros_like(leaf) for name, leaf in {**pairs.leaves(), "images": images}.items()}
 
         def add(i: int, found: Along) -> None:
-            grads["images"].index_add_(0, slots[i], found.images)
-            grads["texts"].index_add_(0, batches[i], found.texts)
+            of_images, of_texts = found.images, found.texts
+            if mixing is not None:
+                of_images, of_texts = _mixed(mixing[i].T, of_images), mixing[i].T @ of_texts
+            grads["images"].index_add_(0, slots[i], of_images)
+            grads["texts"].index_add_(0, batches[i], of_texts)
             pairs.similarity.add_gradient(grads, batches[i], found.similarity)
 
         lam = matched.adjoint
@@ -223,3 +247,8 @@ class OuterStep:
                 lam = self.carry(i, lam, found.theta, first)
                 direction = layers.scaled(lam, -pairs.lr)
         return OuterGradient(matched.loss, matched.per_group, path[-1], grads)
+
+
+def _mixed(matrix: Tensor, images: Tensor) -> Tensor:
+    """[B, B] times [B, …]."""
+    return (matrix @ images.flatten(1)).view_as(images)

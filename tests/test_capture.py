@@ -143,7 +143,10 @@ def experts(student: Student, kind: str) -> list[Callable[[int], Span]]:
 @pytest.mark.parametrize("kind", ["raw", "shortcut"])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("how", [{}, {"keep": "primals", "adjoint": 1.0}, {"chunk": 2, "adjoint": 0.5}])
-def test_a_recorded_step_gives_the_same_bits(how: dict[str, Any], frozen: bool, kind: str, form: str) -> None:
+@pytest.mark.parametrize("blended", [False, True])
+def test_a_recorded_step_gives_the_same_bits(
+    how: dict[str, Any], frozen: bool, kind: str, form: str, blended: bool
+) -> None:
     student, record, at = three_layers(frozen), Recorder(), iter(range(100))
     step = recorded(OuterStep(student, **how), record)
     plain, spans = OuterStep(student, **how), experts(student, kind)
@@ -152,9 +155,10 @@ def test_a_recorded_step_gives_the_same_bits(how: dict[str, Any], frozen: bool, 
         for expert, start in ((0, 0), (1, 1), (0, 1), (0, 0)):
             c = drawn(student, form, pairs, next(at))
             span = spans[expert](start)
+            mixing = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(len(places) + start))
             with torch.no_grad():
-                found = step._replayed(span, c.pairs, c.batches)
-            expected = plain(span, c.pairs, c.batches)
+                found = step._replayed(span, c.pairs, c.batches, mixing if blended else None)
+            expected = plain(span, c.pairs, c.batches, mixing if blended else None)
             assert found.grads.keys() == expected.grads.keys()
             assert torch.equal(found.loss, expected.loss) and torch.equal(found.per_group, expected.per_group)
             assert torch.equal(found.theta_final, expected.theta_final)
@@ -183,5 +187,5 @@ def test_a_span_of_another_kind_is_recorded_anew() -> None:
     for kind in ("raw", "shortcut"):
         span = experts(student, kind)[0](0)
         with torch.no_grad():
-            found = step._replayed(span, c.pairs, c.batches)
+            found = step._replayed(span, c.pairs, c.batches, None)
         assert torch.equal(found.loss, OuterStep(student)(span, c.pairs, c.batches).loss)

@@ -36,7 +36,9 @@ class TimedStep(OuterStep):
         self.norms: list[Tensor] = []
         """‖λ_i‖ [G] of the recursion, from i = n."""
 
-    def __call__(self, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
+    def __call__(
+        self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None = None
+    ) -> OuterGradient:
         began = time.process_time()
         if self.side.recursion == "random-window":
             # RaT-BPTT: the loss is taken after a random number of steps, the last `steps` of which are differentiated.
@@ -46,7 +48,7 @@ class TimedStep(OuterStep):
             batches = batches[: int(last)]
         self.length = len(batches)
         self.norms = []
-        found = super().__call__(span, pairs, batches)
+        found = super().__call__(span, pairs, batches, mixing)
         self.seconds.append(time.process_time() - began)
         return found
 
