@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from ptmst import TrajectoryStore, distill, evaluate, files, shortcut, train_teachers
-from ptmst.config import DataConfig, Experiment, experiment
+from ptmst.config import DataConfig, Experiment
 from ptmst.data import write_rendered
 from ptmst.doctor import machine
 from ptmst.flat import LayerTable
+from ptmst.presets import experiment
 from ptmst.shortcut import Displacement, Expert, RawSpan, Shortcut, shortcut_beta
 
 DATA: tuple[Literal["scenes", "digits"], ...] = ("scenes", "digits")

@@ -14,13 +14,14 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from ptmst import allocator
+from ptmst import allocator, presets
 from ptmst import config as configs
 from ptmst.config import DistillConfig, Endpoints, EvaluateConfig, ImportConfig, Phase, RenderConfig, TeachConfig
 from ptmst.errors import InputError
 from ptmst.progress import say, show
 
-Source = Annotated[str | None, arg(metavar="FILE|PRESET")]
+Source = Annotated[Path | None, arg(metavar="FILE")]
+PresetName = Annotated[str | None, arg(metavar="NAME[,NAME]")]
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Data:
     """Write a rendered data set to disk: images and Karpathy-style JSON."""
 
     settings: Annotated[RenderConfig, arg(name="")] = field(default_factory=RenderConfig)
+    preset: PresetName = None
+    """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
     config: Source = None
-    """TOML file, or the name of a preset; its [data] table gives the defaults of the other flags."""
+    """TOML file; its [data] table goes before the preset and gives defaults in its turn."""
 
     def run(self) -> None:
         from ptmst.data import write_rendered
@@ -61,8 +64,10 @@ class Teach:
     """Train experts on real pairs and keep what their shortcut trajectories need."""
 
     settings: Annotated[TeachConfig, arg(name="")] = field(default_factory=TeachConfig)
+    preset: PresetName = None
+    """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
     config: Source = None
-    """TOML file, or the name of a preset; its [teach] table gives the defaults of the other flags."""
+    """TOML file; its [teach] table goes before the preset and gives defaults in its turn."""
 
     def run(self) -> None:
         from ptmst.teachers import train_teachers
@@ -78,8 +83,10 @@ class Distill:
     store: Path
     """Folder of the trajectory store."""
     settings: Annotated[DistillConfig, arg(name="")] = field(default_factory=DistillConfig)
+    preset: PresetName = None
+    """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
     config: Source = None
-    """TOML file, or the name of a preset; its [distill] table gives the defaults of the other flags."""
+    """TOML file; its [distill] table goes before the preset and gives defaults in its turn."""
     resume: bool = False
     """Continue a stopped run."""
 
@@ -100,8 +107,10 @@ class Evaluate:
     set: Path
     """Folder of the distilled set."""
     settings: Annotated[EvaluateConfig, arg(name="")] = field(default_factory=EvaluateConfig)
+    preset: PresetName = None
+    """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
     config: Source = None
-    """TOML file, or the name of a preset; its [evaluate] table gives the defaults of the other flags."""
+    """TOML file; its [evaluate] table goes before the preset and gives defaults in its turn."""
     out: Path | None = None
     """JSON file for the scores; none = scores.json in the set's folder."""
 
@@ -187,6 +196,21 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Presets:
+    """List the published rows and methods that --preset takes, with their sources."""
+
+    def run(self) -> None:
+        from rich.table import Table
+
+        for kind, title in (("experiment", "Experiments"), ("method", f"Methods (alone: in {presets.BASE})")):
+            table = Table("name", "what", "source", title=title, title_justify="left")
+            for preset in presets.catalogue():
+                if preset.kind == kind:
+                    table.add_row(preset.name, preset.about, preset.source)
+            show(table)
+
+
+@dataclass(frozen=True)
 class Inspect:
     """Print what a store, set, run, tensor file or published file is."""
 
@@ -222,6 +246,7 @@ COMMANDS: dict[str, type] = {
     "report": Report,
     "import": Import,
     "export": Export,
+    "presets": Presets,
     "inspect": Inspect,
     "doctor": Doctor,
 }
@@ -270,11 +295,11 @@ def parse(arguments: list[str]) -> Any:
 
 
 def _defaults(name: str, arguments: list[str]) -> Any:
-    """The command's defaults, from its table of the TOML file where one is named."""
+    """The command's defaults, from its table of the preset and the TOML file that are named."""
     values: dict[str, Any] = {f.name: tyro.MISSING for f in fields(COMMANDS[name]) if _required(f)}
-    source = _config_source(arguments)
-    if source is not None and "config" in (f.name for f in fields(COMMANDS[name])):
-        values["settings"] = getattr(configs.experiment(source), name)
+    preset, file = _value(arguments, "--preset"), _value(arguments, "--config")
+    if (preset or file) and "preset" in (f.name for f in fields(COMMANDS[name])):
+        values["settings"] = getattr(presets.experiment(preset, Path(file) if file else None), name)
     return COMMANDS[name](**values)
 
 
@@ -282,12 +307,12 @@ def _required(f: Field[Any]) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
 
 
-def _config_source(arguments: list[str]) -> str | None:
-    for flag, value in pairwise([*arguments, ""]):
-        if flag == "--config" and value:
+def _value(arguments: list[str], flag: str) -> str | None:
+    for word, value in pairwise([*arguments, ""]):
+        if word == flag and value:
             return value
-        if flag.startswith("--config="):
-            return flag.removeprefix("--config=")
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
     return None
 
 

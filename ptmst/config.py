@@ -13,7 +13,6 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -360,6 +359,10 @@ class EvaluateConfig:
 class Experiment:
     """A TOML file: one table per command, each with the settings of that command."""
 
+    about: str = ""
+    """What it is, in a line."""
+    source: str = ""
+    """Where its settings come from."""
     data: RenderConfig = field(default_factory=RenderConfig)
     """Settings of `ptmst data`."""
     teach: TeachConfig = field(default_factory=TeachConfig)
@@ -368,20 +371,6 @@ class Experiment:
     """Settings of `ptmst distill`."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Settings of `ptmst evaluate`."""
-
-
-def experiment(source: str) -> Experiment:
-    """The experiment of a TOML file, or of a preset by its name (the files in ptmst/presets).
-
-    Raises InputError that names every mistake in the file, or the nearest preset where there is no such file.
-    """
-    presets = {path.name.removesuffix(".toml"): path for path in resources.files("ptmst").joinpath("presets").iterdir()}
-    if source in presets:
-        with resources.as_file(presets[source]) as path:
-            return from_toml(Experiment, path)
-    if not Path(source).exists():
-        raise InputError(f"{source}: expected a TOML file or a preset, found neither{nearest(source, sorted(presets))}")
-    return from_toml(Experiment, Path(source))
 
 
 def check(config: object) -> None:
@@ -448,8 +437,11 @@ def from_json(kind: type[T], value: object) -> T:
         raise InputError("\n  ".join(found) if len(found) == 1 else "\n  ".join(["settings:", *found])) from None
 
 
-def from_toml(kind: type[T], path: Path) -> T:
-    """A config of `kind` from a TOML file. Raises InputError that names the file and every mistake in it."""
+def from_toml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = None) -> T:
+    """A config of `kind` from a TOML file, which goes before `defaults`, table by table.
+
+    Raises InputError that names the file and every mistake in it.
+    """
     try:
         value = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -457,9 +449,18 @@ def from_toml(kind: type[T], path: Path) -> T:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected TOML, found a mistake ({error}); mend that line") from error
     try:
-        return from_json(kind, value)
+        return from_json(kind, merged(defaults or {}, value))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables with the entries of others, at any depth."""
+    found = dict(values)
+    for key, value in changes.items():
+        inside = found.get(key)
+        found[key] = merged(inside, value) if isinstance(inside, Mapping) and isinstance(value, Mapping) else value
+    return found
 
 
 def parse_phase(text: str) -> Phase:

@@ -15,13 +15,14 @@ from typing import Any, Literal
 from ptmst import config as configs
 from ptmst import files
 from ptmst.baselines import random_pairs
-from ptmst.config import DataConfig, DistillConfig, EvaluateConfig, Experiment, LossKind, Phase, experiment
+from ptmst.config import DataConfig, EvaluateConfig, Experiment, LossKind
 from ptmst.data import write_rendered
 from ptmst.distillation import distill
 from ptmst.distilled import versions
 from ptmst.doctor import machine
 from ptmst.errors import InputError
 from ptmst.evaluation import Scores, evaluate, evaluate_experts, read_scores
+from ptmst.presets import applied, experiment
 from ptmst.progress import say, show
 from ptmst.report import Row, recall_table, write_report
 from ptmst.store import TrajectoryStore
@@ -60,7 +61,7 @@ def _rows(data: Literal["scenes", "digits"], out: Path, settings: Experiment) ->
     real = DataConfig(name=data, root=root, image_size=settings.data.image_size)
     store = train_teachers(replace(settings.teach, out=out / "store", data=real))
     say("3/5 distillation: LoRS (raw trajectories, one phase)")
-    lors = distill(replace(as_lors(settings.distill), out=out / "lors"), store, resume=True)
+    lors = distill(replace(applied("lors", settings).distill, out=out / "lors"), store, resume=True)
     say("4/5 distillation: PTM-ST (shortcut trajectories, phases, EMA)")
     ptm_st = distill(replace(settings.distill, out=out / "ptm-st"), store, resume=True)
     say("5/5 fresh students on each")
@@ -76,27 +77,6 @@ def _rows(data: Literal["scenes", "digits"], out: Path, settings: Experiment) ->
             "all real pairs", scored("all", lambda: evaluate_experts(store, config.students)), len(load(real, "train"))
         ),
     ]
-
-
-def as_lors(config: DistillConfig) -> DistillConfig:
-    """Trajectory matching as in LoRS, at the cost of `config`: as many pairs and, in all, as many outer steps.
-
-    One phase on the raw trajectory over the starts of all phases, low-rank soft labels, no average.
-    """
-    starts = [phase.start for phase in config.phases]
-    phase = Phase(
-        pairs=config.pairs,
-        endpoint=max(phase.endpoint for phase in config.phases),
-        start=(min(first for first, _ in starts), max(last for _, last in starts)),
-    )
-    return replace(
-        config,
-        phases=(phase,),
-        steps=config.steps * len(config.phases),
-        trajectory="raw",
-        similarity="low-rank",
-        ema=0.0,
-    )
 
 
 def _score_random(store: TrajectoryStore, count: int, config: EvaluateConfig) -> Scores:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from bench.adjoint import plans
-from bench.adjoint.cells import BASE, EXACT, TRUNCATED, Cell, Side, cell, with_rates
+from bench.adjoint.cells import BASE, DATA, EXACT, TRUNCATED, Cell, Data, Side, cell, with_rates
 from bench.adjoint.estimators import TimedStep, bounded_share
 from bench.adjoint.plans import ALTERNATIVES, PLANS, SCREENED, best_side, tuned
 from oracles import relative_error
 from ptmst import config as configs
+from ptmst.errors import InputError
 from tiny import OuterCase, tower_case
 
 CASE = "convnet"
@@ -131,6 +132,11 @@ def test_a_cell_is_found_again_in_the_results(tmp_path: Path) -> None:
     assert not set(SCREENED) & set(ALTERNATIVES)
 
 
+def test_a_part_waits_for_the_one_before_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^screening: expected 156 runs, found 0; finish that part first$"):
+        PLANS["tuning"](tmp_path)
+
+
 def row(one: Cell, recall: float | None) -> dict[str, Any]:
     students = {} if recall is None else {"per-phase": [{"val": recall, "test": 0.0}] * 2 + [None]}
     return {"cell": configs.to_json(one), "students": students}
@@ -138,14 +144,14 @@ def row(one: Cell, recall: float | None) -> dict[str, Any]:
 
 def test_the_best_side_is_chosen_on_val_in_units_of_the_truncated_forms() -> None:
     better, worse = Side(adjoint=0.5), Side(adjoint=0.75, clip=1.0)
-    recall = {
+    recall: dict[tuple[Data, Side], float] = {
         ("scenes", TRUNCATED): 10, ("scenes", better): 15, ("scenes", worse): 12, ("scenes", EXACT): 90,
         ("digits", TRUNCATED): 40, ("digits", better): 40, ("digits", worse): 50, ("digits", EXACT): 90,
     }  # fmt: skip
-    rows = [row(cell(data, 0, "x", side, BASE), value) for (data, side), value in recall.items()]  # type: ignore[arg-type]
+    rows = [row(cell(data, 0, "x", side, BASE), value) for (data, side), value in recall.items()]
     rows += [
-        row(cell(data, 0, "x", side, BASE), 1.0)  # type: ignore[arg-type]
-        for data in ("scenes", "digits")
+        row(cell(data, 0, "x", side, BASE), 1.0)
+        for data in DATA
         for side in SCREENED
         if side not in (TRUNCATED, EXACT, better, worse)
     ]
@@ -154,7 +160,7 @@ def test_the_best_side_is_chosen_on_val_in_units_of_the_truncated_forms() -> Non
 
 def test_rates_are_chosen_on_val_and_divergence_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, factors = plans.OPTIMISERS["sgd"]
-    values = {factors[0]: [4.0, 4.0], factors[1]: [9.0, None], factors[2]: [1.0, 1.0]}
+    values: dict[float, list[float | None]] = {factors[0]: [4.0, 4.0], factors[1]: [9.0, None], factors[2]: [1.0, 1.0]}
     rows = [
         row(cell("scenes", seed, f"sgd × {factor:.2g}", EXACT, with_rates(base, factor)), value)
         for factor, seeds in values.items()
@@ -162,6 +168,7 @@ def test_rates_are_chosen_on_val_and_divergence_counts(tmp_path: Path, monkeypat
     ]
     rows += [row(cell("digits", 0, f"sgd × {factors[2]:.2g}", EXACT, base), 99.0)]
     (tmp_path / "tuning.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setitem(PLANS, "tuning", lambda results: [])
     found = tuned(tmp_path, "scenes", "sgd", EXACT)
     # A third of the students diverged everywhere: 16/6 against 18/6, where one whole distillation diverged.
     assert found.rates == replace(base, rates=with_rates(base, factors[1]).rates).rates

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from ptmst import InputError, Phase, demo, distillation, evaluation, teachers
-from ptmst.config import Experiment, check, experiment
-from ptmst.demo import as_lors, run_demo
+from ptmst.config import Experiment, check
+from ptmst.demo import run_demo
 from ptmst.files import sha256
+from ptmst.presets import applied, experiment
 from ptmst.unroll import OuterStep
 from tiny import ENCODER
 
@@ -38,9 +39,9 @@ def micro(_: str) -> Experiment:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_compares_like_with_like(name: str) -> None:
     preset = experiment(name)
-    for settings in (preset.data, preset.teach, preset.distill, as_lors(preset.distill), preset.evaluate):
+    for settings in (preset.data, preset.teach, preset.distill, applied("lors", preset).distill, preset.evaluate):
         check(settings)
-    ours, lors = preset.distill, as_lors(preset.distill)
+    ours, lors = preset.distill, applied("lors", preset).distill
     assert ours.trajectory == "shortcut" and len(ours.phases) >= 2 and ours.ema > 0
     assert lors.trajectory == "raw" and len(lors.phases) == 1 and lors.similarity == "low-rank"
     assert lors.pairs == ours.pairs

@@ -17,7 +17,7 @@ from bench import readme
 from bench.adjoint import figures
 from bench.adjoint.cells import Cell
 from bench.adjoint.plans import PLANS
-from bench.adjoint.runs import begin_worker, prepare, run_quietly
+from bench.adjoint.runs import begin_worker, prepare, run_quietly, store_path, taught_quietly
 from ptmst import config as configs
 from ptmst import files, progress
 from ptmst.doctor import machine
@@ -51,6 +51,11 @@ def main() -> int:
     asked.results.mkdir(parents=True, exist_ok=True)
     pool = ProcessPoolExecutor(asked.workers, multiprocessing.get_context("spawn"), begin_worker)
     try:
+        stores = list({store_path(cell, asked.work): cell for cell in left}.values())
+        with progress.bar("experts", len(stores)) as bar:
+            for there in as_completed([pool.submit(taught_quietly, cell, asked.work) for cell in stores]):
+                there.result()
+                bar.advance()
         waited = [pool.submit(run_quietly, cell, asked.work) for cell in left]
         with progress.bar(asked.plan, len(cells), len(cells) - len(left)) as bar:
             for ended in as_completed(waited):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ptmst.config import DistillConfig, LeafRates, Phase, RenderConfig, TeachConfig, experiment
+from ptmst.config import DistillConfig, LeafRates, Phase, RenderConfig, TeachConfig
+from ptmst.presets import experiment
 
 Data = Literal["scenes", "digits"]
 DATA: tuple[Data, ...] = ("scenes", "digits")

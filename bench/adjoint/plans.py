@@ -13,6 +13,7 @@ from typing import Any
 from bench.adjoint.cells import BASE, DATA, EXACT, STUDENTS, TRUNCATED, Cell, Form, Side, cell, with_rates
 from ptmst import config as configs
 from ptmst.config import DistillConfig, LeafRates, Phase
+from ptmst.errors import InputError
 
 SHARES, CLIPS = (0.25, 0.5, 0.75, 1.0), (None, 1.0, 2.0)
 SCREENED = [TRUNCATED, *(Side(adjoint=share, clip=clip) for share in SHARES for clip in CLIPS)]
@@ -95,7 +96,7 @@ TIMED = ("base", "SGD", "PTM-ST")
 
 
 def confirmed(results: Path) -> tuple[Side, Side, Side]:
-    return TRUNCATED, best_side(rows(results, "screening")), EXACT
+    return TRUNCATED, best_side(finished(results, "screening")), EXACT
 
 
 def best_side(screened: list[dict[str, Any]]) -> Side:
@@ -116,7 +117,7 @@ def tuned(results: Path, data: str, optimiser: str, side: Side) -> DistillConfig
     base, factors = OPTIMISERS[optimiser]
     label = [f"{optimiser} × {factor:.2g}" for factor in factors]
     found: dict[str, list[float]] = defaultdict(list)
-    for row in rows(results, "tuning"):
+    for row in finished(results, "tuning"):
         if row["cell"]["data"] == data and configs.from_json(Side, row["cell"]["side"]) == side:
             found[row["cell"]["setting"]] += scored(row, "per-phase", "val")
     return with_rates(base, max(zip(factors, label, strict=True), key=lambda tried: mean(found[tried[1]]))[0])
@@ -168,8 +169,16 @@ PLANS: dict[str, Callable[[Path], list[Cell]]] = {
 }
 
 
+def finished(results: Path, plan: str) -> list[dict[str, Any]]:
+    """What a part has measured. Raises InputError where it has not ended."""
+    found, expected = rows(results, plan), len(PLANS[plan](results))
+    if len(found) < expected:
+        raise InputError(f"{plan}: expected {expected} runs, found {len(found)}; finish that part first")
+    return found
+
+
 def rows(results: Path, plan: str) -> list[dict[str, Any]]:
-    """What a finished part has measured."""
+    """What a part has measured so far."""
     file = results / f"{plan}.json"
     found: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
     return found

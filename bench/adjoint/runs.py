@@ -44,10 +44,19 @@ def prepare(data: Data, work: Path) -> None:
     write_rendered(replace(IMAGES, name=data, root=data_config(data, work).root))
 
 
+def taught_quietly(cell: Cell, work: Path) -> None:
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        taught(cell, work)
+
+
+def store_path(cell: Cell, work: Path) -> Path:
+    """Folder of a cell's experts, which cells of one seed share."""
+    return work / cell.data / f"{cell.tower}-{cell.seed}"
+
+
 def taught(cell: Cell, work: Path) -> TrajectoryStore:
     """The experts of a cell; taught where they are not there."""
-    config = teach_config(cell.data, cell.seed, cell.tower)
-    out = work / cell.data / f"{cell.tower}-{cell.seed}"
+    config, out = teach_config(cell.data, cell.seed, cell.tower), store_path(cell, work)
     return train_teachers(replace(config, out=out, data=data_config(cell.data, work), device="cpu"))
 
 
