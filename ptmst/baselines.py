@@ -1,10 +1,17 @@
-"""What a distilled set has to beat: as many real pairs, as a distilled set (METHOD §6)."""
+"""What a distilled set has to beat: as many real pairs, chosen at random or with care, as a distilled set.
+
+The careful ones see the data as the store's experts do. Each image has one caption, drawn at random.
+"""
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ptmst import config as configs
 from ptmst.data import Pairs
 from ptmst.distilled import DistilledPhase, DistilledSet, versions
 from ptmst.errors import InputError
@@ -12,29 +19,54 @@ from ptmst.seeds import generator
 from ptmst.similarity import FullSimilarity
 from ptmst.store import TrajectoryStore
 from ptmst.synthetic import SyntheticPairs
-from ptmst.teachers import real_pairs, tower_weights
+from ptmst.teachers import real_pairs, student_of, tower_weights
+
+Selection = Literal["random", "herding", "k-center", "forgetting"]
+_IMAGES_AT_ONCE = 256
+_TOGETHER = 128
+"""Pairs among which one has to find its own to count as known: a teacher's batch."""
 
 
-def random_pairs(store: TrajectoryStore, count: int, lr: float, seed: int) -> DistilledSet:
-    """`count` random pairs of the store's data, matched one to one, with student learning rate `lr` in every group.
+def subset(store: TrajectoryStore, selection: Selection, count: int, lr: float, seed: int) -> DistilledSet:
+    """`count` real pairs of the store's data, matched one to one, with student learning rate `lr` in every group.
 
-    Raises InputError where the data hold fewer images, or are no longer those of the store.
+    `herding` keeps the mean of the embeddings (Welling 2009), `k-center` covers them (Sener & Savarese 2018),
+    `forgetting` takes the pairs that an expert learns and forgets most often, and those it never learns first
+    (Toneva et al. 2019). Embeddings are those of one expert, by `seed`.
+
+    Raises InputError for an unknown selection, where the data hold fewer images or are no longer those of the store,
+    and for `forgetting` where the store keeps fewer than two end points.
     """
+    if selection not in get_args(Selection):
+        known = list(get_args(Selection))
+        raise InputError(
+            f"selection: expected {', '.join(known)}, found {selection}{configs.nearest(selection, known)}"
+        )
     pairs, texts = real_pairs(store)
-    chosen = random_subset(pairs, seed, count)
+    _refuse_more(count, pairs)
+    chosen = random_subset(pairs, seed, count if selection == "random" else len(pairs.image_names))
+    if selection == "forgetting":
+        chosen = chosen[most_forgotten(_known(store, pairs, texts, chosen, seed))[:count]]
+    elif selection != "random":
+        embeds = torch.cat(_embeddings(store, pairs, texts, chosen, seed, max(store.endpoints)), dim=1)
+        chosen = chosen[(herded if selection == "herding" else k_centers)(embeds, count)]
     rates = torch.full((store.layers.num_groups,), lr)
     images = pairs.images(pairs.image_of_text[chosen])
     synthetic = SyntheticPairs(images, texts[chosen].clone(), FullSimilarity.identity(count), rates)
     phase = DistilledPhase(synthetic, rates, tuple(pairs.captions[i] for i in chosen.tolist()))
-    provenance = {"method": "random", "seed": seed, "store_sha256": store.fingerprint, "versions": versions()}
+    provenance = {"method": selection, "seed": seed, "store_sha256": store.fingerprint, "versions": versions()}
     return DistilledSet((phase,), provenance, store.settings, tower_weights(store))
+
+
+def random_pairs(store: TrajectoryStore, count: int, lr: float, seed: int) -> DistilledSet:
+    """`subset` at random."""
+    return subset(store, "random", count, lr, seed)
 
 
 def random_subset(pairs: Pairs, seed: int, count: int) -> Tensor:
     """Numbers of `count` texts of distinct images, one caption each: int64 [count]. A shorter one begins a longer."""
-    images = len(pairs.image_paths)
-    if count > images:
-        raise InputError(f"pairs: expected at most the {images} images of {pairs.name} {pairs.split}, found {count}")
+    images = len(pairs.image_names)
+    _refuse_more(count, pairs)
     captions_of: list[list[int]] = [[] for _ in range(images)]
     for text, image in enumerate(pairs.image_of_text.tolist()):
         captions_of[image].append(text)
@@ -42,3 +74,73 @@ def random_subset(pairs: Pairs, seed: int, count: int) -> Tensor:
     order = torch.randperm(images, generator=draw)[:count].tolist()
     picks = torch.rand(images, generator=draw).tolist()
     return torch.tensor([captions_of[i][int(picks[i] * len(captions_of[i]))] for i in order])
+
+
+def herded(embeds: Tensor, count: int) -> Tensor:
+    """Rows of embeds [N, D] whose mean stays nearest to the mean of all, one after another: int64 [count]."""
+    mean, left = embeds.mean(0), embeds.clone()
+    total, chosen = torch.zeros_like(mean), []
+    for k in range(1, count + 1):
+        # ‖mean − (total + e)/k‖² is least.
+        best = int((k * mean - total - left).square().sum(1).argmin())
+        chosen.append(best)
+        total += embeds[best]
+        left[best] = float("inf")
+    return torch.tensor(chosen)
+
+
+def k_centers(embeds: Tensor, count: int) -> Tensor:
+    """Rows of embeds [N, D], each the farthest from those before it, the first nearest to the mean: int64 [count]."""
+    chosen = [int((embeds - embeds.mean(0)).square().sum(1).argmin())]
+    nearest = torch.full((len(embeds),), float("inf"))
+    while len(chosen) < count:
+        nearest = torch.minimum(nearest, (embeds - embeds[chosen[-1]]).square().sum(1))
+        nearest[chosen[-1]] = -1.0
+        chosen.append(int(nearest.argmax()))
+    return torch.tensor(chosen)
+
+
+def most_forgotten(known: Tensor) -> Tensor:
+    """Rows of known, bool [N, T] over time, by how often known turns to unknown; those never known come first."""
+    forgotten = (known[:, :-1] & ~known[:, 1:]).sum(1)
+    forgotten[~known.any(1)] = known.shape[1]
+    return forgotten.argsort(descending=True, stable=True)
+
+
+def _known(store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int) -> Tensor:
+    """bool [N, T]: whether a pair's image and text find each other among a batch of others, at every kept epoch."""
+    if len(store.endpoints) < 2:
+        raise InputError(
+            f"{store.path}: expected at least two end points to see pairs forgotten, found "
+            f"{', '.join(map(str, store.endpoints))}; teach with --endpoints all"
+        )
+    columns = []
+    for epoch in store.endpoints:
+        images, captions = _embeddings(store, pairs, texts, chosen, seed, epoch)
+        found = []
+        for z, t in zip(images.split(_TOGETHER), captions.split(_TOGETHER), strict=True):
+            scores = z @ t.T
+            own = scores.diagonal()
+            found.append((scores > own).sum(0).eq(0) & (scores > own[:, None]).sum(1).eq(0))
+        columns.append(torch.cat(found))
+    return torch.stack(columns, dim=1)
+
+
+@torch.no_grad()
+def _embeddings(
+    store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int, epoch: int
+) -> tuple[Tensor, Tensor]:
+    """Normalised images and texts [N, H] of the chosen pairs, as one expert embeds them after an epoch."""
+    numbers = sorted(store.experts)
+    expert = store.expert(numbers[seed % len(numbers)], (epoch,))
+    theta, student = expert.raw().point(epoch), student_of(store, (seed, "student"))
+    images = torch.cat(
+        [student.embed_images(theta, pairs.images(some)) for some in pairs.image_of_text[chosen].split(_IMAGES_AT_ONCE)]
+    )
+    return F.normalize(images, dim=1), F.normalize(student.embed_texts(theta, texts[chosen]), dim=1)
+
+
+def _refuse_more(count: int, pairs: Pairs) -> None:
+    images = len(pairs.image_names)
+    if count > images:
+        raise InputError(f"pairs: expected at most the {images} images of {pairs.name} {pairs.split}, found {count}")
