@@ -13,7 +13,7 @@ from typing import Any
 from bench.adjoint import tables as adjoint
 from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
 from ptmst.evaluation import METRICS
-from ptmst.report import HEADINGS
+from ptmst.results import HEADINGS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"

@@ -44,7 +44,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Data:
-    """Write a rendered data set to disk: images and Karpathy-style JSON."""
+    """Write a rendered data set to disk: images and Karpathy-style JSON; `data check NAME` verifies any data set."""
 
     settings: Annotated[RenderConfig, arg(name="")] = field(default_factory=RenderConfig)
     preset: PresetName = None
@@ -57,6 +57,37 @@ class Data:
 
         written = write_rendered(self.settings)
         say(f"{self.settings.folder}: {'written' if written else 'there already, nothing to do'}")
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """Decode every image of a data set, count, and name what is missing, broken or in two splits."""
+
+    name: Positional[str]
+    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB."""
+    root: Path | None = None
+    """Folder with the annotations and the images they name; none = data/NAME, for files of your own this folder."""
+
+    def run(self) -> None:
+        from rich.table import Table
+
+        from ptmst.data.check import check
+
+        folder = configs.DataConfig(name=self.name, root=self.root).folder
+        report = check(self.name, folder)
+        head, *rows = report.rows()
+        table = Table(*head)
+        for row in rows:
+            table.add_row(*row)
+        show(table)
+        for problem in report.problems:
+            say(problem)
+        if report.problems:
+            count = len(report.problems)
+            raise InputError(
+                f"{folder}: expected a sound data set, found {count} problem{'s' if count > 1 else ''}, named above"
+            )
+        say(f"{folder}: sound")
 
 
 @dataclass(frozen=True)
@@ -102,10 +133,10 @@ class Distill:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Train fresh students on a distilled set and measure their retrieval recall."""
+    """Train fresh students on a distilled set and measure their retrieval recall; or score the experts of a store."""
 
     set: Path
-    """Folder of the distilled set."""
+    """Folder of the distilled set; or of a trajectory store, whose experts are what all real pairs teach."""
     settings: Annotated[EvaluateConfig, arg(name="")] = field(default_factory=EvaluateConfig)
     preset: PresetName = None
     """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
@@ -115,34 +146,47 @@ class Evaluate:
     """JSON file for the scores; none = scores.json in the set's folder."""
 
     def run(self) -> None:
-        from ptmst import files
+        from ptmst import files, store
         from ptmst.distilled import DistilledSet
-        from ptmst.evaluation import SCORES, evaluate
-        from ptmst.report import Row, recall_table
+        from ptmst.evaluation import SCORES, evaluate, evaluate_experts
+        from ptmst.results import Row, recall_table
 
-        distilled = DistilledSet.load(self.set)
-        scores = evaluate(distilled, self.settings)
         out = self.out or self.set / SCORES
+        if (self.set / store.INDEX).exists():
+            of = store.TrajectoryStore.open(self.set)
+            scores = evaluate_experts(of, self.settings.students, self.settings.device)
+            row = Row("all real pairs", scores, int(scores.provenance["pairs"]))
+        else:
+            distilled = DistilledSet.load(self.set)
+            scores = evaluate(distilled, self.settings)
+            row = Row(self.set.name, scores, distilled.num_pairs)
         files.write_json(out, scores.to_json())
-        show(recall_table([Row(self.set.name, scores, distilled.num_pairs, None)]))
+        show(recall_table([row]))
         say(f"{out}: scores of {len(scores.students)} students")
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write one HTML page about evaluated sets: recalls, loss curves, the pairs as pictures, settings."""
+    """Write evaluated sets up: as one HTML page, or their recalls as CSV, JSON, Markdown or LaTeX."""
 
     sets: Positional[tuple[Path, ...]]
-    """Folders of distilled sets that `ptmst evaluate` has scored."""
+    """Folders of distilled sets, or of a trajectory store, that `ptmst evaluate` has scored."""
     out: Path = Path("report.html")
-    """HTML file to write."""
+    """File to write: .html for the page; .csv, .json, .md or .tex for the table alone."""
     title: str = "Distilled sets"
     """Heading of the page."""
 
     def run(self) -> None:
-        from ptmst.report import read_row, write_report
+        from ptmst.results import read_row, write_table
 
-        write_report(self.out, self.title, [read_row(path) for path in self.sets], None)
+        rows = [read_row(path) for path in self.sets]
+        if self.out.suffix not in ("", ".html", ".htm"):
+            write_table(self.out, rows)
+            say(f"{self.out}: {len(rows)} rows")
+            return
+        from ptmst.report import write_report
+
+        write_report(self.out, self.title, rows, None)
         say(f"{self.out}: open it in a browser")
 
 
@@ -289,9 +333,11 @@ def parse(arguments: list[str]) -> Any:
             print(f"ptmst {metadata.version('ptmst')}" if name == "--version" else overview())
             raise SystemExit(0)
         raise InputError(f"{name}: no such command{configs.nearest(name, list(COMMANDS))}")
-    kind = COMMANDS[name]
+    if arguments[:2] == ["data", "check"]:
+        return tyro.cli(DataCheck, prog="ptmst data check", args=arguments[2:])
     with _constructors():
-        return tyro.cli(kind, prog=f"ptmst {name}", args=arguments[1:], default=_defaults(name, arguments[1:]))
+        defaults = _defaults(name, arguments[1:])
+        return tyro.cli(COMMANDS[name], prog=f"ptmst {name}", args=arguments[1:], default=defaults)
 
 
 def _defaults(name: str, arguments: list[str]) -> Any:

@@ -64,9 +64,9 @@ class DataConfig:
     """Where the image-text pairs lie and how they are read."""
 
     name: str = "scenes"
-    """Data set: scenes, digits, flickr30k, coco or cc3m."""
+    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB."""
     root: Path | None = None
-    """Folder with the annotation JSON files and the images they name; none = data/NAME."""
+    """Folder with the annotations and the images they name; none = data/NAME, for files of your own this folder."""
     image_size: int = 32
     """Height and width that images are resized to, pixels."""
     max_words: int = 30
@@ -74,7 +74,9 @@ class DataConfig:
 
     @property
     def folder(self) -> Path:
-        return self.root if self.root is not None else Path("data") / self.name
+        if self.root is not None:
+            return self.root
+        return Path() if ":" in self.name else Path("data") / self.name
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "image_size", "max_words")
@@ -318,6 +320,10 @@ class EvaluateConfig:
     """Data folder, where it has moved since distillation; none = the folder recorded in the set."""
     students: int = 5
     """Fresh students, each with its own seed."""
+    student: str | None = None
+    """Image tower of the students, as encoder.image_tower; none = the one that the set was distilled for."""
+    student_weights: Path | None = None
+    """Local weights of that tower; none = random, or warmed up as the set's own tower was."""
     together: int | None = None
     """Students trained at once, as one stack; none = all, but one where a tower is trained on a CPU: it is faster."""
     protocol: Literal["per-phase", "reference"] = "per-phase"
@@ -349,6 +355,8 @@ class EvaluateConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "students", "every", "batch_size", "temperature")
+        if self.student_weights is not None and self.student is None:
+            yield "student_weights: expected the tower they belong to, found none; name it with student"
         if self.together is not None and self.together < 1:
             yield f"together: expected a positive number, found {self.together}; raise it or leave it out"
         yield from _at_least(self, 0, "epochs", "lr_drop", "momentum", "weight_decay", "seed")

@@ -24,7 +24,8 @@ from ptmst.errors import InputError
 from ptmst.evaluation import Scores, evaluate, evaluate_experts, read_scores
 from ptmst.presets import applied, experiment
 from ptmst.progress import say, show
-from ptmst.report import Row, recall_table, write_report
+from ptmst.report import write_report
+from ptmst.results import Row, recall_table
 from ptmst.store import TrajectoryStore
 from ptmst.teachers import load, train_teachers
 

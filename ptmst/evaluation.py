@@ -26,7 +26,7 @@ from ptmst.errors import Diverged, InputError
 from ptmst.flat import Student
 from ptmst.seeds import generator
 from ptmst.store import TrajectoryStore
-from ptmst.teachers import load, student_from_settings, student_of
+from ptmst.teachers import load, student_from_settings, student_of, with_another_tower
 
 SCORES = "scores.json"
 METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
@@ -114,7 +114,10 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     device = devices.pick(config.device)
     data = configs.from_json(DataConfig, distilled.settings["data"])
     data = replace(data, root=config.root) if config.root is not None else data
-    encoder = configs.from_json(EncoderConfig, distilled.settings["encoder"])
+    settings, start = distilled.settings, distilled.tower
+    if config.student is not None:
+        settings, start = with_another_tower(settings, data, config.student, config.student_weights, device)
+    encoder = configs.from_json(EncoderConfig, settings["encoder"])
     tower = text_tower(encoder)
     scored_on = Retrieval(load(data, config.split), tower, device)
     choose = Retrieval(load(data, "val"), tower, device) if config.select == "best-val" else scored_on
@@ -125,7 +128,7 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     with progress.bar("evaluate", config.students * epochs) as bar:
         for numbers in _groups(config, encoder.freeze_tower or device.type == "cuda"):
             draws = [(config.seed, "student", number) for number in numbers]
-            fresh = [student_from_settings(distilled.settings, draw, distilled.tower) for draw in draws]
+            fresh = [student_from_settings(settings, draw, start) for draw in draws]
             thetas = torch.stack([student.flatten() for student in fresh]).to(device)
             # Students differ in θ alone: the functions of one serve all.
             student = fresh[0].to(device)
@@ -142,10 +145,10 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
             for all_scored, all_chosen in zip(scored, chosen, strict=True):
                 best = -1 if config.select == "last" else max(range(len(all_chosen)), key=all_chosen.__getitem__)
                 students.append(all_scored[best])
-    settings = {k: v for k, v in configs.to_json(config).items() if k not in ("root", "device")}
+    recorded = {k: v for k, v in configs.to_json(config).items() if k not in ("root", "device")}
     provenance = {
         "split": config.split,
-        "config": settings,
+        "config": recorded,
         "set": dict(distilled.provenance),
         "pairs": distilled.num_pairs,
     }
@@ -165,7 +168,14 @@ def evaluate_experts(store: TrajectoryStore, students: int, device: Device = "au
     numbers = sorted(store.experts)[:students]
     scored = [test.score(student, store.expert(number).raw().point(store.epochs).to(where)) for number in numbers]
     return Scores(
-        tuple(scored), {"split": "test", "experts": numbers, "epochs": store.epochs, "store_sha256": store.fingerprint}
+        tuple(scored),
+        {
+            "split": "test",
+            "experts": numbers,
+            "epochs": store.epochs,
+            "pairs": len(load(data, "train")),
+            "store_sha256": store.fingerprint,
+        },
     )
 
 

@@ -1,4 +1,4 @@
-"""Recalls as a table, and one HTML page about distilled sets: pictures, loss curves, recalls, settings."""
+"""One HTML page about distilled sets: pictures, loss curves, recalls, settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,47 +17,10 @@ from torch import Tensor
 from ptmst import files
 from ptmst.data import denormalise
 from ptmst.distilled import DistilledSet
-from ptmst.errors import InputError
-from ptmst.evaluation import METRICS, SCORES, Scores, read_scores
+from ptmst.results import HEADINGS, Row, cells, how, split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
-
-HEADINGS = ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the recall table."""
-
-    name: str
-    scores: Scores
-    pairs: int
-    """Pairs that the students were trained on."""
-    distilled: DistilledSet | None = None
-    """The set, where there is one to show."""
-
-
-def read_row(path: Path) -> Row:
-    """A distilled set's folder that `ptmst evaluate` has scored."""
-    distilled = DistilledSet.load(path)
-    if not (path / SCORES).exists():
-        raise InputError(f"{path}: expected {SCORES}, found none; run `ptmst evaluate --set {path}` first")
-    return Row(path.name, read_scores(path / SCORES), distilled.num_pairs, distilled)
-
-
-def recall_table(rows: Sequence[Row]) -> Table:
-    """Recall@1/5/10 of each row in percent, mean ± standard deviation over students, for a terminal."""
-    from rich.table import Table
-
-    table = Table(title=f"Retrieval recall on the {_split(rows)} split, percent (mean ± std over students)")
-    table.add_column("trained on", no_wrap=True)
-    for heading in ("pairs", *HEADINGS):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row.name, f"{row.pairs:,}", *_cells(row.scores))
-    return table
 
 
 def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None = None) -> None:
@@ -71,22 +33,14 @@ def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None
         title=title,
         command=command,
         headings=HEADINGS,
-        split=_split(rows),
-        rows=[{"name": row.name, "pairs": f"{row.pairs:,}", "cells": _cells(row.scores)} for row in rows],
+        split=split(rows),
+        rows=[{"name": row.name, "pairs": f"{row.pairs:,}", "cells": cells(row.scores)} for row in rows],
         recall_figure=_recall_figure(rows),
-        students=sorted({len(row.scores.students) for row in rows}),
+        how=how(rows),
         sets=[_set(row) for row in rows if row.distilled is not None],
         settings=[{"name": row.name, "json": _pretty(row)} for row in rows],
     )
     files.write(out, page.encode())
-
-
-def _split(rows: Sequence[Row]) -> str:
-    return " or ".join(sorted({str(row.scores.provenance["split"]) for row in rows}))
-
-
-def _cells(scores: Scores) -> list[str]:
-    return [f"{scores.mean(metric):.1f}±{scores.std(metric):.1f}" for metric in METRICS]
 
 
 def _pretty(row: Row) -> str:

@@ -191,6 +191,24 @@ def student_from_settings(
     return make_student(encoder, settings["data"]["image_size"], settings["text_width"], draw, weights)
 
 
+def with_another_tower(
+    settings: Mapping[str, Any], data: DataConfig, name: str, weights: Path | None, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    """The settings of a set with another image tower, and that tower's start: its weights, or a warm-up as the set's.
+
+    Raises InputError for a tower or weights that cannot be used.
+    """
+    encoder = replace(configs.from_json(EncoderConfig, settings["encoder"]), image_tower=name, image_weights=weights)
+    if weights is not None:
+        encoder = replace(encoder, warmup_epochs=0)
+    configs.check(encoder)
+    changed = {"encoder": configs.to_json(encoder), "image_weights_sha256": _file_hash(weights)}
+    start = None
+    if encoder.warmup_epochs:
+        start = warm_tower(encoder, load(data, "warmup"), settings.get("seed", 0), device)
+    return {**settings, **changed}, start
+
+
 def tower_weights(store: TrajectoryStore) -> dict[str, Tensor] | None:
     """The image tower's start that the store keeps; none where the user's own weights are it."""
     return store.read_file(TOWER) if TOWER in store.hashes else None

@@ -24,7 +24,8 @@ def embeds(rows: int = 12, width: int = 3) -> Tensor:
 
 def test_herding_keeps_the_mean() -> None:
     e = embeds()
-    found, mine = herded(e, 8).tolist(), []
+    found = herded(e, 8).tolist()
+    mine: list[int] = []
     for _ in range(8):
         far = {i: float((e[[*mine, i]].mean(0) - e.mean(0)).norm()) for i in range(len(e)) if i not in mine}
         mine.append(min(far, key=far.__getitem__))

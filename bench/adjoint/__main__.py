@@ -42,8 +42,11 @@ def main() -> int:
     rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
     cells = PLANS[asked.plan](asked.results)
     # Read as cells, so that a setting which is new since then has its default.
-    done = {configs.from_json(Cell, row["cell"]) for row in rows}
-    left = [cell for cell in cells if cell not in done]
+    kept = {configs.from_json(Cell, row["cell"]): row for row in rows}
+    rows = [kept[cell] for cell in cells if cell in kept]
+    if len(kept) > len(rows):
+        print(f"{file}: {len(kept) - len(rows)} runs of another plan are dropped", file=sys.stderr)
+    left = [cell for cell in cells if cell not in kept]
     for data in dict.fromkeys(cell.data for cell in left):
         prepare(data, asked.work)
     command = f"python -m bench.adjoint --plan {asked.plan} --resume"

@@ -1,4 +1,4 @@
-"""Image-text pairs: the published sets, and two small ones that are rendered on the spot."""
+"""Image-text pairs: published sets, files of a user's own, and two small sets that are rendered on the spot."""
 
 from ptmst.data.captions import clean_caption
 from ptmst.data.digits import write_digits

@@ -1,55 +1,65 @@
-"""Karpathy annotation files: one JSON list per split, its entries naming an image and its caption or captions."""
+"""Karpathy annotation files: one JSON list per split, its entries naming an image and its caption or captions.
+
+Where a split has no file of its own, the file that Karpathy published, with all splits in it, serves.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from ptmst import files
+from ptmst.data.annotations import Annotations, Fault, Item, Place, gather, kind, texts_of
 from ptmst.errors import InputError
 
 
 @dataclass(frozen=True)
-class Annotations:
-    """What an annotation file says: I distinct images in order of appearance, T captions in file order."""
+class Whole:
+    """The file of all splits: {"images": [{"filename", "filepath"?, "split", "sentences": [{"raw"}]}]}."""
 
-    image_names: tuple[str, ...]
-    """Image files relative to the root, [I]."""
-    captions: tuple[str, ...]
-    """Captions as written, [T]."""
-    image_of_text: tuple[int, ...]
-    """Image of each caption, [T], in 0 … I-1."""
+    file: str
+    folder: str = ""
+    """Folder of images that have no filepath."""
 
 
-def read_annotations(path: Path, root: Path, remedy: str) -> Annotations:
-    """Read an annotation file whose images lie under `root`; in any split a caption may be a string or a list.
+@dataclass(frozen=True)
+class Karpathy:
+    """A data set whose annotations are JSON files in the root folder."""
 
-    Raises InputError for a file that is missing (ending in `remedy`, what to do about it) or broken, for a broken
-    entry, and for images that leave `root` or do not exist.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: expected an annotation file, found none; {remedy}")
-    entries = _read_json(path)
-    if not isinstance(entries, list):
-        raise InputError(f"{path}: expected a list of entries, found {_kind(entries)}; {remedy}")
-    if not entries:
-        raise InputError(f"{path}: expected at least one entry, found an empty list; {remedy}")
-    index: dict[str, int] = {}
-    captions: list[str] = []
-    image_of_text: list[int] = []
-    for i, entry in enumerate(entries, 1):
-        where = f"{path}: entry {i} of {len(entries)}"
-        name, texts = _read_entry(entry, where)
-        if name not in index:
-            _refuse_escape(name, where)
-        image = index.setdefault(name, len(index))
-        captions += texts
-        image_of_text += [image] * len(texts)
-    _refuse_missing(index, path, root, remedy)
-    return Annotations(tuple(index), tuple(captions), tuple(image_of_text))
+    file: str
+    """File of a split, with {split} in its name."""
+    splits: tuple[str, ...]
+    advice: str
+    """How a user comes by the set; {file} and {root} are filled in."""
+    whole: Whole | None = None
+
+    def present(self, root: Path) -> tuple[str, ...]:
+        if self.whole is not None and (root / self.whole.file).is_file():
+            return self.splits
+        return tuple(split for split in self.splits if (root / self.file.format(split=split)).is_file())
+
+    def read(self, root: Path, split: str, fault: Fault | None = None) -> Annotations:
+        """In any split a caption may be a string or a list."""
+        file = self.file.format(split=split)
+        path, remedy = root / file, self.advice.format(root=root, file=file)
+        if self.whole is not None and not path.is_file() and (root / self.whole.file).is_file():
+            return _read_whole(root / self.whole.file, self.whole.folder, root, split, fault, remedy)
+        if not path.is_file():
+            raise InputError(f"{path}: expected an annotation file, found none; {remedy}")
+        entries = _read_json(path)
+        if not isinstance(entries, list):
+            raise InputError(f"{path}: expected a list of entries, found {kind(entries)}; {remedy}")
+        if not entries:
+            raise InputError(f"{path}: expected at least one entry, found an empty list; {remedy}")
+
+        def item(numbered: tuple[int, object]) -> Item:
+            where = f"{path}: entry {numbered[0]} of {len(entries)}"
+            name, captions = _read_entry(numbered[1], where)
+            return Item(name, captions, Place(root / name))
+
+        return gather(enumerate(entries, 1), item, fault, origin=str(path), remedy=remedy)
 
 
 def write_annotations(path: Path, images: Iterable[tuple[str, Sequence[str]]], *, entry_per_caption: bool) -> None:
@@ -59,6 +69,35 @@ def write_annotations(path: Path, images: Iterable[tuple[str, Sequence[str]]], *
         for caption in captions if entry_per_caption else [list(captions)]:
             entries.append({"image": name, "caption": caption, "image_id": i})
     files.write(path, json.dumps(entries, indent=0, ensure_ascii=False).encode())
+
+
+def _read_whole(path: Path, folder: str, root: Path, split: str, fault: Fault | None, remedy: str) -> Annotations:
+    value = _read_json(path)
+    images = value.get("images") if isinstance(value, dict) else None
+    if not isinstance(images, list):
+        raise InputError(f'{path}: expected {{"images": [entries]}}, found {kind(value)} without them; {remedy}')
+
+    def item(numbered: tuple[int, object]) -> Item | None:
+        where, entry = f"{path}: image {numbered[0]} of {len(images)}", numbered[1]
+        if not isinstance(entry, dict):
+            raise InputError(f"{where}: expected an object, found {kind(entry)}; mend the entry")
+        for key in ("filename", "split", "sentences"):
+            if key not in entry:
+                raise InputError(f'{where}: expected the key "{key}", found {sorted(entry)}; add it')
+        # COCO's val images that are not in its val and test splits are trained on.
+        if ("train" if entry["split"] == "restval" else entry["split"]) != split:
+            return None
+        sentences, above = entry["sentences"], entry.get("filepath", folder)
+        if not isinstance(sentences, list) or not all(isinstance(s, dict) and "raw" in s for s in sentences):
+            raise InputError(f'{where}: expected sentences to be a list of {{"raw": text}}, found others; mend them')
+        name = f"{above}/{entry['filename']}" if above else entry["filename"]
+        name, captions = _read_entry({"image": name, "caption": [sentence["raw"] for sentence in sentences]}, where)
+        return Item(name, captions, Place(root / name))
+
+    found = gather(enumerate(images, 1), item, fault, origin=str(path), remedy=remedy)
+    if not found.image_names and fault is None:
+        raise InputError(f"{path}: expected images of split {split}, found none; {remedy}")
+    return found
 
 
 def _read_json(path: Path) -> object:
@@ -75,53 +114,14 @@ def _read_json(path: Path) -> object:
 
 def _read_entry(entry: object, where: str) -> tuple[str, list[str]]:
     if not isinstance(entry, dict):
-        raise InputError(f'{where}: expected {{"image": …, "caption": …}}, found {_kind(entry)}; mend the entry')
+        raise InputError(f'{where}: expected {{"image": …, "caption": …}}, found {kind(entry)}; mend the entry')
     for key in ("image", "caption"):
         if key not in entry:
             raise InputError(f'{where}: expected the key "{key}", found {sorted(entry)}; add it')
-    name, caption = entry["image"], entry["caption"]
+    name = entry["image"]
     if not isinstance(name, str):
-        raise InputError(f"{where}: expected image to be a path, found {_kind(name)}; mend the entry")
-    captions = caption if isinstance(caption, list) else [caption]
-    if not captions:
-        raise InputError(f"{where}: expected at least one caption, found an empty list; add one or drop the entry")
-    for text in captions:
-        if not isinstance(text, str):
-            raise InputError(f"{where}: expected caption to be text or a list of texts, found {_kind(text)}; mend it")
-    return name, captions
-
-
-def _refuse_escape(name: str, where: str) -> None:
-    path = PurePath(name)
+        raise InputError(f"{where}: expected image to be a path, found {kind(name)}; mend the entry")
+    captions, path = texts_of(entry["caption"], where), PurePath(name)
     if path.anchor or ".." in path.parts:
         raise InputError(f"{where}: expected an image inside the root folder, found {name}; write a relative path")
-
-
-def _refuse_missing(names: Iterable[str], path: Path, root: Path, remedy: str) -> None:
-    # One listing per folder: a look-up per image takes minutes on a network disk.
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for name in names:
-        folder, _, file = name.rpartition("/")
-        if folder not in listings:
-            listings[folder] = _files(root / folder)
-        if file not in listings[folder]:
-            missing.append(name)
-    if missing:
-        raise InputError(
-            f"{path}: expected every image it names under {root}, found {len(missing)} missing, "
-            f"the first {missing[0]}; {remedy}"
-        )
-
-
-def _files(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:  # absent, no folder, or closed to us: none of its files can be had
-        return set()
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number", bool: "a boolean"}
-    return names.get(type(value), "null")
+    return name, captions

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,58 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from ptmst.data.annotations import Place
 from ptmst.data.captions import clean_caption
-from ptmst.data.karpathy import read_annotations
+from ptmst.data.images import DECODERS, decode
+from ptmst.data.sources import known, source_of
 from ptmst.errors import InputError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 CACHE_BYTES = 2 * 1024**3
 """A split whose decoded images fit in this many bytes is decoded once and kept."""
-DECODERS = min(8, os.cpu_count() or 1)
-"""Threads that decode images; PIL releases the interpreter lock while it decodes and resizes."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a data set's annotations lie and how a user comes by them."""
-
-    file: str
-    splits: tuple[str, ...]
-    remedy: str
-
-
-def _published(file: str, where: str) -> Source:
-    return Source(file, ("train", "val", "test"), f"lay {where} in {{root}}")
-
-
-def _generated(name: str) -> Source:
-    remedy = (
-        f"write the set with `ptmst data --name {name} --root {{root}}` (after deleting {name}.json, if it is there)"
-    )
-    return Source(f"{name}_{{split}}.json", ("train", "val", "test", "warmup"), remedy)
-
-
-_SALESFORCE = "from storage.googleapis.com/sfr-vision-language-research/datasets"
-SOURCES = {
-    "scenes": _generated("scenes"),
-    "digits": _generated("digits"),
-    "flickr30k": _published(
-        "flickr30k_{split}.json",
-        f"{{file}} {_SALESFORCE} and Flickr30k's folder flickr30k-images",
-    ),
-    "coco": _published(
-        "coco_karpathy_{split}.json",
-        f"{{file}} {_SALESFORCE} and COCO's folders train2014 and val2014",
-    ),
-    "cc3m": _published(
-        "cc3m_{split}.json",
-        'LLaVA-CC3M-Pretrain-595K\'s images and {file}, a list of {{"image": path, "caption": text}},',
-    ),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +37,9 @@ class Pairs:
     split: str
     root: Path
     image_names: tuple[str, ...]
-    """Image files relative to the root, [I]."""
+    """Images as paths relative to the root, [I]; one in a tar file is TAR/MEMBER."""
+    places: tuple[Place, ...]
+    """Where the bytes of each image lie, [I]."""
     captions: tuple[str, ...]
     """Cleaned captions, [T]."""
     image_of_text: Tensor
@@ -91,7 +52,7 @@ class Pairs:
 
     @cached_property
     def image_paths(self) -> tuple[Path, ...]:
-        """Image files, [I]."""
+        """Images, [I]: each a file, or TAR/MEMBER."""
         return tuple(self.root / name for name in self.image_names)
 
     @cached_property
@@ -126,30 +87,47 @@ class Pairs:
     def _decode(self, indices: Tensor) -> Tensor:
         pixels = torch.empty((len(indices), 3, self.image_size, self.image_size), dtype=torch.uint8)
 
-        def decode(rows: Iterable[int]) -> None:
+        def fill(rows: Iterable[int]) -> None:
             for row in rows:
-                pixels[row] = _read_image(self.image_paths[indices[row]], self.image_size)
+                pixels[row] = self._read(int(indices[row]))
 
         with ThreadPoolExecutor(DECODERS) as pool:
-            list(pool.map(decode, (range(first, len(indices), DECODERS) for first in range(DECODERS))))
+            list(pool.map(fill, (range(first, len(indices), DECODERS) for first in range(DECODERS))))
         return pixels
+
+    def _read(self, index: int) -> Tensor:
+        """Pixels uint8 [3, H, W] of an image."""
+        path, size = self.image_paths[index], (self.image_size, self.image_size)
+        resized = decode(self.places[index], path).upright.resize(size, Image.Resampling.BICUBIC)
+        return rearrange(torch.from_numpy(np.array(resized)), "h w c -> c h w")
 
 
 def load_pairs(name: str, root: Path | str, split: str = "train", image_size: int = 224, max_words: int = 30) -> Pairs:
-    """Pairs of one split of a data set (a key of SOURCES) under `root`.
+    """Pairs of one split of a data set under `root`.
+
+    `name` is a key of SOURCES, or names files by their form: csv:PATH or tsv:PATH (columns filepath and title, and
+    split where one file holds several), jsonl:PATH (the same keys, or image and caption), wds:GLOB (WebDataset's tar
+    files). PATH and GLOB, in which {split} stands for the split's name, and the image paths inside are relative to
+    `root`.
 
     Raises InputError for an unknown data set or split, and for annotations or images that are missing or broken;
     every image file is looked up, none is read.
     """
-    source = SOURCES[_known(name, tuple(SOURCES), "data set")]
-    file = source.file.format(split=_known(split, source.splits, f"split of {name}"))
+    source = source_of(name)
+    known(split, source.splits, f"split of {name}")
     for setting, value in (("image_size", image_size), ("max_words", max_words)):
         if value < 1:
             raise InputError(f"{setting}: expected a positive number, found {value}; raise it")
     root = Path(root)
-    found = read_annotations(root / file, root, source.remedy.format(root=root, file=file))
+    found = source.read(root, split)
+    if missing := found.missing():
+        raise InputError(
+            f"{found.origin}: expected every image it names under {root}, found {len(missing)} missing, "
+            f"the first {found.image_names[missing[0]]}; {found.remedy}"
+        )
     captions = tuple(clean_caption(caption, max_words) for caption in found.captions)
-    return Pairs(name, split, root, found.image_names, captions, torch.tensor(found.image_of_text), image_size)
+    image_of_text = torch.tensor(found.image_of_text)
+    return Pairs(name, split, root, found.image_names, found.places, captions, image_of_text, image_size)
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -166,21 +144,3 @@ def denormalise(images: Tensor) -> Tensor:
 
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
-
-
-def _known(value: str, choices: Sequence[str], what: str) -> str:
-    if value in choices:
-        return value
-    nearest = difflib.get_close_matches(value, choices, n=1)
-    advice = f"did you mean {nearest[0]}?" if nearest else "choose one of them"
-    raise InputError(f"{what}: expected {', '.join(choices)}, found {value!r}; {advice}")
-
-
-def _read_image(path: Path, size: int) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # on broken bytes PIL's decoders raise nearly anything
-        raise InputError(f"{path}: expected a whole image, found {error}; replace the file") from error
-    resized = upright.resize((size, size), Image.Resampling.BICUBIC)
-    return rearrange(torch.from_numpy(np.array(resized)), "h w c -> c h w")

@@ -231,7 +231,11 @@ def test_a_missing_annotation_file_comes_with_its_remedy(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("flickr", "train", r"data set: expected scenes, digits, .+, found 'flickr'; did you mean flickr30k\?"),
+        (
+            "flickr",
+            "train",
+            r"data set: expected scenes, .+, found 'flickr'; did you mean flickr8k or flickr30k\?",
+        ),
         ("qqq", "train", r"found 'qqq'; choose one of them"),
         ("coco", "warmup", r"split of coco: expected train, val, test, found 'warmup'"),
         ("scenes", "tests", r"split of scenes: expected train, val, test, warmup, found 'tests'; did you mean test\?"),

@@ -1,0 +1,208 @@
+"""A look at a whole data set before anything is trained on it: every image decoded, every mistake named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptmst import files
+from ptmst.data.annotations import Annotations
+from ptmst.data.captions import clean_caption
+from ptmst.data.images import DECODERS, decode
+from ptmst.data.sources import source_of
+from ptmst.errors import InputError
+from ptmst.progress import bar
+
+NAMED = 10
+"""Images or entries of a kind that are named; the others are counted."""
+_GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
+_COLUMNS = ("split", "images", "captions", "per image", "missing", "unreadable", "grey", "CMYK", "turned", "sizes")
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What one split holds."""
+
+    split: str
+    images: int
+    captions: int
+    per_image: tuple[int, float, int]
+    """Fewest, mean and most captions of an image."""
+    empty: int
+    """Captions of which cleaning leaves nothing."""
+    missing: int
+    """Images without a file."""
+    unreadable: int
+    """Images whose bytes are not a whole image, or too large a one."""
+    grey: int
+    cmyk: int
+    turned: int
+    """Images stored in another orientation than they are seen in; they are read upright."""
+    smallest: tuple[int, int] | None
+    largest: tuple[int, int] | None
+    """Width and height, pixels, of the images with the fewest and the most pixels; none = there is no image."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a data set holds, and what is wrong with it."""
+
+    name: str
+    root: Path
+    splits: tuple[SplitReport, ...]
+    problems: tuple[str, ...]
+    """One line each; none = the set can be used as it is."""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A table: the heads of its columns, then a row for each split."""
+        return [_COLUMNS, *(_row(split) for split in self.splits)]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What decoding one image showed."""
+
+    digest: str
+    mode: str
+    turned: bool
+    size: tuple[int, int]
+
+
+def check(name: str, root: Path | str, max_words: int = 30) -> Report:
+    """Read every annotation and decode every image of the splits that there are; progress goes to stderr.
+
+    Names are those of `load_pairs`. Nothing that is wrong with the data ends it. Raises InputError only for a name
+    that is no data set's.
+    """
+    source, root = source_of(name), Path(root)
+    problems: list[str] = []
+    splits: list[SplitReport] = []
+    splits_of: dict[str, list[str]] = {}
+    """Of each image name."""
+    images_of: dict[str, list[tuple[str, str]]] = {}
+    """Split and name, of each SHA-256."""
+    try:
+        present = source.present(root) or source.splits[:1]
+    except InputError as error:
+        return Report(name, root, (), (str(error),))
+    for split in present:
+        faults: list[str] = []
+        try:
+            found = source.read(root, split, faults.append)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        names, absent = found.image_names, found.missing()
+        looks = _look(found, root, set(absent), f"check {split}")
+        unreadable = [look for look in looks.values() if isinstance(look, str)]
+        seen = {i: look for i, look in looks.items() if isinstance(look, _Look)}
+        empty = [found.image_of_text[i] for i, text in enumerate(found.captions) if not clean_caption(text, max_words)]
+        problems += _first(faults, found.origin, "entries that cannot be used")
+        if absent:
+            lost = _some([names[i] for i in absent])
+            problems.append(f"{found.origin}: {_count(absent, 'image')} missing under {root}: {lost}; {found.remedy}")
+        problems += _first(unreadable, found.origin, "images that cannot be read")
+        if empty:
+            whose = _some([names[i] for i in dict.fromkeys(empty)])
+            problems.append(
+                f"{found.origin}: {_count(empty, 'caption')} without a word once cleaned, of {whose}; mend them"
+            )
+        for image in names:
+            splits_of.setdefault(image, []).append(split)
+        for i, look in seen.items():
+            images_of.setdefault(look.digest, []).append((split, names[i]))
+        splits.append(_report(split, found, len(empty), len(absent), len(unreadable), list(seen.values())))
+    problems += [*_in_several_splits(splits_of), *_identical(images_of.values())]
+    # A file of all splits is read once for each of them.
+    return Report(name, root, tuple(splits), tuple(dict.fromkeys(problems)))
+
+
+def _look(found: Annotations, root: Path, absent: set[int], label: str) -> dict[int, _Look | str]:
+    """What each image that has a file shows, or what is wrong with it."""
+
+    def look(index: int) -> _Look | str:
+        place = found.places[index]
+        try:
+            picture = decode(place, root / found.image_names[index])
+        except InputError as error:
+            return str(error)
+        return _Look(files.sha256(place.read()), picture.mode, picture.turned, picture.upright.size)
+
+    there = [i for i in range(len(found.places)) if i not in absent]
+    looks: dict[int, _Look | str] = {}
+    with bar(label, len(there)) as progress, ThreadPoolExecutor(DECODERS) as pool:
+        for i, seen in zip(there, pool.map(look, there), strict=True):
+            looks[i] = seen
+            progress.advance()
+    return looks
+
+
+def _report(
+    split: str, found: Annotations, empty: int, missing: int, unreadable: int, looks: Sequence[_Look]
+) -> SplitReport:
+    counts = Counter(found.image_of_text).values()
+    sizes = sorted((look.size for look in looks), key=lambda size: (size[0] * size[1], size))
+    return SplitReport(
+        split=split,
+        images=len(found.image_names),
+        captions=len(found.captions),
+        per_image=(min(counts), sum(counts) / len(counts), max(counts)) if counts else (0, 0.0, 0),
+        empty=empty,
+        missing=missing,
+        unreadable=unreadable,
+        grey=sum(look.mode in _GREY for look in looks),
+        cmyk=sum(look.mode == "CMYK" for look in looks),
+        turned=sum(look.turned for look in looks),
+        smallest=sizes[0] if sizes else None,
+        largest=sizes[-1] if sizes else None,
+    )
+
+
+def _in_several_splits(splits_of: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    shared: dict[str, list[str]] = {}
+    for image, splits in splits_of.items():
+        if len(splits) > 1:
+            shared.setdefault(" and ".join(splits), []).append(image)
+    for where, images in shared.items():
+        yield f"{where}: {_count(images, 'image')} in each of them: {_some(images)}; keep each in one"
+
+
+def _identical(groups: Iterable[Sequence[tuple[str, str]]]) -> Iterator[str]:
+    shared: dict[str, list[str]] = {}
+    for group in groups:
+        splits, names = (list(dict.fromkeys(column)) for column in zip(*group, strict=True))
+        if len(names) > 1:
+            shared.setdefault(" and ".join(splits), []).append(" = ".join(names))
+    for where, images in shared.items():
+        yield f"{where}: {_count(images, 'image')} of the same bytes: {_some(images)}; keep one of each"
+
+
+def _first(lines: Sequence[str], origin: str, what: str) -> list[str]:
+    more = len(lines) - NAMED
+    return [*lines[:NAMED], *([f"{origin}: {more} more {what}"] if more > 0 else [])]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _count(things: Sequence[object], noun: str) -> str:
+    return f"{len(things):,} {noun}{'s' * (len(things) != 1)}"
+
+
+def _row(split: SplitReport) -> tuple[str, ...]:
+    fewest, mean, most = split.per_image
+    counts = (split.missing, split.unreadable, split.grey, split.cmyk, split.turned)
+    sizes = [f"{size[0]}×{size[1]}" for size in (split.smallest, split.largest) if size]
+    return (
+        split.split,
+        f"{split.images:,}",
+        f"{split.captions:,}",
+        f"{fewest} / {mean:.2f} / {most}",
+        *(f"{count:,}" for count in counts),
+        " … ".join(sizes),
+    )

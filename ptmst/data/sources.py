@@ -1,0 +1,78 @@
+"""Data sets by name: the published ones, the rendered ones, and files of a user's own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+from ptmst.data.annotations import SPLITS, Source
+from ptmst.data.karpathy import Karpathy, Whole
+from ptmst.data.shards import Shards
+from ptmst.data.tables import Table
+from ptmst.errors import InputError
+
+
+def _published(file: str, where: str, whole: Whole | None = None) -> Karpathy:
+    either = f" (Karpathy's {whole.file} does in place of the JSON file)" if whole else ""
+    return Karpathy(file, ("train", "val", "test"), f"lay {where} in {{root}}{either}", whole)
+
+
+def _generated(name: str) -> Karpathy:
+    advice = (
+        f"write the set with `ptmst data --name {name} --root {{root}}` (after deleting {name}.json, if it is there)"
+    )
+    return Karpathy(f"{name}_{{split}}.json", SPLITS, advice)
+
+
+_SALESFORCE = "from storage.googleapis.com/sfr-vision-language-research/datasets"
+SOURCES = {
+    "scenes": _generated("scenes"),
+    "digits": _generated("digits"),
+    "flickr8k": _published(
+        "flickr8k_{split}.json",
+        "{file} and Flickr8k's folder Flicker8k_Dataset",
+        Whole("dataset_flickr8k.json", "Flicker8k_Dataset"),
+    ),
+    "flickr30k": _published(
+        "flickr30k_{split}.json",
+        f"{{file}} {_SALESFORCE} and Flickr30k's folder flickr30k-images",
+        Whole("dataset_flickr30k.json", "flickr30k-images"),
+    ),
+    "coco": _published(
+        "coco_karpathy_{split}.json",
+        f"{{file}} {_SALESFORCE} and COCO's folders train2014 and val2014",
+        Whole("dataset_coco.json"),
+    ),
+    "cc3m": _published(
+        "cc3m_{split}.json",
+        'LLaVA-CC3M-Pretrain-595K\'s images and {file}, a list of {{"image": path, "caption": text}},',
+    ),
+}
+"""Data sets by name."""
+FORMS: dict[str, Callable[[str], Source]] = {
+    "csv": lambda path: Table("csv", path),
+    "tsv": lambda path: Table("tsv", path),
+    "jsonl": lambda path: Table("jsonl", path),
+    "wds": Shards,
+}
+"""Files of a user's own, by what stands before the colon in csv:PATH."""
+
+
+def source_of(name: str) -> Source:
+    """The data set of that name: a key of SOURCES, csv:PATH, tsv:PATH, jsonl:PATH or wds:GLOB.
+
+    Raises InputError for a name that is none of them.
+    """
+    form, _, path = name.partition(":")
+    if form in FORMS and path:
+        return FORMS[form](path)
+    return SOURCES[known(name, tuple(SOURCES), "data set", "csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB")]
+
+
+def known(value: str, choices: Sequence[str], what: str, more: str = "") -> str:
+    """`value`, if it is one of `choices`; `more` says what else it may be. Raises InputError with the nearest."""
+    if value in choices:
+        return value
+    nearest = difflib.get_close_matches(value, choices, n=2)
+    advice = f"did you mean {' or '.join(nearest)}?" if nearest else "choose one of them"
+    raise InputError(f"{what}: expected {', '.join([*choices, *filter(None, [more])])}, found {value!r}; {advice}")

@@ -1,0 +1,184 @@
+"""Recalls of several sets side by side: for a terminal, and as CSV, JSON, Markdown or LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptmst import files
+from ptmst.distilled import INDEX, DistilledSet
+from ptmst.errors import InputError
+from ptmst.evaluation import METRICS, SCORES, Scores, read_scores
+from ptmst.store import INDEX as STORE_INDEX
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADINGS = ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a recall table."""
+
+    name: str
+    scores: Scores
+    pairs: int
+    """Pairs that the students were trained on."""
+    distilled: DistilledSet | None = None
+    """The set, where there is one to show."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all real pairs were trained on."""
+        return "experts" in self.scores.provenance
+
+    @property
+    def evaluation(self) -> dict[str, str | int]:
+        """How many students, on which split, by which protocol and selection; and of which tower, if another's."""
+        provenance = self.scores.provenance
+        count = len(self.scores.students)
+        if self.is_full:
+            return {"students": count, "split": provenance["split"], "protocol": "as taught", "selection": "last"}
+        config = provenance["config"]
+        found = {"students": count, "split": provenance["split"], "protocol": config["protocol"]}
+        found["selection"] = config["select"]
+        return found | ({"tower": config["student"]} if config.get("student") else {})
+
+
+def read_row(path: Path) -> Row:
+    """A folder that `ptmst evaluate` has scored: a distilled set, or a trajectory store (all real pairs)."""
+    if not (path / SCORES).exists() and ((path / INDEX).exists() or (path / STORE_INDEX).exists()):
+        raise InputError(f"{path}: expected {SCORES}, found none; run `ptmst evaluate --set {path}` first")
+    if (path / STORE_INDEX).exists():
+        scores = read_scores(path / SCORES)
+        return Row(f"all real pairs ({path.name})", scores, int(scores.provenance["pairs"]))
+    distilled = DistilledSet.load(path)
+    return Row(path.name, read_scores(path / SCORES), distilled.num_pairs, distilled)
+
+
+def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
+    """A row's mean recall over that of all real pairs, percent; none where no row, or more than one, is of these."""
+    full = [other for other in rows if other.is_full]
+    return 100 * row.scores.mean() / full[0].scores.mean() if len(full) == 1 and full[0].scores.mean() else None
+
+
+def recall_table(rows: Sequence[Row]) -> Table:
+    """Recall@1/5/10 of each row in percent, mean ± standard deviation over students, for a terminal."""
+    from rich.table import Table
+
+    with_full = any(row.is_full for row in rows)
+    table = Table(
+        title=f"Retrieval recall on the {split(rows)} split, percent (mean ± std over students)",
+        caption="\n".join(how(rows)),
+        caption_justify="left",
+    )
+    table.add_column("trained on", no_wrap=True)
+    for heading in ("pairs", *HEADINGS, *(["of all"] if with_full else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        share = fraction_of_full(row, rows)
+        more = [f"{share:.0f} %" if share is not None else ""] if with_full else []
+        table.add_row(row.name, f"{row.pairs:,}", *cells(row.scores), *more)
+    return table
+
+
+def split(rows: Sequence[Row]) -> str:
+    return " or ".join(sorted({str(row.scores.provenance["split"]) for row in rows}))
+
+
+def cells(scores: Scores) -> list[str]:
+    return [f"{scores.mean(metric):.1f}±{scores.std(metric):.1f}" for metric in METRICS]
+
+
+def how(rows: Sequence[Row]) -> list[str]:
+    """A line for each way in which rows were evaluated, which names them where there are several ways."""
+    by_way: dict[str, list[str]] = {}
+    for row in rows:
+        e = row.evaluation
+        students = f"{e['students']} {'expert' if row.is_full else 'student'}{'s' if e['students'] != 1 else ''}"
+        tower = f" of {e['tower']}" if "tower" in e else ""
+        by_way.setdefault(f"{students}{tower}, {e['protocol']}, selection {e['selection']}", []).append(row.name)
+    if len(by_way) == 1:
+        return list(by_way)
+    return [f"{', '.join(names)}: {way}" for way, names in by_way.items()]
+
+
+def write_table(out: Path, rows: Sequence[Row]) -> None:
+    """Write the recalls as the suffix of `out` says: .csv, .json, .md or .tex.
+
+    Raises InputError for another suffix, and where `out` cannot be written.
+    """
+    if out.suffix not in _FORMATS:
+        raise InputError(f"{out}: expected a name that ends in {', '.join(_FORMATS)}, found {out.suffix or 'none'}")
+    files.write(out, _FORMATS[out.suffix](rows).encode())
+
+
+def _records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    found = []
+    for row in rows:
+        recalls: dict[str, float] = {}
+        for metric in METRICS:
+            recalls |= {metric: row.scores.mean(metric), f"{metric} std": row.scores.std(metric)}
+        more = {"percent of all real pairs": fraction_of_full(row, rows)}
+        found.append({"trained on": row.name, "pairs": row.pairs, **recalls, **more, **row.evaluation})
+    return found
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    records, buffer = _records(rows), io.StringIO()
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue()
+
+
+def _json(rows: Sequence[Row]) -> str:
+    return json.dumps(_records(rows), indent=1, ensure_ascii=False) + "\n"
+
+
+def _lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    with_full = any(row.is_full for row in rows)
+    head = ["trained on", "pairs", *HEADINGS, *(["of all"] if with_full else [])]
+    body = []
+    for row in rows:
+        share = fraction_of_full(row, rows)
+        more = [f"{share:.0f} %" if share is not None else ""] if with_full else []
+        recalls = [f"{row.scores.mean(metric):.1f} ± {row.scores.std(metric):.1f}" for metric in METRICS]
+        body.append([row.name, f"{row.pairs:,}", *recalls, *more])
+    return head, body
+
+
+def _note(rows: Sequence[Row]) -> str:
+    return f"Recall on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}."
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    head, body = _lines(rows)
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *([cell.replace("|", "\\|") for cell in row] for row in body)]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in lines), "", _note(rows), ""])
+
+
+_LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"}
+_LATEX |= {"^": r"\textasciicircum{}", "±": r"$\pm$"}
+
+
+def _latex(rows: Sequence[Row]) -> str:
+    head, body = _lines(rows)
+    lines = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in (head, *body)]
+    note = "".join(_LATEX.get(c, c) for c in _note(rows))
+    start = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+    return "\n".join([f"% {_note(rows)}", start, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"]) + (
+        f"\n\\end{{tabular}}\n\n{note}\n"
+    )
+
+
+_FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
+    ".csv": _csv, ".json": _json, ".md": _markdown, ".tex": _latex,
+}  # fmt: skip

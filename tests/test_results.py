@@ -1,0 +1,179 @@
+"""Recalls as tables: each form read back by another reader."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+
+from ptmst import EvaluateConfig, TrajectoryStore, cli, evaluate
+from ptmst.config import to_json
+from ptmst.distilled import DistilledSet
+from ptmst.errors import InputError
+from ptmst.evaluation import METRICS, Scores
+from ptmst.results import Row, fraction_of_full, how, read_row, recall_table, write_table
+from ptmst.teachers import student_from_settings
+from tiny import DISTILL, contents, tiny_store
+
+
+def scores(first: float, students: int, **changes: Any) -> Scores:
+    values = tuple({metric: first + 2.5 * i + n for i, metric in enumerate(METRICS)} for n in range(students))
+    config = to_json(EvaluateConfig(**changes))
+    return Scores(values, {"split": "test", "config": config})
+
+
+def rows() -> list[Row]:
+    full = replace(scores(40.0, 2), provenance={"split": "test", "experts": [0, 1], "epochs": 9, "pairs": 1000})
+    return [
+        Row("50 % | of_them & more", scores(10.0, 3), 50),
+        Row("ours", scores(20.0, 3, protocol="reference", select="best-test"), 1234),
+        Row("elsewhere", scores(15.0, 3, student="timm:nf_resnet50"), 50),
+        Row("all", full, 1000),
+    ]
+
+
+def expected(row: Row) -> list[tuple[float, float]]:
+    values = [[student[metric] for student in row.scores.students] for metric in METRICS]
+    return [(mean(v), stdev(v)) for v in values]
+
+
+def written(tmp_path: Path, suffix: str) -> str:
+    write_table(tmp_path / f"table{suffix}", rows())
+    return (tmp_path / f"table{suffix}").read_text("utf-8")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_records_hold_every_number_and_how_it_was_got(tmp_path: Path, suffix: str) -> None:
+    text = written(tmp_path, suffix)
+    found = list(csv.DictReader(io.StringIO(text))) if suffix == ".csv" else json.loads(text)
+    assert [record["trained on"] for record in found] == [row.name for row in rows()]
+    for record, row in zip(found, rows(), strict=True):
+        for metric, (centre, spread) in zip(METRICS, expected(row), strict=True):
+            assert float(record[metric]) == pytest.approx(centre)
+            assert float(record[f"{metric} std"]) == pytest.approx(spread)
+        share = expected(row)[-1][0] / expected(rows()[3])[-1][0]
+        assert float(record["percent of all real pairs"]) == pytest.approx(100 * share)
+        assert (int(record["pairs"]), int(record["students"])) == (row.pairs, len(row.scores.students))
+        assert record["split"] == "test"
+    assert [record["protocol"] for record in found] == ["per-phase", "reference", "per-phase", "as taught"]
+    assert [record["selection"] for record in found] == ["last", "best-test", "last", "last"]
+    assert [record.get("tower", "") for record in found] == ["", "", "timm:nf_resnet50", ""]
+
+
+def test_markdown_is_a_table(tmp_path: Path) -> None:
+    head, rule, *body = [line for line in written(tmp_path, ".md").splitlines() if line.startswith("|")]
+    assert rule.count("|") == head.count("|") == 11 and len(body) == 4
+    name, *cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", body[0])[1:-1]]
+    assert name == r"50 % \| of_them & more"
+    assert cells == ["50", *(f"{m:.1f} ± {s:.1f}" for m, s in expected(rows()[0])), "47 %"]
+    for line in how(rows()):
+        assert line in written(tmp_path, ".md")
+
+
+def test_latex_is_escaped_and_whole(tmp_path: Path) -> None:
+    text = written(tmp_path, ".tex")
+    assert text.index(r"\begin{tabular}{lrrrrrrrrr}") < text.index(r"\end{tabular}")
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 5
+    assert all(len(re.findall(r"(?<!\\)&", line)) == 9 for line in lines)
+    assert lines[1].startswith(r"50 \% | of\_them \& more & 50 & 11.0 $\pm$ 1.0 &")
+    shown = [line for line in text.splitlines() if not line.startswith("%")]
+    assert not any(re.search(r"(?<!\\)[%#_]", line) for line in shown)
+
+
+def test_how_rows_were_evaluated_is_told() -> None:
+    assert how(rows()[:1]) == ["3 students, per-phase, selection last"]
+    assert how(rows()) == [
+        "50 % | of_them & more: 3 students, per-phase, selection last",
+        "ours: 3 students, reference, selection best-test",
+        "elsewhere: 3 students of timm:nf_resnet50, per-phase, selection last",
+        "all: 2 experts, as taught, selection last",
+    ]
+    assert recall_table(rows()).caption == "\n".join(how(rows()))
+
+
+def test_a_fraction_needs_one_row_of_all_pairs() -> None:
+    one, *_, full = rows()
+    assert fraction_of_full(one, [one]) is None
+    assert fraction_of_full(one, [one, full, full]) is None
+    assert fraction_of_full(full, [one, full]) == 100.0
+    nothing = replace(full, scores=replace(full.scores, students=(dict.fromkeys(METRICS, 0.0),)))
+    assert fraction_of_full(one, [one, nothing]) is None
+
+
+def test_another_suffix_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"table\.xls: expected a name that ends in \.csv, \.json, \.md, \.tex"):
+        write_table(tmp_path / "table.xls", rows())
+    assert not list(tmp_path.iterdir())
+
+
+# By the command line
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryStore:
+    return tiny_store(tmp_path_factory)
+
+
+SHORT = ["--students", "2", "--epochs", "1", "--batch-size", "5", "--device", "cpu"]
+
+
+def test_sets_and_experts_are_written_up(
+    store: TrajectoryStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ptmst import distill
+
+    monkeypatch.chdir(tmp_path)
+    distill(replace(DISTILL, out=Path("ours"), steps=1), store)
+    before = contents(store.path, "*.safetensors")
+    assert cli.main(["evaluate", "--set", "ours", *SHORT]) == 0
+    scores_of_store = store.path / "scores.json"
+    try:
+        assert cli.main(["evaluate", "--set", str(store.path), *SHORT]) == 0
+        row = read_row(store.path)
+        assert (row.name, row.pairs, row.is_full) == ("all real pairs (store)", 48, True)
+        assert cli.main(["report", "ours", str(store.path), "--out", "table.csv"]) == 0
+    finally:
+        scores_of_store.unlink()
+    found = list(csv.DictReader(io.StringIO(Path("table.csv").read_text())))
+    assert [record["trained on"] for record in found] == ["ours", "all real pairs (store)"]
+    assert float(found[1]["percent of all real pairs"]) == pytest.approx(100.0)
+    assert contents(store.path, "*.safetensors") == before
+    assert "table.csv: 2 rows" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"run `ptmst evaluate --set .*store` first"):
+        read_row(store.path)
+
+
+def test_students_of_another_tower(
+    store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from ptmst import distill, evaluation
+
+    distilled: DistilledSet = distill(replace(DISTILL, steps=1), store)
+    asked: list[str] = []
+    made = student_from_settings
+
+    def watched(settings: Any, *rest: Any) -> Any:
+        asked.append(settings["encoder"]["image_tower"])
+        return made(settings, *rest)
+
+    monkeypatch.setattr(evaluation, "student_from_settings", watched)
+    short = EvaluateConfig(students=2, epochs=1, batch_size=5, device="cpu")
+    own = evaluate(distilled, short)
+    other = evaluate(distilled, replace(short, student="timm:test_nfnet"))
+    assert asked == ["convnet"] * 2 + ["timm:test_nfnet"] * 2
+    assert other.provenance["config"]["student"] == "timm:test_nfnet"
+    assert own.students != other.students
+    same = evaluate(distilled, replace(short, student="convnet"))
+    assert same.students == own.students
+    with pytest.raises(InputError, match=r"image_tower timm:nfnet_l: timm knows no such model; did you mean"):
+        evaluate(distilled, replace(short, student="timm:nfnet_l"))
+    with pytest.raises(InputError, match=r"^student_weights: expected the tower they belong to, found none"):
+        evaluate(distilled, replace(short, student_weights=Path("w.safetensors")))
