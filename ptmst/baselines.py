@@ -21,7 +21,7 @@ from ptmst.store import TrajectoryStore
 from ptmst.synthetic import SyntheticPairs
 from ptmst.teachers import real_pairs, student_of, tower_weights
 
-Selection = Literal["random", "herding", "k-center", "forgetting"]
+Selection = Literal["random", "herding", "kcenter", "forgetting"]
 _IMAGES_AT_ONCE = 256
 _TOGETHER = 128
 """Pairs among which one has to find its own to count as known: a teacher's batch."""
@@ -30,7 +30,7 @@ _TOGETHER = 128
 def subset(store: TrajectoryStore, selection: Selection, count: int, lr: float, seed: int) -> DistilledSet:
     """`count` real pairs of the store's data, matched one to one, with student learning rate `lr` in every group.
 
-    `herding` keeps the mean of the embeddings (Welling 2009), `k-center` covers them (Sener & Savarese 2018),
+    `herding` keeps the mean of the embeddings (Welling 2009), `kcenter` covers them (Sener & Savarese 2018),
     `forgetting` takes the pairs that an expert learns and forgets most often, and those it never learns first
     (Toneva et al. 2019). Embeddings are those of one expert, by `seed`.
 

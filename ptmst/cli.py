@@ -16,7 +16,16 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from ptmst import allocator, presets
 from ptmst import config as configs
-from ptmst.config import DistillConfig, Endpoints, EvaluateConfig, ImportConfig, Phase, RenderConfig, TeachConfig
+from ptmst.config import (
+    AblateConfig,
+    DistillConfig,
+    Endpoints,
+    EvaluateConfig,
+    ImportConfig,
+    Phase,
+    RenderConfig,
+    TeachConfig,
+)
 from ptmst.errors import InputError
 from ptmst.progress import say, show
 
@@ -240,6 +249,23 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Ablate:
+    """Run a grid of methods, sizes and seeds on a rendered data set, each method's rates tuned alike, and table it."""
+
+    settings: Annotated[AblateConfig, arg(name="")] = field(default_factory=AblateConfig)
+
+    def run(self) -> None:
+        from ptmst.ablation import ablate
+        from ptmst.results import recall_table, write_table
+
+        rows = ablate(self.settings, " ".join(["ptmst", *sys.argv[1:]]))
+        show(recall_table(rows))
+        for suffix in (".csv", ".json", ".md", ".tex"):
+            write_table(self.settings.out / f"recalls{suffix}", rows)
+        say(f"{self.settings.out}: recalls.csv, .json, .md and .tex, and every run in ablation.json")
+
+
+@dataclass(frozen=True)
 class Presets:
     """List the published rows and methods that --preset takes, with their sources."""
 
@@ -290,6 +316,7 @@ COMMANDS: dict[str, type] = {
     "report": Report,
     "import": Import,
     "export": Export,
+    "ablate": Ablate,
     "presets": Presets,
     "inspect": Inspect,
     "doctor": Doctor,
@@ -388,6 +415,20 @@ def _constructors() -> ConstructorRegistry:
             instance_from_str=lambda words: configs.parse_endpoints(words[0]),
             is_instance=lambda value: value == "all" or isinstance(value, tuple),
             str_from_instance=lambda value: [value if value == "all" else ",".join(map(str, value))],
+        )
+
+    @registry.primitive_rule
+    def words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[Any, ...]] | None:
+        kinds: dict[Any, Any] = {tuple[str, ...]: str, tuple[int, ...]: int}
+        if info.type not in kinds:
+            return None
+        kind = kinds[info.type]
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{kind.__name__.upper()},…",
+            instance_from_str=lambda words: tuple(kind(word) for word in words[0].split(",")),
+            is_instance=lambda value: isinstance(value, tuple) and all(isinstance(one, kind) for one in value),
+            str_from_instance=lambda value: [",".join(map(str, value))],
         )
 
     return registry

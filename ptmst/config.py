@@ -364,6 +364,34 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class AblateConfig:
+    """A grid of methods, sizes and seeds on a rendered data set."""
+
+    out: Path = Path("runs/ablation")
+    """Folder for data, experts and results, where a stopped grid continues."""
+    data: Literal["scenes", "digits"] = "scenes"
+    """Embedded data set."""
+    methods: tuple[str, ...] = ("random", "herding", "kcenter", "forgetting", "lors", "st", "ptm", "ptm-st")
+    """Methods (see `ptmst presets`), and selections of real pairs: random, herding, kcenter, forgetting."""
+    pairs: tuple[int, ...] = (20, 50, 100)
+    """Sizes of the sets."""
+    seeds: int = 5
+    """Seeds: each has its own experts, initial pairs, batches and students."""
+    preset: str = "ablation"
+    """Preset of the other settings."""
+    workers: int = 2
+    """Runs at once, a thread each."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _positive(self, "seeds", "workers")
+        for name in ("methods", "pairs"):
+            if not getattr(self, name):
+                yield f"{name}: expected at least one, found none; name some"
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                yield f"{name}: expected each once, found one twice; drop it"
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A TOML file: one table per command, each with the settings of that command."""
 

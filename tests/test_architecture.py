@@ -17,14 +17,14 @@ FLOORS = (
     "kernels.triton_kernels.shortcut kernels.triton_kernels.matching kernels.triton_kernels.update "
     "kernels.triton_kernels.contrast kernels.triton_kernels kernels.dispatch kernels.shortcut kernels.matching "
     "kernels.update kernels.contrast kernels",
-    "allocator config presets files seeds devices progress compilation capture flat "
+    "allocator config presets files seeds devices progress pool compilation capture flat "
     "data.captions data.annotations data.karpathy data.tables data.shards data.sources data.images "
     "data.composition data.generated data.scenes data.digits data.pairs data.check data.render data",
     "encoders similarity contrast synthetic",
     "derivatives features matching shortcut codings store rotation warmup teachers unroll distilled legacy exchange "
     "baselines",
     "checkpoints distillation evaluation",
-    "inspection results report doctor demo cli __main__ __init__",
+    "inspection results report doctor demo ablation cli __main__ __init__",
 )
 """A module imports from lower floors and from its left neighbours. `__init__` names all of them, when they are used."""
 RANK = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names.split())}

@@ -51,7 +51,7 @@ def test_forgetting_counts_turns() -> None:
     assert found[:3] == [1, 6, 2]
 
 
-SELECTIONS: tuple[Selection, ...] = ("random", "herding", "k-center", "forgetting")
+SELECTIONS: tuple[Selection, ...] = ("random", "herding", "kcenter", "forgetting")
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)

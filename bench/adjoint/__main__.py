@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,12 @@ from bench import readme
 from bench.adjoint import figures
 from bench.adjoint.cells import Cell
 from bench.adjoint.plans import PLANS
-from bench.adjoint.runs import begin_worker, prepare, run_quietly, store_path, taught_quietly
+from bench.adjoint.runs import measure, prepare, store_path, teach
 from ptmst import config as configs
 from ptmst import files, progress
 from ptmst.doctor import machine
 from ptmst.errors import InputError
+from ptmst.pool import completed
 
 ROOT, RESULTS = readme.ROOT, readme.RESULTS / "adjoint"
 
@@ -52,26 +51,15 @@ def main() -> int:
     command = f"python -m bench.adjoint --plan {asked.plan} --resume"
     head = {"command": command, "torch": torch.__version__, "machine": machine() | {"threads": 1}}
     asked.results.mkdir(parents=True, exist_ok=True)
-    pool = ProcessPoolExecutor(asked.workers, multiprocessing.get_context("spawn"), begin_worker)
-    try:
-        stores = list({store_path(cell, asked.work): cell for cell in left}.values())
-        with progress.bar("experts", len(stores)) as bar:
-            for there in as_completed([pool.submit(taught_quietly, cell, asked.work) for cell in stores]):
-                there.result()
-                bar.advance()
-        waited = [pool.submit(run_quietly, cell, asked.work) for cell in left]
-        with progress.bar(asked.plan, len(cells), len(cells) - len(left)) as bar:
-            for ended in as_completed(waited):
-                row = ended.result()
-                rows.append(row)
-                files.write_json(file, head | {"rows": rows})
-                bar.advance(f"{row['cell']['data']}, seed {row['cell']['seed']}, {row['cell']['setting']}")
-    except BaseException:
-        for worker in pool._processes.values():  # what they were at is lost, and is run again
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    stores = list({store_path(cell, asked.work): cell for cell in left}.values())
+    with progress.bar("experts", len(stores)) as bar:
+        for name in completed(teach, [(cell, asked.work) for cell in stores], asked.workers):
+            bar.advance(name)
+    with progress.bar(asked.plan, len(cells), len(cells) - len(left)) as bar:
+        for row in completed(measure, [(cell, asked.work) for cell in left], asked.workers):
+            rows.append(row)
+            files.write_json(file, head | {"rows": rows})
+            bar.advance(f"{row['cell']['data']}, seed {row['cell']['seed']}, {row['cell']['setting']}")
     if asked.results == RESULTS:
         figures.draw(RESULTS, ROOT / "docs" / "adjoint")
         readme.write("docs/adjoint.md")

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.adjoint.cells import DATA, TRUNCATED, Side
 from bench.adjoint.plans import CLIPS, SETTINGS, SHARES, best_side, scored
-from bench.adjoint.tables import Interval, paired, read, runs, side_of
+from bench.adjoint.tables import Interval, both, paired, read, runs, side_of
 
 
 def draw(results: Path, folder: Path) -> list[Path]:
@@ -64,15 +64,16 @@ def _screening(results: Path) -> Any:
 
 def _confirmation(results: Path) -> Any:
     """Differences to the truncated form with their intervals, setting by setting."""
-    found, screened = read(results, "confirmation"), read(results, "screening")
+    found, screened = both(results, "confirmation"), read(results, "screening")
     if found is None or screened is None:
         return None
     from matplotlib import pyplot
 
     best = best_side(screened["rows"])
+    names = [setting for settings in SETTINGS.values() for setting in settings][::-1]
     figure, panel = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for data, shift, colour in zip(DATA, (0.12, -0.12), ("tab:blue", "tab:orange"), strict=True):
-        for y, setting in enumerate(reversed(SETTINGS)):
+        for y, setting in enumerate(names):
             mine = runs(found["rows"], data, setting)
             differences = paired(mine.get((best, False), {}), mine.get((TRUNCATED, False), {}))
             if len(differences) < 2:
@@ -82,7 +83,7 @@ def _confirmation(results: Path) -> Any:
             panel.plot(differences, [y + shift] * len(differences), ".", color=colour, ms=4, alpha=0.5)
             panel.plot(interval.mean, y + shift, "o", color=colour, label=data if y == 0 else None)
     panel.axvline(0, color="black", lw=0.8)
-    panel.set_yticks(range(len(SETTINGS)), list(reversed(SETTINGS)))
+    panel.set_yticks(range(len(names)), names)
     panel.set_xlabel(f"mean recall of {best.label} above the truncated form's, points (95 % interval; dots are seeds)")
     panel.legend(frameon=False)
     panel.grid(axis="x", alpha=0.3)

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -38,21 +39,28 @@ def experts(results: Path) -> list[Cell]:
 
 
 SGD = replace(
-    BASE, optimizer="sgd", momentum=0.5, rates=LeafRates(images=200.0, texts=100.0, lr=0.00003, similarity=10.0)
+    BASE,
+    student_lr=0.05,
+    optimizer="sgd",
+    momentum=0.5,
+    rates=LeafRates(images=200.0, texts=100.0, lr=0.000003, similarity=10.0),
 )
-"""The paper's outer optimiser, at rates that move a leaf by about as much as Adam's at the first steps; but η's, whose
-gradient has spikes a hundred times its median, at a tenth of that."""
+"""The paper's outer optimiser, at rates that move a leaf by about as much as Adam's at the first steps.
+
+But for η: its gradient has spikes a hundred times its median where a student's loop is unstable, and at a rate that
+moves it as Adam does they make it negative, whatever the side.
+"""
 OPTIMISERS = {"adam": (BASE, (1 / 3, 1.0, 3.0)), "sgd": (SGD, (0.2, 1.0, 5.0))}
 """Base settings, and factors of all leaf rates but η's that are tried."""
 
 
-def tuning(results: Path) -> list[Cell]:
+def tuning(results: Path, name: str = "adam") -> list[Cell]:
     """The outer rates of each side that is confirmed, by the same grid, to be chosen on val; seeds of its own."""
+    base, factors = OPTIMISERS[name]
     return [
         cell(data, seed, f"{name} × {factor:.2g}", side, with_rates(base, factor))
         for seed in (10, 11)
         for data in DATA
-        for name, (base, factors) in OPTIMISERS.items()
         for factor in factors
         for side in confirmed(results)
     ]
@@ -64,14 +72,14 @@ EQUAL_SECONDS = 1.2
 """Outer steps of the truncated form in the time of one of the others; rounded up, in its favour."""
 
 
-def confirmation(results: Path) -> list[Cell]:
+def confirmation(results: Path, name: str = "adam") -> list[Cell]:
     """The best of the screening against truncated and exact, one thing varied at a time, on fresh seeds."""
     found = []
     for seed in CONFIRMED:
         for data in DATA:
-            for setting, (optimiser, changes) in SETTINGS.items():
+            for setting, changes in SETTINGS[name].items():
                 for side in confirmed(results):
-                    base = replace(tuned(results, data, optimiser, side), **changes)
+                    base = replace(tuned(results, data, name, side), **changes)
                     found.append(cell(data, seed, setting, side, base, forms=FORMS))
                     if side == TRUNCATED and setting in TIMED:
                         longer = replace(base, steps=int(EQUAL_SECONDS * base.steps))
@@ -81,17 +89,19 @@ def confirmation(results: Path) -> list[Cell]:
 
 FORMS: tuple[Form, ...] = ("per-phase", "reference", "fixed")
 ONE, TWO = (Phase(50, 5, (0, 2)),), (Phase(25, 5, (0, 2)), Phase(25, 7, (1, 3)))
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "base": ("adam", {}),
-    "SGD": ("sgd", {}),
-    "PTM-ST": ("adam", {"trajectory": "shortcut", "phases": TWO}),
-    "shortcut": ("adam", {"trajectory": "shortcut", "phases": ONE}),
-    "16 inner steps": ("adam", {"inner_steps": 16}),
-    "η⁰ = 0.03": ("adam", {"student_lr": 0.03}),
-    "SGD, PTM-ST": ("sgd", {"trajectory": "shortcut", "phases": TWO}),
-    "two phases": ("adam", {"phases": TWO}),
+PTM_ST: dict[str, Any] = {"trajectory": "shortcut", "phases": TWO}
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "adam": {
+        "base": {},
+        "PTM-ST": PTM_ST,
+        "shortcut": {"trajectory": "shortcut", "phases": ONE},
+        "two phases": {"phases": TWO},
+        "16 inner steps": {"inner_steps": 16},
+        "η⁰ = 0.03": {"student_lr": 0.03},
+    },
+    "sgd": {"SGD": {}, "SGD, PTM-ST": PTM_ST},
 }
-"""What differs from the base: 50 pairs, raw trajectories, one phase, 8 inner steps, η⁰ = 0.1, Adam."""
+"""What differs from the base: 50 pairs, raw trajectories, one phase, 8 inner steps, η⁰ = 0.1; by outer optimiser."""
 TIMED = ("base", "SGD", "PTM-ST")
 """Settings where the truncated form is given equal seconds too."""
 
@@ -118,7 +128,7 @@ def tuned(results: Path, data: str, optimiser: str, side: Side) -> DistillConfig
     base, factors = OPTIMISERS[optimiser]
     label = [f"{optimiser} × {factor:.2g}" for factor in factors]
     found: dict[str, list[float]] = defaultdict(list)
-    for row in finished(results, "tuning"):
+    for row in finished(results, "tuning" if optimiser == "adam" else "tuning-sgd"):
         if row["cell"]["data"] == data and configs.from_json(Side, row["cell"]["side"]) == side:
             found[row["cell"]["setting"]] += scored(row, "per-phase", "val")
     return with_rates(base, max(zip(factors, label, strict=True), key=lambda tried: mean(found[tried[1]]))[0])
@@ -165,6 +175,8 @@ PLANS: dict[str, Callable[[Path], list[Cell]]] = {
     "screening": screening,
     "tuning": tuning,
     "confirmation": confirmation,
+    "tuning-sgd": partial(tuning, name="sgd"),
+    "confirmation-sgd": partial(confirmation, name="sgd"),
     "alternatives": alternatives,
     "why": reasons,
 }

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Mapping
-from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,11 +41,6 @@ def prepare(data: Data, work: Path) -> None:
     write_rendered(replace(IMAGES, name=data, root=data_config(data, work).root))
 
 
-def taught_quietly(cell: Cell, work: Path) -> None:
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        taught(cell, work)
-
-
 def store_path(cell: Cell, work: Path) -> Path:
     """Folder of a cell's experts, which cells of one seed share."""
     return work / cell.data / f"{cell.tower}-{cell.seed}"
@@ -60,16 +52,15 @@ def taught(cell: Cell, work: Path) -> TrajectoryStore:
     return train_teachers(replace(config, out=out, data=data_config(cell.data, work), device="cpu"))
 
 
-def begin_worker() -> None:
-    """Make ready a process of the pool: one thread, and Ctrl-C is its parent's affair."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+def teach(asked: tuple[Cell, Path]) -> str:
+    """Make the experts of a cell, before cells share them; returns their name."""
+    taught(*asked)
+    return store_path(*asked).name
 
 
-def run_quietly(cell: Cell, work: Path) -> dict[str, Any]:
-    """A cell with what it measured; the bars of its own stay unseen."""
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        return {"cell": configs.to_json(cell)} | run(cell, work)
+def measure(asked: tuple[Cell, Path]) -> dict[str, Any]:
+    """A cell with what it measured."""
+    return {"cell": configs.to_json(asked[0])} | run(*asked)
 
 
 def run(cell: Cell, work: Path) -> dict[str, Any]:

@@ -47,6 +47,12 @@ def read(results: Path, plan: str) -> dict[str, Any] | None:
     return found
 
 
+def both(results: Path, plan: str) -> dict[str, Any] | None:
+    """A part with Adam as the outer optimiser, and the same with SGD where it was run."""
+    adam, sgd = read(results, plan), read(results, f"{plan}-sgd")
+    return adam and adam | {"rows": adam["rows"] + (sgd["rows"] if sgd else [])}
+
+
 def side_of(row: Mapping[str, Any]) -> Side:
     return configs.from_json(Side, row["cell"]["side"])
 
@@ -131,7 +137,7 @@ def _sides(found: dict[str, Any], sides: Sequence[Side], title: str) -> str:
 
 
 def tuning(results: Path) -> str:
-    found, screened = read(results, "tuning"), read(results, "screening")
+    found, screened = both(results, "tuning"), read(results, "screening")
     if found is None or screened is None:
         return _NOT_YET
     sides = (TRUNCATED, best_side(screened["rows"]), EXACT)
@@ -158,7 +164,7 @@ def tuning(results: Path) -> str:
 
 def confirmation(results: Path) -> str:
     """Setting by setting, the paired differences of the best damped side."""
-    found, screened = read(results, "confirmation"), read(results, "screening")
+    found, screened = both(results, "confirmation"), read(results, "screening")
     if found is None or screened is None:
         return _NOT_YET
     best = best_side(screened["rows"])
@@ -167,7 +173,7 @@ def confirmation(results: Path) -> str:
         "against exact |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for setting in SETTINGS:
+    for setting in (setting for settings in SETTINGS.values() for setting in settings):
         for data in DATA:
             by_side = runs(found["rows"], data, setting)
             mine, truncated = by_side.get((best, False), {}), by_side.get((TRUNCATED, False), {})
@@ -189,21 +195,21 @@ def confirmation(results: Path) -> str:
 
 def forms(results: Path) -> str:
     """Whether the form of evaluation matters: the same sets, three ways of training students on them."""
-    found, screened = read(results, "confirmation"), read(results, "screening")
+    found, screened = both(results, "confirmation"), read(results, "screening")
     if found is None or screened is None:
         return _NOT_YET
     best = best_side(screened["rows"])
     lines = ["| evaluation | data | truncated | damped | difference |", "|---|---|--:|--:|--:|"]
     for form in FORMS:
         for data in DATA:
-            both: dict[Side, dict[int, list[float]]] = {TRUNCATED: defaultdict(list), best: defaultdict(list)}
-            for setting in SETTINGS:
+            recalls: dict[Side, dict[int, list[float]]] = {TRUNCATED: defaultdict(list), best: defaultdict(list)}
+            for setting in (setting for settings in SETTINGS.values() for setting in settings):
                 by_side = runs(found["rows"], data, setting, form)
                 one, other = by_side.get((TRUNCATED, False), {}), by_side.get((best, False), {})
                 for seed in one.keys() & other.keys():
-                    both[TRUNCATED][seed].append(one[seed])
-                    both[best][seed].append(other[seed])
-            one, other = ({seed: mean(values) for seed, values in both[side].items()} for side in (TRUNCATED, best))
+                    recalls[TRUNCATED][seed].append(one[seed])
+                    recalls[best][seed].append(other[seed])
+            one, other = ({seed: mean(values) for seed, values in recalls[side].items()} for side in (TRUNCATED, best))
             if not one:
                 continue
             difference = Interval.of(paired(other, one))

@@ -1,0 +1,133 @@
+"""A grid of methods: every cell like for like, resumable, each number from the runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from ptmst import EvaluateConfig, TrajectoryStore, ablation, evaluate, pool
+from ptmst.ablation import FACTORS, LOSSES, RATES, RESULTS, Run, ablate, settings
+from ptmst.baselines import subset
+from ptmst.config import AblateConfig, Experiment, Phase, RenderConfig, TeachConfig, from_json
+from ptmst.errors import InputError
+from ptmst.presets import experiment, methods
+from tiny import DISTILL, ENCODER
+
+TINY = Experiment(
+    data=RenderConfig(image_size=16, train=24, val=8, test=8, warmup=0, captions=2),
+    teach=TeachConfig(encoder=replace(ENCODER, head_width=16), experts=1, epochs=3, batch_size=16, endpoints="all"),
+    distill=replace(DISTILL, steps=2),
+    evaluate=EvaluateConfig(students=2, epochs=2, lr_drop=1, batch_size=8),
+)
+
+
+@pytest.mark.parametrize("name", ["mtt-vl", "tesla", "lors", "repblend", "ptm", "st", "ptm-st"])
+@pytest.mark.parametrize("pairs", [7, 20, 101])
+def test_every_method_has_the_same_pairs_batches_and_outer_steps(name: str, pairs: int) -> None:
+    base = experiment("ablation")
+    found = settings(base, Run(name, pairs, 0, factor=3.0)).distill
+    assert found.pairs == pairs
+    assert found.steps * len(found.phases) == base.distill.steps * len(base.distill.phases)
+    assert found.batch_size == min(20, pairs // 2)
+    assert found.rates.images == pytest.approx(3 * base.distill.rates.images)
+    assert found.rates.lr == base.distill.rates.lr
+    assert found.rates.similarity in (0.0, pytest.approx(3 * base.distill.rates.similarity))
+
+
+def test_phases_are_cut_to_the_pairs() -> None:
+    found = settings(experiment("ablation"), Run("ptm-st", 7, 0)).distill
+    assert found.phases == (Phase(4, 5, (0, 2)), Phase(3, 7, (1, 3)))
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
+    folder = tmp_path_factory.mktemp("ablation")
+    config = AblateConfig(out=folder, methods=("herding", "lors", "repblend"), pairs=(8,), seeds=2, workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PTMST_CACHE", str(folder / "cache"))
+        patch.setattr(ablation, "experiment", lambda _: TINY)
+        ablate(config, "ptmst ablate")
+    return config
+
+
+def recorded(config: AblateConfig) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((config.out / RESULTS).read_text())["rows"]
+    return rows
+
+
+def test_every_cell_is_run_once(grid: AblateConfig) -> None:
+    runs = [from_json(Run, row["run"]) for row in recorded(grid)]
+    tuning = [run for run in runs if run.split == "val"]
+    assert len(runs) == len(set(runs)) == len(tuning) + 2 + 3 * 2
+    assert [run.factor for run in tuning if run.method == "lors"] == list(FACTORS)
+    assert len([run for run in tuning if run.method == "herding"]) == len(LOSSES) * len(RATES)
+    assert {run.seed for run in tuning}.isdisjoint(run.seed for run in runs if run.split == "test")
+    for row in recorded(grid):
+        assert len(row["students"]) + row["lost"] == (2 if row["run"]["method"] in grid.methods else 1)
+        assert row["run"]["method"] not in methods() or (row["seconds"] > 0 and row["peak MB"] > 10)
+
+
+def test_the_best_rates_on_val_are_used(grid: AblateConfig) -> None:
+    def recall(row: dict[str, Any]) -> float:
+        return mean(float(student["mean"]) for student in row["students"])
+
+    for method in grid.methods:
+        mine = [row for row in recorded(grid) if row["run"]["method"] == method]
+        best = max((row for row in mine if row["run"]["split"] == "val"), key=recall)["run"]
+        for row in mine:
+            if row["run"]["split"] == "test":
+                assert all(row["run"][key] == best[key] for key in ("factor", "loss", "lr"))
+
+
+def test_a_cell_is_what_one_would_run_by_hand(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTMST_CACHE", str(grid.out / "cache"))
+    (row,) = (r for r in recorded(grid) if (r["run"]["method"], r["run"]["seed"]) == ("herding", 1))
+    run = from_json(Run, row["run"])
+    store = TrajectoryStore.open(grid.out / "store-1")
+    made = subset(store, "herding", 8, run.lr, seed=1)
+    for number, student in enumerate(row["students"]):
+        config = replace(TINY.evaluate, students=1, seed=2 + number, loss=run.loss, split="test", device="cpu")
+        assert dict(evaluate(made, config).students[0]) == student
+
+
+def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTMST_CACHE", str(grid.out / "cache"))
+    monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
+    whole = json.loads((grid.out / RESULTS).read_text())
+    lost = [row for row in whole["rows"] if (row["run"]["method"], row["run"]["split"]) == ("lors", "test")]
+    kept = [row for row in whole["rows"] if row not in lost]
+    (grid.out / RESULTS).write_text(json.dumps(whole | {"rows": kept}))
+    asked: list[Run] = []
+
+    def here(function: Any, tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+        for task in tasks:
+            asked.extend(part for part in task if isinstance(part, Run))
+            yield function(task)
+
+    monkeypatch.setattr(pool, "completed", here)
+    # The index has a hash: as edited by hand it is refused, as a file that lacks one it is read.
+    edited = json.loads((grid.out / RESULTS).read_text())
+    edited.pop("sha256", None)
+    (grid.out / RESULTS).write_text(json.dumps(edited))
+    rows = ablate(grid, "ptmst ablate")
+    assert asked == [from_json(Run, row["run"]) for row in lost]
+    for before in lost:
+        (after,) = (row for row in recorded(grid) if row["run"] == before["run"])
+        assert after["students"] == before["students"]
+    assert [(row.name, row.pairs) for row in rows] == [*((m, 8) for m in grid.methods), ("all real pairs", 48)]
+    assert [len(row.scores.students) for row in rows] == [4, 4, 4, 2]
+    (lors,) = (row for row in rows if row.name == "lors")
+    assert lors.scores.mean() == pytest.approx(mean(s["mean"] for row in lost for s in row["students"]))
+
+
+def test_another_grid_is_refused(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "experiment", lambda _: replace(TINY, distill=replace(TINY.distill, steps=3)))
+    before = (grid.out / RESULTS).read_bytes()
+    with pytest.raises(InputError, match=r"expected an ablation of these settings, found another"):
+        ablate(grid, "ptmst ablate")
+    assert (grid.out / RESULTS).read_bytes() == before
