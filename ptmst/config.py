@@ -1,7 +1,7 @@
 """Every setting of the engine, as frozen dataclasses.
 
 A field's docstring is its help text on the command line. `check` reports all mistakes of a config at once.
-The defaults are the paper's (arXiv 2603.25388) where it names one.
+The defaults are the paper's (arXiv 2603.25388) where it names one, but for the adjoint (docs/adjoint.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ptmst.errors import InputError
 
@@ -217,7 +218,7 @@ class LeafRates:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Phased distillation (paper §3; settings of Flickr30k 500 by default)."""
+    """Phased distillation (paper §3; settings of Flickr30k 500 by default, but for the adjoint)."""
 
     out: Path | None = None
     """Folder of the distilled set and its checkpoints; none = nothing is written (Python API only)."""
@@ -254,9 +255,9 @@ class DistillConfig:
     momentum: float = 0.5
     """Momentum of sgd; first β of adam (its second is 0.99)."""
     rates: LeafRates = field(default_factory=LeafRates)
-    adjoint: float = 0.0
-    """Share of the adjoint recursion kept: 0 = truncated gradient (the paper) … 1 = exact."""
-    adjoint_clip: float | None = None
+    adjoint: float = 0.5
+    """Share of the adjoint recursion kept: 0 = truncated gradient (the paper) … 1 = exact; why: docs/adjoint.md."""
+    adjoint_clip: float | None = 1.0
     """Largest ‖λ_i‖/‖λ_n‖ per group; none = unclipped."""
     precision: Precision = "fp32"
     """Arithmetic of the student: fp32, tf32 (CUDA only), or bf16; parameters, matching and leaves stay float32."""
@@ -291,7 +292,10 @@ class DistillConfig:
         if self.adjoint_clip is not None and not self.adjoint_clip > 0:
             yield f"adjoint_clip: expected a positive number, found {self.adjoint_clip}; raise it or leave it out"
         if self.keep == "nothing" and self.adjoint > 0:
-            yield f"keep: expected path or primals with adjoint {self.adjoint}, found nothing; keep the path"
+            yield (
+                f"keep: expected path or primals with adjoint {self.adjoint}, found nothing; keep the path, or lower "
+                "adjoint to 0"
+            )
         if self.chunk is not None and (self.chunk < 1 or self.batch_size % self.chunk):
             yield f"chunk: expected a divisor of batch_size {self.batch_size}, found {self.chunk}; name one"
         if self.chunk is not None and self.keep == "primals":
@@ -530,6 +534,7 @@ def _converter() -> Converter:
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook_func(_is_literal, _one_of)
     converter.register_structure_hook_func(lambda t: t == Endpoints, _endpoints)
+    converter.register_structure_hook_func(_is_optional, lambda v, t: _optional(converter, v, t))
     converter.register_unstructure_hook_func(lambda t: t == Endpoints, lambda v: v if v == "all" else list(v))
     return converter
 
@@ -546,6 +551,16 @@ def _strict(kind: type, accepted: tuple[type, ...]) -> Any:
 def _is_literal(kind: Any) -> bool:
     origin: object = get_origin(kind)
     return origin is Literal
+
+
+def _is_optional(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType) and type(None) in get_args(kind) and len(get_args(kind)) == 2
+
+
+def _optional(converter: Converter, value: object, kind: Any) -> object:
+    """TOML has no null: there `"none"` says it."""
+    (inner,) = (one for one in get_args(kind) if one is not type(None))
+    return None if value is None or value == "none" else converter.structure(value, inner)
 
 
 def _one_of(value: object, kind: object) -> object:

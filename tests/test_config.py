@@ -114,7 +114,7 @@ def test_distillation_defaults_are_flickr30k_500() -> None:
     assert (config.steps, config.inner_steps, config.batch_size) == (2000, 8, 40)
     assert config.rates == LeafRates(images=1000, texts=1000, lr=0.01, similarity=10)
     assert (config.optimizer, config.momentum, config.student_lr, config.ema) == ("sgd", 0.5, 0.1, 0.99)
-    assert (config.temperature, config.adjoint, config.adjoint_clip) == (0.07, 0, None)
+    assert (config.temperature, config.adjoint, config.adjoint_clip) == (0.07, 0.5, 1.0)  # docs/adjoint.md
 
 
 def test_teacher_and_student_defaults_are_the_papers() -> None:
@@ -246,7 +246,7 @@ def test_endpoints_of_another_type_are_refused() -> None:
         ),
         (
             DistillConfig(keep="nothing", adjoint=0.5),
-            "keep: expected path or primals with adjoint 0.5, found nothing; keep the path",
+            "keep: expected path or primals with adjoint 0.5, found nothing; keep the path, or lower adjoint to 0",
         ),
         (DistillConfig(chunk=16), "chunk: expected a divisor of batch_size 40, found 16; name one"),
         (DistillConfig(chunk=80), "chunk: expected a divisor of batch_size 40, found 80; name one"),
@@ -289,12 +289,19 @@ def test_a_clip_that_clips_all_is_refused(clip: float) -> None:
 def test_ways_of_computing_that_go_together() -> None:
     for chunk in (None, 1, 8, 40):
         check(DistillConfig(chunk=chunk, adjoint=1.0))
-        check(DistillConfig(chunk=chunk, keep="nothing"))
+        check(DistillConfig(chunk=chunk, keep="nothing", adjoint=0.0))
     check(DistillConfig(keep="primals", adjoint=1.0, precision="bf16", compile="on"))
     check(EvaluateConfig(together=1))
     config = DistillConfig()
     assert (config.precision, config.keep, config.chunk, config.compile) == ("fp32", "path", None, "auto")
     assert EvaluateConfig().together is None
+
+
+def test_none_is_a_word_in_toml(tmp_path: Path) -> None:
+    path = toml(tmp_path, 'adjoint_clip = "none"\nchunk = 4\nroot = "none"')
+    assert from_toml(DistillConfig, path) == DistillConfig(adjoint_clip=None, chunk=4, root=None)
+    with pytest.raises(InputError, match=r"expected float, found 'nothing' @ \$\.adjoint_clip"):
+        from_toml(DistillConfig, toml(tmp_path, 'adjoint_clip = "nothing"'))
 
 
 def test_a_word_that_is_no_choice_is_named_in_toml(tmp_path: Path) -> None:

@@ -93,11 +93,12 @@ IS = {
     "ptm": ("raw", 2, "wbce", "full", False, 0.0, 0.0, True, False),
     "st": ("shortcut", 1, "wbce", "full", False, 0.0, 0.0, True, False),
     "ptm-st": ("shortcut", 2, "wbce", "full", False, 0.0, 0.0, True, False),
+    "ptmst": ("shortcut", 2, "wbce", "full", False, 0.5, 0.0, True, False),
 }
 
 
 def test_every_method_is_known() -> None:
-    assert set(IS) <= set(methods())
+    assert set(IS) == set(methods())
 
 
 @pytest.mark.parametrize("name", IS)
@@ -113,6 +114,7 @@ def test_a_method_is_what_its_paper_says_and_costs_the_same(name: str, base: str
     assert (settings.trajectory, len(settings.phases), settings.loss) == (trajectory, phases, loss)
     assert (settings.similarity, settings.rates.similarity == 0) == (similarity, fixed)
     assert (settings.adjoint, settings.blend, settings.ema > 0) == (adjoint, blend, averaged)
+    assert settings.adjoint_clip == (1.0 if name == "ptmst" else None)
     assert found.teach.encoder.freeze_tower == frozen
     assert found.evaluate.loss == loss
     assert settings.pairs == before.distill.pairs

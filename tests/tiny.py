@@ -47,6 +47,8 @@ DISTILL = DistillConfig(
     optimizer="adam",
     momentum=0.9,
     rates=RATES,
+    adjoint=0.0,
+    adjoint_clip=None,
     ema=0.9,
 )
 

@@ -81,6 +81,8 @@ BASE = DistillConfig(
     optimizer="adam",
     momentum=0.9,
     rates=ADAM,
+    adjoint=0.0,
+    adjoint_clip=None,
     ema=0.95,
     keep="primals",
     compile="on",
@@ -98,5 +100,6 @@ def with_rates(config: DistillConfig, factor: float) -> DistillConfig:
 def cell(data: Data, seed: int, setting: str, side: Side, distill: DistillConfig, **more: Any) -> Cell:
     """A cell whose distillation has its seed and the side's dials."""
     own = side.recursion == "damped" and side.texts is None
-    dials: dict[str, Any] = {"adjoint": side.adjoint, "adjoint_clip": side.clip} if own else {"adjoint": 1.0}
-    return Cell(data, seed, setting, side, replace(distill, seed=seed, **dials), **more)
+    share, clip = (side.adjoint, side.clip) if own else (1.0, None)
+    distill = replace(distill, seed=seed, adjoint=share, adjoint_clip=clip)
+    return Cell(data, seed, setting, side, distill, **more)

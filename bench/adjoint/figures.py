@@ -85,7 +85,8 @@ def _confirmation(results: Path) -> Any:
     panel.axvline(0, color="black", lw=0.8)
     panel.set_yticks(range(len(names)), names)
     panel.set_xlabel(f"mean recall of {best.label} above the truncated form's, points (95 % interval; dots are seeds)")
-    panel.legend(frameon=False)
+    if panel.get_legend_handles_labels()[1]:
+        panel.legend(frameon=False)
     panel.grid(axis="x", alpha=0.3)
     return figure
 
