@@ -88,9 +88,9 @@ class EncoderConfig:
     """The student: image tower, text tower and the heads on them."""
 
     image_tower: str = "convnet"
-    """convnet (built in), or timm:NAME for any timm model."""
+    """convnet (built in), timm:NAME for any timm model, or open_clip:NAME for an open_clip model's image tower."""
     image_width: int = 128
-    """Channels of the convnet's last block; timm towers have their own width."""
+    """Channels of the convnet's last block; other towers have their own width."""
     image_weights: Path | None = None
     """Local weights of the image tower (.safetensors or a weights-only .pt); none = random, or warmed up."""
     freeze_tower: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ptmst import files, kernels
 from ptmst.config import EncoderConfig
@@ -77,8 +79,12 @@ def image_tower(
             tower: nn.Module = ConvNet(config.image_width)
         elif kind == "timm":
             tower = _timm_tower(name)
+        elif kind == "open_clip":
+            tower = OpenClipImages(name)
         else:
-            raise InputError(f"image_tower: expected convnet or timm:NAME, found {config.image_tower}; mend the name")
+            raise InputError(
+                f"image_tower: expected convnet, timm:NAME or open_clip:NAME, found {config.image_tower}; mend the name"
+            )
     if weights is not None:
         load_weights(tower, weights, "warmed-up tower")
     elif config.image_weights is not None:
@@ -93,8 +99,9 @@ def image_tower(
             f"image_tower {config.image_tower}: does not take images of {image_size}×{image_size} "
             f"({str(error).splitlines()[0]}); set data.image_size to the tower's own"
         ) from error
-    if features.ndim != 2:
-        raise InputError(f"image_tower {config.image_tower}: expected features [B, H], found {tuple(features.shape)}")
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        found = tuple(features.shape) if isinstance(features, Tensor) else f"{len(features)} outputs"
+        raise InputError(f"image_tower {config.image_tower}: expected features [B, H], found {found}; choose another")
     return tower, features.shape[1]
 
 
@@ -279,10 +286,47 @@ def _timm_tower(name: str) -> nn.Module:
 
     if not timm.is_model(name):
         raise InputError(f"image_tower timm:{name}: timm knows no such model{_nearest(name, timm.list_models())}")
-    # Fused attention has no forward-mode derivative; the plain form has.
-    timm.layers.set_fused_attn(False)
+    _plain_timm_attention()
     tower: nn.Module = timm.create_model(name, num_classes=0)
     return tower
+
+
+class OpenClipImages(nn.Module):
+    """The image tower of an open_clip model, randomly initialised, with its projection: [B, 3, H, W] → [B, H]."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import open_clip
+
+        if name not in open_clip.list_models():
+            raise InputError(f"image_tower open_clip:{name}: unknown model{_nearest(name, open_clip.list_models())}")
+        _plain_timm_attention()  # of towers that open_clip takes from timm
+        with own_kernels_hidden(), _no_warnings():
+            self.visual: nn.Module = open_clip.create_model(name, load_weights=False, pretrained_text=False).visual
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Fused attention has no forward-mode derivative; the plain form has.
+        with sdpa_kernel(SDPBackend.MATH):
+            features: Tensor = self.visual(images)
+        return features
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """open_clip warns of random weights, where weights come later or are meant to be random."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _plain_timm_attention() -> None:
+    """Fused attention has no forward-mode derivative; the plain form has."""
+    import timm
+
+    timm.layers.set_fused_attn(False)
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -60,8 +60,8 @@ def with_weights(path: Path) -> EncoderConfig:
     [
         ("timm:nfnet_10", "image_tower timm:nfnet_10: timm knows no such model; did you mean .*nfnet_l0"),
         ("timm:qqqqqqqq", "image_tower timm:qqqqqqqq: timm knows no such model; check the name"),
-        ("resnet", "image_tower: expected convnet or timm:NAME, found resnet; mend the name"),
-        ("timmy:nfnet_l0", "image_tower: expected convnet or timm:NAME, found timmy:nfnet_l0"),
+        ("resnet", "image_tower: expected convnet, timm:NAME or open_clip:NAME, found resnet; mend the name"),
+        ("timmy:nfnet_l0", "image_tower: expected convnet, timm:NAME or open_clip:NAME, found timmy:nfnet_l0"),
     ],
 )
 def test_an_unknown_image_tower_is_refused(name: str, message: str) -> None:
