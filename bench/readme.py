@@ -250,6 +250,7 @@ TABLES: dict[str, Table] = {
     "adjoint-confirmation": partial(adjoint_table, adjoint.confirmation),
     "adjoint-forms": partial(adjoint_table, adjoint.forms),
     "adjoint-why": partial(adjoint_table, adjoint.reasons),
+    "adjoint-real-tower": partial(adjoint_table, adjoint.real_tower),
     "adjoint-alternatives": partial(adjoint_table, adjoint.alternatives),
     "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),
 }

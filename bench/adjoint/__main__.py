@@ -46,8 +46,8 @@ def main() -> int:
     if len(kept) > len(rows):
         print(f"{file}: {len(kept) - len(rows)} runs of another plan are dropped", file=sys.stderr)
     left = [cell for cell in cells if cell not in kept]
-    for data in dict.fromkeys(cell.data for cell in left):
-        prepare(data, asked.work)
+    for data, tower in dict.fromkeys((cell.data, cell.tower) for cell in left):
+        prepare(data, tower, asked.work)
     command = f"python -m bench.adjoint --plan {asked.plan} --resume"
     head = {"command": command, "torch": torch.__version__, "machine": machine() | {"threads": 1}}
     asked.results.mkdir(parents=True, exist_ok=True)

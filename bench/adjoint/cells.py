@@ -10,6 +10,7 @@ from ptmst.presets import experiment
 
 Data = Literal["scenes", "digits"]
 DATA: tuple[Data, ...] = ("scenes", "digits")
+Tower = Literal["convnet", "timm"]
 Form = Literal["per-phase", "reference", "fixed"]
 """Of evaluation: the two protocols with the learned η; per-phase with the η that every set began with."""
 STUDENTS = 3
@@ -57,18 +58,23 @@ class Cell:
     side: Side
     distill: DistillConfig
     forms: tuple[Form, ...] = ("per-phase",)
-    tower: Literal["convnet", "timm"] = "convnet"
+    tower: Tower = "convnet"
     measure: Literal["recall", "experts", "why"] = "recall"
     """recall distils and scores students; experts scores the teachers at every epoch; why follows the adjoint."""
 
 
-def teach_config(data: Data, seed: int, tower: Literal["convnet", "timm"] = "convnet") -> TeachConfig:
+def images(tower: Tower) -> RenderConfig:
+    """The pictures a tower is taught on: 32 px, or 64 for the real one."""
+    return IMAGES if tower == "convnet" else replace(IMAGES, image_size=64)
+
+
+def teach_config(seed: int, tower: Tower) -> TeachConfig:
     """The experts of a seed, but for their folders."""
-    if tower == "timm":
-        raise NotImplementedError
     demo = experiment("demo").teach
-    encoder = replace(demo.encoder, image_width=32)
-    return replace(demo, encoder=encoder, lr=0.1, experts=4, seed=seed)
+    if tower == "convnet":
+        return replace(demo, encoder=replace(demo.encoder, image_width=32), lr=0.1, experts=4, seed=seed)
+    encoder = replace(demo.encoder, image_tower="timm:nf_regnet_b0", warmup_epochs=10)
+    return replace(demo, encoder=encoder, lr=0.1, experts=2, epochs=6, seed=seed)
 
 
 ADAM = LeafRates(images=0.02, texts=0.1, lr=0.002, similarity=0.1)

@@ -170,6 +170,15 @@ def reasons(results: Path) -> list[Cell]:
     return [replace(cell(data, seed, "why", TRUNCATED, BASE), measure="why") for seed in (0, 1) for data in DATA]
 
 
+def real_tower(results: Path) -> list[Cell]:
+    """A tower of timm's at 64 px on scenes: the truncated form against the best."""
+    return [
+        cell("scenes", seed, "nf_regnet_b0, 64 px", side, BASE, forms=FORMS, tower="timm")
+        for seed in (30, 31)
+        for side in confirmed(results)[:2]
+    ]
+
+
 PLANS: dict[str, Callable[[Path], list[Cell]]] = {
     "experts": experts,
     "screening": screening,
@@ -179,6 +188,7 @@ PLANS: dict[str, Callable[[Path], list[Cell]]] = {
     "confirmation-sgd": partial(confirmation, name="sgd"),
     "alternatives": alternatives,
     "why": reasons,
+    "real-tower": real_tower,
 }
 
 

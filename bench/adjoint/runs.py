@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.adjoint import why
-from bench.adjoint.cells import IMAGES, STUDENTS, TRUNCATED, Cell, Data, Form, Side, teach_config
+from bench.adjoint.cells import STUDENTS, TRUNCATED, Cell, Data, Form, Side, Tower, images, teach_config
 from bench.adjoint.estimators import TimedStep
 from ptmst import TrajectoryStore, distill, train_teachers
 from ptmst import config as configs
@@ -32,13 +32,14 @@ LAST = 20
 """Outer steps whose mean loss counts as the final one."""
 
 
-def data_config(data: Data, work: Path) -> DataConfig:
-    return DataConfig(name=data, root=work / data / "data", image_size=IMAGES.image_size)
+def data_config(data: Data, tower: Tower, work: Path) -> DataConfig:
+    size = images(tower).image_size
+    return DataConfig(name=data, root=work / data / ("data" if tower == "convnet" else f"data-{size}"), image_size=size)
 
 
-def prepare(data: Data, work: Path) -> None:
+def prepare(data: Data, tower: Tower, work: Path) -> None:
     """Write a data set's files, where they are not there."""
-    write_rendered(replace(IMAGES, name=data, root=data_config(data, work).root))
+    write_rendered(replace(images(tower), name=data, root=data_config(data, tower, work).root))
 
 
 def store_path(cell: Cell, work: Path) -> Path:
@@ -48,8 +49,8 @@ def store_path(cell: Cell, work: Path) -> Path:
 
 def taught(cell: Cell, work: Path) -> TrajectoryStore:
     """The experts of a cell; taught where they are not there."""
-    config, out = teach_config(cell.data, cell.seed, cell.tower), store_path(cell, work)
-    return train_teachers(replace(config, out=out, data=data_config(cell.data, work), device="cpu"))
+    config, data = teach_config(cell.seed, cell.tower), data_config(cell.data, cell.tower, work)
+    return train_teachers(replace(config, out=store_path(cell, work), data=data, device="cpu"))
 
 
 def teach(asked: tuple[Cell, Path]) -> str:

@@ -194,6 +194,14 @@ def confirmation(results: Path) -> str:
     return "\n".join([*lines, "", _source(found, about)])
 
 
+def real_tower(results: Path) -> str:
+    found = read(results, "real-tower")
+    if found is None:
+        return _NOT_YET
+    sides = list(dict.fromkeys(side_of(row) for row in found["rows"]))
+    return _sides(found, sides, "Side")
+
+
 def forms(results: Path) -> str:
     """Whether the form of evaluation matters: the same sets, three ways of training students on them."""
     found, screened = both(results, "confirmation"), read(results, "screening")
