@@ -84,7 +84,9 @@ class _Grid:
 
     def __init__(self, config: AblateConfig, base: Experiment, command: str) -> None:
         self._config, self._base, self._file = config, base, config.out / RESULTS
-        asked = {"data": config.data, "settings": configs.to_json(base)}
+        grids = {"factors": FACTORS, "losses": LOSSES, "rates": RATES}
+        how = {name: configs.to_json(methods()[name]) for name in config.methods if name in methods()}
+        asked = {"data": config.data, "settings": configs.to_json(base), "methods": how, "tried": grids}
         self._head = {"format": "ptmst-ablation", "version": _VERSION, **json.loads(json.dumps(asked))}
         self._measured = {"command": command, "machine": machine(), "versions": versions()}
         self.found: dict[Run, dict[str, Any]] = {}
@@ -98,7 +100,7 @@ class _Grid:
         """The data, and the experts of every seed."""
         base, config = self._base, self._config
         write_rendered(replace(base.data, name=config.data, root=_data(config).root))
-        frozen = {applied(m, base).teach.encoder.freeze_tower for m in config.methods if m in methods()} or {False}
+        frozen = {False} | {applied(m, base).teach.encoder.freeze_tower for m in config.methods if m in methods()}
         seeds = [*range(config.seeds), _TUNING_SEED]
         wanted = [(config, base, seed, way) for seed in seeds for way in sorted(frozen)]
         with progress.bar("experts", len(wanted)) as bar:
@@ -179,6 +181,7 @@ def settings(base: Experiment, run: Run) -> Experiment:
     phases = tuple(
         Phase(share, phase.endpoint, phase.start) for share, phase in zip(shares, base.distill.phases, strict=True)
     )
+    # One batch for all methods: the smallest phase holds it.
     cut = replace(base.distill, phases=phases, batch_size=min(base.distill.batch_size, *shares))
     found = applied(run.method, replace(base, distill=cut))
     return replace(found, distill=_scaled(found.distill, run.factor))
@@ -195,7 +198,8 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
     row: dict[str, Any] = {"run": configs.to_json(run), "lost": 0, "students": []}
     began = time.process_time()
     if run.method == _FULL:
-        scores = evaluate_experts(TrajectoryStore.open(_store(config, run.seed, False)), base.teach.experts, "cpu")
+        every = replace(base.evaluate, students=base.teach.experts, split="test", device="cpu")
+        scores = evaluate_experts(TrajectoryStore.open(_store(config, run.seed, False)), every)
         return run, row | {"students": [dict(s) for s in scores.students], "provenance": dict(scores.provenance)}
     evaluation = replace(base.evaluate, seed=run.seed, split=run.split, device="cpu")
     if run.method in methods():
@@ -214,7 +218,7 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
         store = TrajectoryStore.open(_store(config, run.seed, False))
         made = subset(store, selection, run.pairs, run.lr, run.seed)
         evaluation = replace(evaluation, loss=run.loss)
-    row |= {"seconds": time.process_time() - began, "peak MB": _peak_mb()}
+    row |= {"seconds": time.process_time() - began, "worker's peak MB so far": _peak_mb()}
     students, lost, provenance = _one_by_one(made, evaluation)
     return run, row | {"students": students, "lost": lost, "provenance": provenance}
 
@@ -244,6 +248,6 @@ def _one_by_one(made: Any, config: EvaluateConfig) -> tuple[list[dict[str, float
 
 
 def _peak_mb() -> float:
-    """Peak memory of this process so far."""
+    """Peak memory of this process since it began: of all its runs."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -59,7 +59,7 @@ class Data:
     preset: PresetName = None
     """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
     config: Source = None
-    """TOML file; its [data] table goes before the preset and gives defaults in its turn."""
+    """TOML file; its [data] table overrides the preset and gives defaults in its turn."""
 
     def run(self) -> None:
         from ptmst.data import write_rendered
@@ -107,7 +107,7 @@ class Teach:
     preset: PresetName = None
     """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
     config: Source = None
-    """TOML file; its [teach] table goes before the preset and gives defaults in its turn."""
+    """TOML file; its [teach] table overrides the preset and gives defaults in its turn."""
 
     def run(self) -> None:
         from ptmst.teachers import train_teachers
@@ -126,7 +126,7 @@ class Distill:
     preset: PresetName = None
     """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
     config: Source = None
-    """TOML file; its [distill] table goes before the preset and gives defaults in its turn."""
+    """TOML file; its [distill] table overrides the preset and gives defaults in its turn."""
     resume: bool = False
     """Continue a stopped run."""
 
@@ -150,7 +150,7 @@ class Evaluate:
     preset: PresetName = None
     """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
     config: Source = None
-    """TOML file; its [evaluate] table goes before the preset and gives defaults in its turn."""
+    """TOML file; its [evaluate] table overrides the preset and gives defaults in its turn."""
     out: Path | None = None
     """JSON file for the scores; none = scores.json in the set's folder."""
 
@@ -160,10 +160,11 @@ class Evaluate:
         from ptmst.evaluation import SCORES, evaluate, evaluate_experts
         from ptmst.results import Row, recall_table
 
+        if self.settings.student is not None and self.out is None:
+            raise InputError("out: expected a file for the scores of another tower, found none; name one with --out")
         out = self.out or self.set / SCORES
         if (self.set / store.INDEX).exists():
-            of = store.TrajectoryStore.open(self.set)
-            scores = evaluate_experts(of, self.settings.students, self.settings.device)
+            scores = evaluate_experts(store.TrajectoryStore.open(self.set), self.settings)
             row = Row("all real pairs", scores, int(scores.provenance["pairs"]))
         else:
             distilled = DistilledSet.load(self.set)
@@ -171,7 +172,7 @@ class Evaluate:
             row = Row(self.set.name, scores, distilled.num_pairs)
         files.write_json(out, scores.to_json())
         show(recall_table([row]))
-        say(f"{out}: scores of {len(scores.students)} students")
+        say(f"{out}: scores of {len(scores.students)} {'experts' if row.is_full else 'students'}")
 
 
 @dataclass(frozen=True)
@@ -209,24 +210,24 @@ class Import:
 
     def run(self) -> None:
         if self.distilled:
-            from ptmst import checkpoints, distilled, files
+            from ptmst import checkpoints, distilled, files, store
             from ptmst.exchange import import_distilled
             from ptmst.legacy import set_settings
 
             if self.settings.images or self.settings.texts or self.settings.networks:
                 raise InputError("distilled: expected them alone, found buffers beside them; import one kind at a time")
             out = self.settings.out
-            if any((out / name).exists() for name in (distilled.INDEX, checkpoints.RUN)):
-                raise InputError(f"{out}: holds a distilled set already; choose another --out")
             with files.claimed(out, "a distilled set"):
+                if any((out / name).exists() for name in (distilled.INDEX, checkpoints.RUN, store.INDEX)):
+                    raise InputError(f"{out}: holds a set, a run or a store already; choose another --out")
                 found = import_distilled(self.distilled, *set_settings(self.settings))
                 found.save(out)
             say(f"{out}: {found.num_pairs} pairs in {len(found)} phases")
             return
         from ptmst.legacy import import_buffers
 
-        store = import_buffers(self.settings)
-        say(f"{store.path}: {len(store)} experts of {store.layers.num_params:,} parameters, {store.bytes / 1e6:.1f} MB")
+        made = import_buffers(self.settings)
+        say(f"{made.path}: {len(made)} experts of {made.layers.num_params:,} parameters, {made.bytes / 1e6:.1f} MB")
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ class DistillConfig:
     """Momentum of sgd; first β of adam (its second is 0.99)."""
     rates: LeafRates = field(default_factory=LeafRates)
     adjoint: float = 0.5
-    """Share of the adjoint recursion kept: 0 = truncated gradient (the paper) … 1 = exact; why: docs/adjoint.md."""
+    """Share of the adjoint recursion kept: 0 = truncated (the paper) … 1 = exact; chosen on small sets with Adam."""
     adjoint_clip: float | None = 1.0
     """Largest ‖λ_i‖/‖λ_n‖ per group; none = unclipped."""
     precision: Precision = "fp32"

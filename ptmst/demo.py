@@ -74,9 +74,7 @@ def _rows(data: Literal["scenes", "digits"], out: Path, settings: Experiment) ->
         Row("random real pairs", random, count, shown),
         Row("LoRS", scored("lors", lambda: evaluate(lors, config)), lors.num_pairs, lors),
         Row("PTM-ST", scored("ptm-st", lambda: evaluate(ptm_st, config)), count, ptm_st),
-        Row(
-            "all real pairs", scored("all", lambda: evaluate_experts(store, config.students)), len(load(real, "train"))
-        ),
+        Row("all real pairs", scored("all", lambda: evaluate_experts(store, config)), len(load(real, "train"))),
     ]
 
 

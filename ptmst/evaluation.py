@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ptmst import config as configs
 from ptmst import devices, progress
-from ptmst.config import DataConfig, Device, EncoderConfig, EvaluateConfig
+from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig
 from ptmst.contrast import StudentLoss, student_loss
 from ptmst.data import Pairs
 from ptmst.distilled import DistilledSet
@@ -155,28 +155,32 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
 
 
-def evaluate_experts(store: TrajectoryStore, students: int, device: Device = "auto") -> Scores:
-    """Score the first experts at their last epoch: what all real pairs teach.
+def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
+    """Score the first `config.students` experts at their last epoch: what all real pairs teach.
 
-    Raises InputError where that epoch is no kept end point of the store.
+    Only the split, the root and the device of `config` matter besides: nothing is trained. Raises InputError where that
+    epoch is no kept end point of the store, and for students of another tower.
     """
-    where = devices.pick(device)
+    if config.student is not None:
+        raise InputError(
+            f"{store.path}: expected a distilled set to train {config.student} on, found a store of experts"
+        )
+    where = devices.pick(config.device)
     data = configs.from_json(DataConfig, store.settings["data"])
+    data = replace(data, root=config.root) if config.root is not None else data
     tower = text_tower(configs.from_json(EncoderConfig, store.settings["encoder"]))
-    test = Retrieval(load(data, "test"), tower, where)
+    scored_on = Retrieval(load(data, config.split), tower, where)
     student = student_of(store, ("experts",)).to(where)
-    numbers = sorted(store.experts)[:students]
-    scored = [test.score(student, store.expert(number).raw().point(store.epochs).to(where)) for number in numbers]
-    return Scores(
-        tuple(scored),
-        {
-            "split": "test",
-            "experts": numbers,
-            "epochs": store.epochs,
-            "pairs": len(load(data, "train")),
-            "store_sha256": store.fingerprint,
-        },
-    )
+    numbers = sorted(store.experts)[: config.students]
+    scored = [scored_on.score(student, store.expert(n).raw().point(store.epochs).to(where)) for n in numbers]
+    provenance = {
+        "split": config.split,
+        "experts": numbers,
+        "epochs": store.epochs,
+        "pairs": len(load(data, "train")),
+        "store_sha256": store.fingerprint,
+    }
+    return Scores(tuple(scored), provenance)
 
 
 def train_students(

@@ -7,8 +7,11 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from typing import TypeVar
+
+from ptmst.errors import InputError
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -24,6 +27,11 @@ def completed(function: Callable[[A], R], tasks: Iterable[A], workers: int) -> I
     try:
         for ended in as_completed([pool.submit(_quietly, function, task) for task in tasks]):
             yield ended.result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker was ended from outside, for want of memory perhaps; the same command continues, with fewer "
+            "--workers if need be"
+        ) from error
     except BaseException:
         for worker in list((pool._processes or {}).values()):
             worker.terminate()

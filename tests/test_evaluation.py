@@ -483,11 +483,11 @@ def test_experts_are_scored_at_their_last_epoch(store: TrajectoryStore) -> None:
         images = F.normalize(student.embed_images(theta, data.images(torch.arange(8)))).double().numpy()
         embeds = F.normalize(student.embed_texts(theta, texts)).double().numpy()
         expected.append(recall(images, embeds, np.repeat(np.arange(8), 2)))
-    found = evaluate_experts(store, 5, "cpu")
+    found = evaluate_experts(store, EvaluateConfig(students=5, device="cpu"))
     assert len(found.students) == 2
     for ours, theirs in zip(found.students, expected, strict=True):
         assert dict(ours) == pytest.approx(theirs, rel=1e-12)
-    assert evaluate_experts(store, 1, "cpu").students == found.students[:1]
+    assert evaluate_experts(store, EvaluateConfig(students=1, device="cpu")).students == found.students[:1]
 
 
 def _hashed(captions: tuple[str, ...]) -> Tensor:

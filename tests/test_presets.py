@@ -129,6 +129,11 @@ def test_methods_join_and_stand_alone() -> None:
     assert experiment("lors").distill.steps == 3000
     both = experiment("coco-200,repblend,ptm-st").distill
     assert (both.trajectory, both.blend, both.batch_size) == ("shortcut", 0.0, 20)
+    # Numbers published for Flickr30k stay there.
+    demo, coco = experiment("demo"), experiment("coco-200")
+    assert experiment("demo,repblend") == applied("repblend", demo)
+    assert experiment("demo,repblend").distill.rates == demo.distill.rates
+    assert experiment("coco-200,lors").distill.steps == 2 * coco.distill.steps
     assert experiment() == experiment(None, None) and experiment().distill == DistillConfig()
 
 

@@ -43,7 +43,8 @@ def _screening(results: Path) -> Any:
     from matplotlib import pyplot
 
     cases = list(dict.fromkeys((row["cell"]["data"], row["cell"]["setting"]) for row in found["rows"]))
-    figure, panels = pyplot.subplots(1, len(cases), figsize=(3.1 * len(cases), 3.2), layout="constrained")
+    figure, grid = pyplot.subplots(1, len(cases), figsize=(3.1 * len(cases), 3.2), layout="constrained", squeeze=False)
+    panels = grid[0]
     for panel, case in zip(panels, cases, strict=True):
         mine = [row for row in found["rows"] if (row["cell"]["data"], row["cell"]["setting"]) == case]
         for clip in CLIPS:
@@ -100,11 +101,11 @@ def _growth(results: Path) -> Any:
 
     figure, (image, text, spectrum) = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     states = [row["states"]["initial"] for row in found["rows"]]
-    for name in (name for name in states[0] if "growth" in states[0][name]):
+    for name in (name for name, found in states[0].items() if isinstance(found, dict) and "growth" in found):
         for panel, group in ((image, 0), (text, 1)):
             columns = zip(*([at[group] for at in state[name]["growth"]] for state in states), strict=True)
             values = [mean(column) for column in columns]
-            panel.plot(range(len(values) - 1, -1, -1), values, marker="o", ms=3, label=name)
+            panel.plot(range(len(values), 0, -1), values, marker="o", ms=3, label=name)
     for panel, title in ((image, "image group"), (text, "text group")):
         panel.set(title=f"‖λ_i‖ / ‖λ_n‖, {title} (median of draws)", xlabel="inner step i", yscale="log")
         panel.grid(alpha=0.3)

@@ -102,7 +102,7 @@ def alternatives(results: Path) -> str:
 def _sides(found: dict[str, Any], sides: Sequence[Side], title: str) -> str:
     cases = list(dict.fromkeys((row["cell"]["data"], row["cell"]["setting"]) for row in found["rows"]))
     lines = [
-        f"| {title} | {' | '.join(f'{data}, {setting}' for data, setting in cases)} | worst | L | diverged | s |",
+        f"| {title} | {' | '.join(f'{data}, {setting}' for data, setting in cases)} | worst | L | diverged | step |",
         f"|---|{'--:|' * (len(cases) + 4)}",
     ]
     rows: dict[Side, dict[tuple[str, str], Rows]] = defaultdict(lambda: defaultdict(list))
@@ -126,9 +126,10 @@ def _sides(found: dict[str, Any], sides: Sequence[Side], title: str) -> str:
         ended = [row for row in mine if row["diverged at"] is None]
         worst = min(value for case in cases for value in recall[side, case])
         lost = sum(s is None for row in mine for s in row["students"].get("per-phase", [None] * 3)) / (3 * len(mine))
-        cells += [f"{worst:.1f}", f"{mean(mean(row['loss']) for row in ended):.2f}", f"{100 * lost:.0f} %"]
-        seconds = mean(row["cpu s of a step"] for row in ended)
-        lines.append(f"| {side.label} | {' | '.join(cells)} | {1e3 * seconds:.0f} ms |")
+        loss = f"{mean(mean(row['loss']) for row in ended):.2f}" if ended else "–"
+        step = f"{1e3 * mean(row['cpu s of a step'] for row in ended):.0f} ms" if ended else "–"
+        cells += [f"{worst:.1f}", loss, f"{100 * lost:.0f} %"]
+        lines.append(f"| {side.label} | {' | '.join(cells)} | {step} |")
     about = (
         "Mean recall on test in percent, mean ± standard deviation over all students of all seeds (3 each); the worst "
         "of all students; matching loss L of the last 20 outer steps; share of students that diverged (recall 0); CPU "
@@ -179,8 +180,10 @@ def confirmation(results: Path) -> str:
             by_side = runs(found["rows"], data, setting)
             mine, truncated = by_side.get((best, False), {}), by_side.get((TRUNCATED, False), {})
             longer, exact = by_side.get((TRUNCATED, True), {}), by_side.get((EXACT, False), {})
-            if not paired(mine, truncated):
+            seeds = mine.keys() & truncated.keys() & exact.keys()
+            if not seeds:
                 continue
+            mine, truncated, exact = ({seed: side[seed] for seed in seeds} for side in (mine, truncated, exact))
             means = [f"{mean(side.values()):.1f}" if side else "–" for side in (truncated, mine, exact)]
             against = [
                 str(Interval.of(paired(mine, other))) if paired(mine, other) else "–"
@@ -242,7 +245,7 @@ def reasons(results: Path) -> str:
         "largest over median norm": "largest / median norm",
     }
     lines = [
-        f"| pairs | side | {' | '.join(columns.values())} | ‖λ₀‖/‖λ_n‖ image, text | gain |",
+        f"| pairs | side | {' | '.join(columns.values())} | ‖λ₁‖/‖λ_n‖ image, text | gain |",
         f"|---|---|{'--:|' * (len(columns) + 2)}",
     ]
     for state in states:

@@ -193,9 +193,7 @@ def _curvature(
 
             operator = LinearOperator((len(theta), len(theta)), matvec=turned, dtype=np.float32)
             begin = torch.randn(len(theta), generator=generator(config.seed, "eigen")).numpy()
-            values = eigsh(
-                operator, k=2, which="BE", tol=EIGEN_TOLERANCE, v0=begin, maxiter=200, return_eigenvectors=False
-            )
+            values = eigsh(operator, k=2, which="BE", tol=EIGEN_TOLERANCE, v0=begin, return_eigenvectors=False)
             ends.append((float(values.max()), float(values.min())))
             theta = theta - store.layers.expand(pairs.lr) * gradient(theta, *batch)
         found["largest"].append([high for high, _ in ends])

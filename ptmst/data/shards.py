@@ -57,7 +57,13 @@ class Shards:
 
     def _files(self, root: Path, split: str) -> list[Path]:
         braceexpand = _library("braceexpand").braceexpand
-        above, patterns = glob.escape(str(root)), braceexpand(self.pattern.replace("{split}", split))
+        above, pattern = glob.escape(str(root)), self.pattern.replace("{split}", split)
+        try:
+            patterns = list(braceexpand(pattern))
+        except ValueError as error:
+            raise InputError(
+                f"wds:{self.pattern}: expected balanced braces, found others ({error}); mend it"
+            ) from error
         found = (glob.glob(os.path.join(above, pattern), recursive=True) for pattern in patterns)
         return sorted({Path(file) for files in found for file in files})
 

@@ -16,6 +16,8 @@ from ptmst.errors import InputError
 
 BASE = "flickr30k-500"
 """The experiment that a method named alone changes."""
+BASE_DATA = "flickr30k-"
+"""The experiments that methods have published numbers for."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def _in_order(name: str) -> tuple[str, int]:
 def experiment(preset: str | None = None, file: Path | None = None) -> Experiment:
     """The experiment of a preset, or of several with commas between (an experiment, then methods), then of a file.
 
+    On Flickr30k, or alone, a method brings the numbers that were published with it; elsewhere what makes it itself.
     Each changes what those before it say; a file says only what it changes. Raises InputError for an unknown preset,
     with the nearest ones, and for every mistake in the file.
     """
@@ -85,7 +88,10 @@ def experiment(preset: str | None = None, file: Path | None = None) -> Experimen
         if name in _experiments() and number == 0:
             found = _experiments()[name]
         elif name in methods():
-            found = applied(name, found if number else _experiments()[BASE], published=True)
+            named = preset.split(",")[:number] if preset else []
+            # Published numbers are for the published data; elsewhere a method keeps the experiment's own.
+            published = all(before.startswith(BASE_DATA) for before in named)
+            found = applied(name, found if number else _experiments()[BASE], published=published)
         elif name in _experiments():
             raise InputError(f"preset {preset}: expected one experiment, and first, found {name} later; mend the order")
         else:
