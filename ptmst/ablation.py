@@ -135,7 +135,9 @@ class _Grid:
 
     def _mean(self, run: Run) -> float:
         """Mean recall; that of a student that diverged is 0."""
-        return mean([*(student["mean"] for student in self.found[run]["students"]), *([0.0] * self.found[run]["lost"])])
+        found = self.found[run]
+        values: list[float] = [student["mean"] for student in found["students"]]
+        return mean(values + [0.0] * found["lost"])
 
     def rows(self, runs: Sequence[Run], full: Sequence[Run]) -> list[Row]:
         """A row a method and size, over the students of all seeds."""

@@ -71,7 +71,8 @@ def _confirmation(results: Path) -> Any:
     from matplotlib import pyplot
 
     best = best_side(screened["rows"])
-    names = [setting for settings in SETTINGS.values() for setting in settings][::-1]
+    measured = {row["cell"]["setting"] for row in found["rows"]}
+    names = [name for settings in SETTINGS.values() for name in settings if name in measured][::-1]
     figure, panel = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for data, shift, colour in zip(DATA, (0.12, -0.12), ("tab:blue", "tab:orange"), strict=True):
         for y, setting in enumerate(names):
@@ -82,12 +83,13 @@ def _confirmation(results: Path) -> Any:
             interval = Interval.of(differences)
             panel.plot([interval.low, interval.high], [y + shift] * 2, color=colour, lw=1.5)
             panel.plot(differences, [y + shift] * len(differences), ".", color=colour, ms=4, alpha=0.5)
-            panel.plot(interval.mean, y + shift, "o", color=colour, label=data if y == 0 else None)
+            panel.plot(interval.mean, y + shift, "o", color=colour, label=data if y == 0 else "")
     panel.axvline(0, color="black", lw=0.8)
     panel.set_yticks(range(len(names)), names)
-    panel.set_xlabel(f"mean recall of {best.label} above the truncated form's, points (95 % interval; dots are seeds)")
-    if panel.get_legend_handles_labels()[1]:
-        panel.legend(frameon=False)
+    panel.set_xlabel(
+        f"mean recall of {best.label} above the truncated form's, points\n(95 % interval; small dots are seeds)"
+    )
+    panel.legend(frameon=False)
     panel.grid(axis="x", alpha=0.3)
     return figure
 
