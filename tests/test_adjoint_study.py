@@ -168,7 +168,8 @@ def test_rates_are_chosen_on_val_and_divergence_counts(tmp_path: Path, monkeypat
     ]
     rows += [row(cell("digits", 0, f"sgd × {factors[2]:.2g}", EXACT, base), 99.0)]
     (tmp_path / "tuning-sgd.json").write_text(json.dumps({"rows": rows}))
-    monkeypatch.setitem(PLANS, "tuning-sgd", lambda results: [])
+    cells = [configs.from_json(Cell, one["cell"]) for one in rows]
+    monkeypatch.setitem(PLANS, "tuning-sgd", lambda results: cells)
     found = tuned(tmp_path, "scenes", "sgd", EXACT)
     # A third of the students diverged everywhere: 16/6 against 18/6, where one whole distillation diverged.
     assert found.rates == replace(base, rates=with_rates(base, factors[1]).rates).rates

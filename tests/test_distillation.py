@@ -232,9 +232,9 @@ def _record_steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]
     steps: list[tuple[Tensor, Tensor]] = []
     original = OuterStep.__call__
 
-    def spy(step: OuterStep, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
+    def spy(step: OuterStep, span: Span, pairs: SyntheticPairs, batches: Tensor, *mixing: Any) -> OuterGradient:
         steps.append((span.start.clone(), batches.clone()))
-        return original(step, span, pairs, batches)
+        return original(step, span, pairs, batches, *mixing)
 
     monkeypatch.setattr(OuterStep, "__call__", spy)
     return steps
@@ -323,9 +323,11 @@ def test_settings_reach_the_outer_step(store: TrajectoryStore, monkeypatch: pyte
     """Those of how it is computed change no result that would tell."""
     given: list[dict[str, Any]] = []
 
-    def spy(student: Student, **settings: Any) -> OuterStep:
+    original = OuterStep.__init__
+
+    def spy(step: OuterStep, student: Student, **settings: Any) -> None:
         given.append(settings)
-        return OuterStep(student, **settings)
+        original(step, student, **settings)
 
     settings: dict[str, Any] = {
         "loss": "kl",
@@ -337,7 +339,7 @@ def test_settings_reach_the_outer_step(store: TrajectoryStore, monkeypatch: pyte
         "chunk": 2,
         "compile": "off",
     }
-    monkeypatch.setattr(distillation, "OuterStep", spy)
+    monkeypatch.setattr(OuterStep, "__init__", spy)
     distill(replace(DISTILL, steps=1, **settings), store)
     assert given == [settings]
 
@@ -512,10 +514,10 @@ def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseExcepti
     """Raise where outer step `step`, counted over all phases, would begin."""
     original, calls = OuterStep.__call__, iter(range(1 << 30))
 
-    def stopping(outer: OuterStep, span: Span, pairs: SyntheticPairs, batches: Tensor) -> OuterGradient:
+    def stopping(outer: OuterStep, span: Span, pairs: SyntheticPairs, batches: Tensor, *mixing: Any) -> OuterGradient:
         if next(calls) == step:
             raise error
-        return original(outer, span, pairs, batches)
+        return original(outer, span, pairs, batches, *mixing)
 
     monkeypatch.setattr(OuterStep, "__call__", stopping)
 
