@@ -16,8 +16,9 @@ from typing import Any, Literal, get_args
 from ptmst import config as configs
 from ptmst import files, pool, progress
 from ptmst.baselines import Selection, subset
-from ptmst.config import AblateConfig, DataConfig, DistillConfig, EvaluateConfig, Experiment, LeafRates, LossKind, Phase
+from ptmst.config import AblateConfig, DataConfig, DistillConfig, EvaluateConfig, Experiment, LossKind, Phase
 from ptmst.data import write_rendered
+from ptmst.demo import RANDOM_LOSSES, RANDOM_LR
 from ptmst.distillation import distill
 from ptmst.distilled import versions
 from ptmst.doctor import machine
@@ -33,9 +34,6 @@ RESULTS = "ablation.json"
 _KIND, _VERSION = "ablation", 1
 FACTORS = (1 / 3, 1.0, 3.0)
 """Of all leaf rates but η's; the best on val is used."""
-LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
-RATES = (0.01, 0.03, 0.1)
-"""Losses and student learning rates tried for real pairs; the best on val are used."""
 _TUNING_SEED = 1000
 _FULL = "all real pairs"
 
@@ -84,7 +82,7 @@ class _Grid:
 
     def __init__(self, config: AblateConfig, base: Experiment, command: str) -> None:
         self._config, self._base, self._file = config, base, config.out / RESULTS
-        grids = {"factors": FACTORS, "losses": LOSSES, "rates": RATES}
+        grids = {"factors": FACTORS, "losses": RANDOM_LOSSES, "rates": RANDOM_LR}
         how = {name: configs.to_json(methods()[name]) for name in config.methods if name in methods()}
         asked = {"data": config.data, "settings": configs.to_json(base), "methods": how, "tried": grids}
         self._head = {"format": "ptmst-ablation", "version": _VERSION, **json.loads(json.dumps(asked))}
@@ -116,7 +114,7 @@ class _Grid:
             if method in methods():
                 tried[method] = [replace(one, factor=factor) for factor in FACTORS]
             else:
-                tried[method] = [replace(one, loss=loss, lr=lr) for loss, lr in product(LOSSES, RATES)]
+                tried[method] = [replace(one, loss=loss, lr=lr) for loss, lr in product(RANDOM_LOSSES, RANDOM_LR)]
         self.run("tune", [run for runs in tried.values() for run in runs])
         return {method: max(runs, key=self._mean) for method, runs in tried.items()}
 
@@ -186,13 +184,7 @@ def settings(base: Experiment, run: Run) -> Experiment:
     # One batch for all methods: the smallest phase holds it.
     cut = replace(base.distill, phases=phases, batch_size=min(base.distill.batch_size, *shares))
     found = applied(run.method, replace(base, distill=cut))
-    return replace(found, distill=_scaled(found.distill, run.factor))
-
-
-def _scaled(config: DistillConfig, factor: float) -> DistillConfig:
-    r = config.rates
-    rates = LeafRates(r.images * factor, r.texts * factor, r.lr, r.similarity * factor)
-    return replace(config, rates=rates)
+    return replace(found, distill=replace(found.distill, rates=found.distill.rates.scaled(run.factor)))
 
 
 def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str, Any]]:

@@ -212,6 +212,10 @@ class LeafRates:
     similarity: float = 10.0
     """Outer learning rate of the soft labels S; 0 keeps the identity."""
 
+    def scaled(self, factor: float) -> LeafRates:
+        """All of them but η's times a factor, as they are tuned."""
+        return LeafRates(self.images * factor, self.texts * factor, self.lr, self.similarity * factor)
+
     def problems(self) -> Iterator[str]:
         yield from _at_least(self, 0, "images", "texts", "lr", "similarity")
 

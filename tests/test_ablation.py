@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from ptmst import EvaluateConfig, TrajectoryStore, ablation, evaluate, pool
-from ptmst.ablation import FACTORS, LOSSES, RATES, RESULTS, Run, ablate, settings
+from ptmst.ablation import FACTORS, RESULTS, Run, ablate, settings
 from ptmst.baselines import subset
 from ptmst.config import AblateConfig, Experiment, Phase, RenderConfig, TeachConfig, from_json
+from ptmst.demo import RANDOM_LOSSES, RANDOM_LR
 from ptmst.errors import InputError
 from ptmst.presets import experiment, methods
 from tiny import DISTILL, ENCODER
@@ -65,7 +66,7 @@ def test_every_cell_is_run_once(grid: AblateConfig) -> None:
     tuning = [run for run in runs if run.split == "val"]
     assert len(runs) == len(set(runs)) == len(tuning) + 2 + 3 * 2
     assert [run.factor for run in tuning if run.method == "lors"] == list(FACTORS)
-    assert len([run for run in tuning if run.method == "herding"]) == len(LOSSES) * len(RATES)
+    assert len([run for run in tuning if run.method == "herding"]) == len(RANDOM_LOSSES) * len(RANDOM_LR)
     assert {run.seed for run in tuning}.isdisjoint(run.seed for run in runs if run.split == "test")
     for row in recorded(grid):
         assert len(row["students"]) + row["lost"] == (2 if row["run"]["method"] in grid.methods else 1)

@@ -98,9 +98,7 @@ BASE = DistillConfig(
 
 def with_rates(config: DistillConfig, factor: float) -> DistillConfig:
     """All leaf rates but η's times `factor`."""
-    r = config.rates
-    rates = LeafRates(r.images * factor, r.texts * factor, r.lr, r.similarity * factor)
-    return replace(config, rates=rates)
+    return replace(config, rates=config.rates.scaled(factor))
 
 
 def cell(data: Data, seed: int, setting: str, side: Side, distill: DistillConfig, **more: Any) -> Cell:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,16 @@ SCREENED = [TRUNCATED, *(Side(adjoint=share, clip=clip) for share in SHARES for 
 
 def screening(results: Path) -> list[Cell]:
     """Shares of the adjoint by clips, at 20 and 50 pairs, 3 seeds; raw trajectories, Adam."""
+    return _screened(SCREENED)
+
+
+def _screened(sides: Sequence[Side]) -> list[Cell]:
     return [
         cell(data, seed, f"{pairs} pairs", side, replace(BASE, phases=(Phase(pairs, 5, (0, 3)),)))
         for seed in (0, 1, 2)
         for pairs in (20, 50)
         for data in DATA
-        for side in SCREENED
+        for side in sides
     ]
 
 
@@ -156,13 +160,7 @@ ALTERNATIVES = [
 
 def alternatives(results: Path) -> list[Cell]:
     """Other recursions, on the screening's own seeds and settings."""
-    return [
-        cell(data, seed, f"{pairs} pairs", side, replace(BASE, phases=(Phase(pairs, 5, (0, 3)),)))
-        for seed in (0, 1, 2)
-        for pairs in (20, 50)
-        for data in DATA
-        for side in ALTERNATIVES
-    ]
+    return _screened(ALTERNATIVES)
 
 
 def reasons(results: Path) -> list[Cell]:
