@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ptmst.contrast import StudentLoss
-from ptmst.encoders import own_kernels_hidden
 from ptmst.flat import LayerTable
 from ptmst.synthetic import SyntheticPairs
+from ptmst.towers import own_kernels_hidden
 
 Gradients = dict[str, Tensor]
 

@@ -23,9 +23,10 @@ from bench.measure import copy_bandwidth, environment, peak_memory, product_rate
 from ptmst import OuterStep, Student, SyntheticPairs
 from ptmst.contrast import student_loss
 from ptmst.devices import arithmetic
-from ptmst.encoders import ConvNet, ProjectionHead
+from ptmst.encoders import ProjectionHead
 from ptmst.shortcut import Displacement, Shortcut
 from ptmst.similarity import FullSimilarity
+from ptmst.towers import ConvNet
 
 TEXT_WIDTH, HEAD_WIDTH = 768, 2048
 _COSINE = {"fp32": 0.9999, "tf32": 0.99, "bf16": 0.98}

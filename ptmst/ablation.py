@@ -23,7 +23,7 @@ from ptmst.distillation import distill
 from ptmst.distilled import versions
 from ptmst.doctor import machine
 from ptmst.errors import Diverged, InputError
-from ptmst.evaluation import METRICS, Scores, evaluate, evaluate_experts
+from ptmst.evaluation import Scores, evaluate, evaluate_experts
 from ptmst.presets import applied, experiment, methods
 from ptmst.results import Row
 from ptmst.store import TrajectoryStore
@@ -139,11 +139,11 @@ class _Grid:
 
     def rows(self, runs: Sequence[Run], full: Sequence[Run]) -> list[Row]:
         """A row a method and size, over the students of all seeds."""
-        found = []
+        found, measured = [], list(self.found[full[0]]["students"][0])
         for pairs, method in product(self._config.pairs, self._config.methods):
             mine = [self.found[run] for run in runs if (run.method, run.pairs) == (method, pairs)]
             students = [student for row in mine for student in row["students"]]
-            students += [dict.fromkeys(METRICS, 0.0)] * sum(row["lost"] for row in mine)
+            students += [dict.fromkeys(measured, 0.0)] * sum(row["lost"] for row in mine)
             found.append(Row(method, Scores(tuple(students), mine[0]["provenance"]), pairs))
         scored = [student for run in full for student in self.found[run]["students"]]
         one = self.found[full[0]]["provenance"]

@@ -30,6 +30,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 Keep = Literal["nothing", "path", "primals"]
 Compile = Literal["auto", "on", "off"]
 Endpoints = tuple[int, ...] | Literal["all"]
+Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,12 @@ class DataConfig:
     """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB."""
     root: Path | None = None
     """Folder with the annotations and the images they name; none = data/NAME, for files of your own this folder."""
-    image_size: int = 32
-    """Height and width that images are resized to, pixels."""
+    image_size: int | None = None
+    """Height and width that images are resized to, pixels; none = the image tower's own."""
+    mean: Channels | None = None
+    """Mean of red, green and blue in 0 … 1 that images are normalised with; none = the image tower's own."""
+    std: Channels | None = None
+    """Standard deviation of red, green and blue that images are normalised with; none = the image tower's own."""
     max_words: int = 30
     """Words kept of each caption."""
 
@@ -80,7 +85,13 @@ class DataConfig:
         return Path() if ":" in self.name else Path("data") / self.name
 
     def problems(self) -> Iterator[str]:
-        yield from _positive(self, "image_size", "max_words")
+        yield from _positive(self, "max_words")
+        if self.image_size is not None and self.image_size < 1:
+            yield f"image_size: expected a positive number, found {self.image_size}; raise it or leave it out"
+        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
+            yield f"mean: expected values in 0 … 1, found {self.mean}; divide them by 255 or leave it out"
+        if self.std is not None and not all(0 < value <= 1 for value in self.std):
+            yield f"std: expected positive values up to 1, found {self.std}; divide them by 255 or leave it out"
 
 
 @dataclass(frozen=True)
@@ -531,7 +542,7 @@ def parse_endpoints(text: str) -> Endpoints:
 def _converter() -> Converter:
     from cattrs import Converter
 
-    converter = Converter(forbid_extra_keys=True)
+    converter = Converter(forbid_extra_keys=True, unstruct_collection_overrides={tuple: list})
     for kind, accepted in ((bool, (bool,)), (int, (int,)), (float, (int, float)), (str, (str,))):
         converter.register_structure_hook(kind, _strict(kind, accepted))
     converter.register_structure_hook(Path, lambda value, _: Path(_strict(str, (str,))(value, str)))

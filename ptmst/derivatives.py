@@ -82,6 +82,25 @@ def derivatives(
     return way(student, loss, temperature, in_theta, compiled)
 
 
+def underivable(student: Student, keep: Keep, in_theta: bool, images: Tensor, texts: Tensor) -> str | None:
+    """Why torch cannot take these derivatives of a student, tried on a few images [B, 3, H, W] and texts [B, D].
+
+    None where it can. Behind a frozen tower only heads are differentiated twice, which is always possible.
+    """
+    theta, eye = student.flatten().to(images.device), torch.eye(len(images), device=images.device)
+    lr = torch.zeros(student.layers.num_groups, device=images.device)
+    way = derivatives(student.heads, "wbce", 1.0, in_theta=in_theta, keep=keep, chunk=None, compiler=None)
+    try:
+        with torch.no_grad():
+            step = way.step(theta, lr, lambda: Batch(student.features(images), texts, eye))
+            step.along(torch.ones_like(theta))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # and NotImplementedError
+        return str(error).splitlines()[0]
+    return None
+
+
 class Recomputed:
     """Forward over reverse at θ_i: a step keeps θ_i, and no graph."""
 

@@ -17,8 +17,10 @@ from ptmst.baselines import random_subset
 from ptmst.checkpoints import Checkpoints, OuterState, comparable, interruptible
 from ptmst.config import DistillConfig, LeafRates, Phase
 from ptmst.data import Pairs
+from ptmst.derivatives import underivable
 from ptmst.distilled import INDEX, DistilledPhase, DistilledSet, nearest_captions, versions
 from ptmst.errors import Diverged, InputError
+from ptmst.flat import Student
 from ptmst.rotation import Rotation
 from ptmst.seeds import generator
 from ptmst.shortcut import Expert, Trajectory
@@ -50,8 +52,20 @@ def distill(
     outer_step = outer_step or OuterStep.of(student, config)
     pairs, texts = real_pairs(store, config.root)
     starts = [initial_pairs(config, n, pairs, texts, student.layers.num_groups) for n in range(len(config.phases))]
+    _refuse_underivable(config, student, starts[0], store.settings["encoder"]["image_tower"])
     with _claimed(config.out):
         return _distil_phases(config, store, outer_step, starts, (pairs, texts), resume)
+
+
+def _refuse_underivable(config: DistillConfig, student: Student, pairs: SyntheticPairs, tower: str) -> None:
+    few = pairs.images[:2].to(student.device), pairs.texts[:2].to(student.device)
+    reason = underivable(student, config.keep, config.adjoint > 0, *few)
+    if reason is not None:
+        other = "" if config.keep == "primals" else "try keep primals, or "
+        raise InputError(
+            f"image_tower {tower}: expected a tower that keep {config.keep} can differentiate, found one it cannot "
+            f"({reason}); {other}choose another (docs/towers.md)"
+        )
 
 
 def _claimed(out: Path | None) -> AbstractContextManager[None]:

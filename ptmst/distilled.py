@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ptmst import files
+from ptmst.config import Channels
+from ptmst.data import MEAN, STD, denormalise
 from ptmst.errors import InputError
 from ptmst.similarity import LowRankSimilarity, similarity_from_leaves
 from ptmst.synthetic import SyntheticPairs
@@ -59,6 +61,17 @@ class DistilledSet(Sequence[SyntheticPairs]):
 
     def __iter__(self) -> Iterator[SyntheticPairs]:
         return (phase.pairs for phase in self.phases)
+
+    def pixels(self, phase: int) -> Tensor:
+        """The images of a phase as uint8 [N, 3, H, W]."""
+        return denormalise(self.phases[phase].pairs.images, *self.normalisation)
+
+    @property
+    def normalisation(self) -> tuple[Channels, Channels]:
+        """Mean and standard deviation of red, green and blue that its images are normalised with."""
+        data = self.settings.get("data", {})
+        # Sets of before these were settings have CLIP's, and no word of it.
+        return tuple(data.get("mean") or MEAN), tuple(data.get("std") or STD)
 
     @property
     def num_pairs(self) -> int:

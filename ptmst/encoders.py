@@ -1,52 +1,24 @@
-"""Image towers, frozen text towers, the heads on them, and the student they make."""
+"""Frozen text towers, the heads on both towers, and the student that they make."""
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import json
-import logging
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from math import gcd, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ptmst import files, kernels
+from ptmst import files
 from ptmst.config import EncoderConfig
 from ptmst.errors import InputError
 from ptmst.flat import Student
 from ptmst.seeds import seeded
-
-
-class ConvNet(nn.Module):
-    """Three blocks of convolution, group norm, SiLU and pooling: [B, 3, H, W] → [B, 4·width]. Quick on a CPU."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        channels = (3, width // 4, width // 2, width)
-        blocks: list[nn.Module] = []
-        for before, after in pairwise(channels):
-            blocks += [
-                nn.Conv2d(before, after, 3, padding=1),
-                nn.AvgPool2d(2),
-                nn.GroupNorm(gcd(after, max(1, after // 16)), after),
-                nn.SiLU(),
-            ]
-        self.blocks = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool2d(2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.pool(self.blocks(images))
-        return features.flatten(1)
+from ptmst.towers import image_tower, own_kernels_hidden, refuse_unknown_open_clip
 
 
 class ProjectionHead(nn.Module):
@@ -63,59 +35,6 @@ class ProjectionHead(nn.Module):
         projected = self.projection(embeds)
         out: Tensor = self.norm(self.fc(self.gelu(projected)) + projected)
         return out
-
-
-def image_tower(
-    config: EncoderConfig, image_size: int, weights: Mapping[str, Tensor] | None = None
-) -> tuple[nn.Module, int]:
-    """The image tower with its start weights, and its feature width. Randomly initialised towers always start alike.
-
-    `weights` (a warmed-up tower's, say) go before `config.image_weights`. Raises InputError for a name timm does not
-    know, for weights that do not fit and for images of a size the tower does not take.
-    """
-    kind, _, name = config.image_tower.partition(":")
-    with seeded(0, "tower"):
-        if config.image_tower == "convnet":
-            tower: nn.Module = ConvNet(config.image_width)
-        elif kind == "timm":
-            tower = _timm_tower(name)
-        elif kind == "open_clip":
-            tower = OpenClipImages(name)
-        else:
-            raise InputError(
-                f"image_tower: expected convnet, timm:NAME or open_clip:NAME, found {config.image_tower}; mend the name"
-            )
-    if weights is not None:
-        load_weights(tower, weights, "warmed-up tower")
-    elif config.image_weights is not None:
-        load_weights(tower, _read_weights(config.image_weights), config.image_weights)
-    # Norms with running statistics stay frozen: with batch statistics the loss would be no function of θ alone.
-    tower.eval()
-    try:
-        with torch.no_grad():
-            features = tower(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(
-            f"image_tower {config.image_tower}: does not take images of {image_size}×{image_size} "
-            f"({str(error).splitlines()[0]}); set data.image_size to the tower's own"
-        ) from error
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        found = tuple(features.shape) if isinstance(features, Tensor) else f"{len(features)} outputs"
-        raise InputError(f"image_tower {config.image_tower}: expected features [B, H], found {found}; choose another")
-    return tower, features.shape[1]
-
-
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path | str) -> None:
-    """Load a state dict; layers of a classifier that the module lacks are passed over, missing ones refused."""
-    known = module.state_dict()
-    wrong = [k for k, v in known.items() if k not in weights or weights[k].shape != v.shape]
-    if wrong:
-        found = tuple(weights[wrong[0]].shape) if wrong[0] in weights else "nothing"
-        raise InputError(
-            f"{source}: expected weights of this tower, found {found} for {wrong[0]} {tuple(known[wrong[0]].shape)} "
-            f"({len(wrong)} such layers); name the tower these weights belong to"
-        )
-    module.load_state_dict({k: weights[k] for k in known})
 
 
 def make_student(
@@ -220,8 +139,7 @@ class OpenClipText:
     def __init__(self, name: str, weights: Path | None) -> None:
         import open_clip
 
-        if name not in open_clip.list_models():
-            raise InputError(f"text_tower open_clip:{name}: unknown model{_nearest(name, open_clip.list_models())}")
+        refuse_unknown_open_clip("text", name)
         if weights is not None and not weights.is_file():
             raise InputError(f"text_weights: expected a file, found none at {weights}; check the path")
         try:
@@ -265,83 +183,3 @@ def weights_hash(module: nn.Module) -> str:
     """SHA-256 over names and values of a module's parameters and buffers."""
     parts = (f"{k}:{files.sha256(v.cpu().contiguous().numpy().tobytes())}" for k, v in module.state_dict().items())
     return files.sha256("\n".join(parts).encode())
-
-
-@contextmanager
-def own_kernels_hidden() -> Iterator[None]:
-    """Keep our folder `kernels`, on sys.path in an editable install, from transformers' look for a package so named."""
-    found = importlib.util.find_spec("kernels") if "kernels" not in sys.modules else None
-    if found is None or found.origin != kernels.__file__:
-        yield
-        return
-    sys.modules["kernels"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["kernels"]
-
-
-def _timm_tower(name: str) -> nn.Module:
-    import timm
-
-    if not timm.is_model(name):
-        raise InputError(f"image_tower timm:{name}: timm knows no such model{_nearest(name, timm.list_models())}")
-    _plain_timm_attention()
-    tower: nn.Module = timm.create_model(name, num_classes=0)
-    return tower
-
-
-class OpenClipImages(nn.Module):
-    """The image tower of an open_clip model, randomly initialised, with its projection: [B, 3, H, W] → [B, H]."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        import open_clip
-
-        if name not in open_clip.list_models():
-            raise InputError(f"image_tower open_clip:{name}: unknown model{_nearest(name, open_clip.list_models())}")
-        _plain_timm_attention()  # of towers that open_clip takes from timm
-        with own_kernels_hidden(), _no_warnings():
-            self.visual: nn.Module = open_clip.create_model(name, load_weights=False, pretrained_text=False).visual
-
-    def forward(self, images: Tensor) -> Tensor:
-        # Fused attention has no forward-mode derivative; the plain form has.
-        with sdpa_kernel(SDPBackend.MATH):
-            features: Tensor = self.visual(images)
-        return features
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """open_clip warns of random weights, where weights come later or are meant to be random."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _plain_timm_attention() -> None:
-    """Fused attention has no forward-mode derivative; the plain form has."""
-    import timm
-
-    timm.layers.set_fused_attn(False)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    return f"; did you mean {', '.join(close)}?" if close else "; check the name"
-
-
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"image_weights: expected a file, found none at {path}; check the path")
-    if path.suffix == ".safetensors":
-        return files.read_tensors(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a file that holds no weights
-        raise InputError(f"{path}: expected weights, found a file that holds more or is damaged; resave it") from error
-    weights = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return {k: v for k, v in weights.items() if isinstance(v, Tensor)} if isinstance(weights, dict) else {}

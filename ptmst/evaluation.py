@@ -30,6 +30,9 @@ from ptmst.teachers import load, student_from_settings, student_of, with_another
 
 SCORES = "scores.json"
 METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
+"""Of retrieval, which every data set has."""
+ZERO_SHOT = "zero-shot"
+"""Of data sets with classes: the accuracy of zero-shot classification."""
 _SCORES_AT_ONCE = 1 << 24
 _IMAGES_AT_ONCE = 256
 _HELD_BYTES = 4 << 30
@@ -37,11 +40,16 @@ _HELD_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Scores:
-    """Recalls of several students, percent, by the names in METRICS."""
+    """What several students reach, percent: recalls by the names in METRICS, and ZERO_SHOT where there are classes."""
 
     students: tuple[Mapping[str, float], ...]
     provenance: Mapping[str, Any]
     """Protocol, selection, seed and what was evaluated; JSON values."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what was measured."""
+        return (*METRICS, *([ZERO_SHOT] if ZERO_SHOT in self.students[0] else []))
 
     def mean(self, metric: str = "mean") -> float:
         return mean(student[metric] for student in self.students)
@@ -51,7 +59,7 @@ class Scores:
         return stdev(student[metric] for student in self.students) if len(self.students) > 1 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        summary = {metric: {"mean": self.mean(metric), "std": self.std(metric)} for metric in METRICS}
+        summary = {metric: {"mean": self.mean(metric), "std": self.std(metric)} for metric in self.metrics}
         return {"summary": summary, "students": [dict(s) for s in self.students], "provenance": dict(self.provenance)}
 
     @classmethod
@@ -102,6 +110,23 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
         # Fractions of whole numbers in float64: exact to the last digit shown.
         recall |= {f"{name}{k}": 100.0 * int((ranks < k).sum()) / len(ranks) for k in (1, 5, 10)}
     return recall | {"mean": mean(recall.values())}
+
+
+def zero_shot_accuracy(image_embeds: Tensor, prompt_embeds: Tensor, class_of_prompt: Tensor, labels: Tensor) -> float:
+    """Share of images, in percent, whose own class is nearer than any other (Radford et al. 2021).
+
+    image_embeds [N, H] and prompt_embeds [T, H] are normalised; a class is the mean of its prompts, normalised again.
+    class_of_prompt int64 [T] and labels int64 [N] name classes from 0; -1 is an image that does not count. An image
+    that is as near to another class counts as wrong.
+    """
+    count = int(class_of_prompt.max()) + 1
+    sums = torch.zeros(count, prompt_embeds.shape[1], device=prompt_embeds.device)
+    centres = F.normalize(sums.index_add_(0, class_of_prompt, prompt_embeds), dim=1)
+    counted = labels >= 0
+    scores, own = image_embeds[counted] @ centres.T, labels[counted, None]
+    others = scores.scatter(1, own, float("-inf")).amax(1)
+    right = scores.gather(1, own)[:, 0] > others
+    return 100.0 * int(right.sum()) / len(right)
 
 
 def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
@@ -270,15 +295,30 @@ class Retrieval:
         self._pairs, self._device = pairs, device
         self._texts = embed_captions(tower, pairs.captions).to(device)
         self._held: list[Tensor] | None = None
+        classes = pairs.classes()
+        if classes is not None:
+            prompts = [prompt for one in classes.prompts for prompt in one]
+            numbers = [number for number, one in enumerate(classes.prompts) for _ in one]
+            self._prompts = embed_captions(tower, prompts).to(device)
+            self._class_of_prompt = torch.tensor(numbers, device=device)
+            self._labels = classes.labels.to(device)
+        self._classified = classes is not None
 
     @torch.no_grad()
     def score(self, student: Student, theta: Tensor) -> dict[str, float]:
-        """Recalls of a student with parameters θ [P]. All students that are scored share one frozen tower, or none."""
+        """Recalls of a student with parameters θ [P], and its accuracy where images have classes.
+
+        All students that are scored share one frozen tower, or none.
+        """
         heads = student.heads
         images = torch.cat([heads.embed_images(theta, some) for some in self._inputs(student)])
         texts = student.embed_texts(theta, self._texts)
         normal = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
-        return retrieval_recall(*normal, self._pairs.image_of_text)
+        recalls = retrieval_recall(*normal, self._pairs.image_of_text)
+        if not self._classified:
+            return recalls
+        prompts = F.normalize(student.embed_texts(theta, self._prompts), dim=-1)
+        return recalls | {ZERO_SHOT: zero_shot_accuracy(normal[0], prompts, self._class_of_prompt, self._labels)}
 
     def _inputs(self, student: Student) -> Iterable[Tensor]:
         """What the heads see of the images, batch by batch; held on the device where it fits."""

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from ptmst import files
-from ptmst.data import denormalise
+from ptmst.config import Channels
+from ptmst.data import MEAN, STD
 from ptmst.distilled import DistilledPhase, DistilledSet
 from ptmst.errors import InputError
 from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
@@ -37,8 +38,9 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
     """Write a distilled set into the new or empty folder `out`; returns the files. The same set gives the same bytes.
 
     - `ptm-st`: `distilled_PHASE_STEPS.pt` for every phase, counted from 0: the published dictionary with `image`
-      [N, 3, H, W] (normalised), `text` [N, D], `similarity_params` ([S] or [a, L, R]), `similarity_mat` [N, N] and
-      `syn_lr_img`, `syn_lr_txt`, the η without averaging that the published evaluation uses (METHOD §5).
+      [N, 3, H, W] (normalised with CLIP's mean and deviation), `text` [N, D], `similarity_params` ([S] or [a, L, R]),
+      `similarity_mat` [N, N] and `syn_lr_img`, `syn_lr_txt`, the η without averaging that the published evaluation
+      uses (METHOD §5).
     - `lors`: the same of a set with one phase, as `distilled_STEPS.pt`.
     - `folder`: `phase-1/000.png`, …, with captions in `captions.csv`.
     - `hf`: one Parquet file and a data card, which Hugging Face datasets reads.
@@ -79,14 +81,14 @@ def _ptm_st(distilled: DistilledSet) -> _Files:
     for number, phase in enumerate(distilled.phases, start=1):
         _check_groups(number, phase)
     for number, phase in enumerate(distilled.phases):
-        yield f"distilled_{number}_{_steps(phase)}.pt", _published(phase)
+        yield f"distilled_{number}_{_steps(phase)}.pt", _published(distilled, phase)
 
 
 def _lors(distilled: DistilledSet) -> _Files:
     if len(distilled) != 1:
         raise InputError(f"lors: expected a set of one phase, found {len(distilled)} phases; export it as ptm-st")
     _check_groups(1, distilled.phases[0])
-    yield f"distilled_{_steps(distilled.phases[0])}.pt", _published(distilled.phases[0])
+    yield f"distilled_{_steps(distilled.phases[0])}.pt", _published(distilled, distilled.phases[0])
 
 
 def _check_groups(number: int, phase: DistilledPhase) -> None:
@@ -101,11 +103,11 @@ def _steps(phase: DistilledPhase) -> int:
     return len(phase.history["loss"]) if "loss" in phase.history else 0
 
 
-def _published(phase: DistilledPhase) -> bytes:
+def _published(distilled: DistilledSet, phase: DistilledPhase) -> bytes:
     similarity = phase.pairs.similarity
     image, text = phase.last_lr
     content = {
-        "image": _own(phase.pairs.images),
+        "image": _own(_as_clip(phase.pairs.images, *distilled.normalisation)),
         "text": _own(phase.pairs.texts),
         "similarity_params": [_own(leaf) for leaf in similarity.leaves().values()],
         "similarity_mat": _own(similarity.dense()),
@@ -141,14 +143,22 @@ def _folder(distilled: DistilledSet) -> _Files:
 def _rows(distilled: DistilledSet) -> Iterator[tuple[int, str, bytes, str, Tensor]]:
     """Phase from 1, file name, PNG, caption and text [D] of each pair."""
     for number, phase in enumerate(distilled.phases, start=1):
-        pairs = zip(phase.pairs.images, phase.captions, phase.pairs.texts, strict=True)
+        pairs = zip(distilled.pixels(number - 1), phase.captions, phase.pairs.texts, strict=True)
         for i, (image, caption, text) in enumerate(pairs):
             yield number, f"phase-{number}/{i:03}.png", _png(image), caption, text
 
 
-def _png(image: Tensor) -> bytes:
+def _as_clip(images: Tensor, mean: Channels, std: Channels) -> Tensor:
+    """Images as published code normalises the real ones: with CLIP's mean and deviation, whatever the tower."""
+    if (mean, std) == (MEAN, STD):
+        return images
+    of = [torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std, MEAN, STD)]
+    return (images * of[1] + of[0] - of[2]) / of[3]
+
+
+def _png(pixels: Tensor) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(rearrange(denormalise(image), "c h w -> h w c").cpu().numpy()).save(buffer, "PNG")
+    Image.fromarray(rearrange(pixels, "c h w -> h w c").cpu().numpy()).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from torch import Tensor
 
 from ptmst import config as configs
 from ptmst import files, progress
-from ptmst.config import ImportConfig
-from ptmst.data import load_pairs
+from ptmst.config import DataConfig, ImportConfig
+from ptmst.data import MEAN, STD
 from ptmst.distilled import nearest_captions
 from ptmst.encoders import embed_captions, make_student, text_tower
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
 from ptmst.store import INDEX, TrajectoryStore
-from ptmst.teachers import Recorder, encoder_settings
+from ptmst.teachers import Recorder, encoder_settings, load
+from ptmst.towers import prepared
 
 Timestamps = Sequence[Sequence[Tensor]]
 
@@ -151,19 +153,25 @@ def load_published(path: Path) -> Any:
 def set_settings(config: ImportConfig) -> tuple[dict[str, Any], Callable[[Tensor], tuple[str, ...]]]:
     """For a published distilled set: the settings of its students, and what finds the captions nearest to its texts."""
     configs.check(config)
-    data, tower = config.data, text_tower(config.encoder)
-    pairs = load_pairs(data.name, data.folder, "train", image_size=data.image_size, max_words=data.max_words)
+    data, tower = _data(config), text_tower(config.encoder)
+    pairs = load(data, "train")
     texts = embed_captions(tower, pairs.captions)
     settings = {"data": configs.to_json(data), "encoder": configs.to_json(config.encoder)}
     settings |= encoder_settings(config.encoder, pairs, tower)
     return settings, lambda embeds: nearest_captions(embeds, texts, pairs.captions)
 
 
+def _data(config: ImportConfig) -> DataConfig:
+    """Published code normalises with CLIP's mean and deviation, whatever the tower."""
+    data = config.data
+    return prepared(replace(data, mean=data.mean or MEAN, std=data.std or STD), config.encoder)
+
+
 def _of_encoder(config: ImportConfig) -> tuple[LayerTable, dict[str, Any]]:
     """Layers and settings of the encoder and data that the buffers belong to."""
-    data = config.data
-    pairs = load_pairs(data.name, data.folder, "train", image_size=data.image_size, max_words=data.max_words)
-    tower = text_tower(config.encoder)
+    data = _data(config)
+    assert data.image_size is not None
+    pairs, tower = load(data, "train"), text_tower(config.encoder)
     student = make_student(config.encoder, data.image_size, tower.width, (0,), None)
     settings = {"data": configs.to_json(data), "encoder": configs.to_json(config.encoder)}
     return student.layers, settings | encoder_settings(config.encoder, pairs, tower)

@@ -15,9 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ptmst import files
-from ptmst.data import denormalise
 from ptmst.distilled import DistilledSet
-from ptmst.results import HEADINGS, Row, cells, how, split
+from ptmst.results import Row, cells, headings, how, split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,9 +31,9 @@ def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None
     page = environment.from_string(template).render(
         title=title,
         command=command,
-        headings=HEADINGS,
+        headings=headings(rows),
         split=split(rows),
-        rows=[{"name": row.name, "pairs": f"{row.pairs:,}", "cells": cells(row.scores)} for row in rows],
+        rows=[{"name": row.name, "pairs": f"{row.pairs:,}", "cells": cells(row.scores, rows)} for row in rows],
         recall_figure=_recall_figure(rows),
         how=how(rows),
         sets=[_set(row) for row in rows if row.distilled is not None],
@@ -53,17 +52,16 @@ def _pretty(row: Row) -> str:
 def _set(row: Row) -> dict[str, Any]:
     assert row.distilled is not None
     phases = []
-    for phase in row.distilled.phases:
-        pictures = zip(phase.pairs.images, phase.captions, strict=True)
+    for number, phase in enumerate(row.distilled.phases):
+        pictures = zip(row.distilled.pixels(number), phase.captions, strict=True)
         phases.append({"count": len(phase.pairs), "pictures": [(_picture(image), text) for image, text in pictures]})
     return {"name": row.name, "curves": _curves(row.distilled), "phases": phases}
 
 
-def _picture(image: Tensor) -> str:
-    """A normalised image [3, H, W] as a data address."""
+def _picture(pixels: Tensor) -> str:
+    """An image uint8 [3, H, W] as a data address."""
     buffer = io.BytesIO()
-    pixels = rearrange(denormalise(image), "c h w -> h w c").numpy()
-    Image.fromarray(pixels).save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
+    Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy()).save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ptmst import files
 from ptmst.distilled import INDEX, DistilledSet
 from ptmst.errors import InputError
-from ptmst.evaluation import METRICS, SCORES, Scores, read_scores
+from ptmst.evaluation import METRICS, SCORES, ZERO_SHOT, Scores, read_scores
 from ptmst.store import INDEX as STORE_INDEX
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADINGS = ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean")
+HEADINGS = dict(zip(METRICS, ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean"), strict=True))
+HEADINGS |= {ZERO_SHOT: ZERO_SHOT}
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,12 @@ def recall_table(rows: Sequence[Row]) -> Table:
         caption_justify="left",
     )
     table.add_column("trained on", no_wrap=True)
-    for heading in ("pairs", *HEADINGS, *(["of all"] if with_full else [])):
+    for heading in ("pairs", *headings(rows), *(["of all"] if with_full else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         share = fraction_of_full(row, rows)
         more = [f"{share:.0f} %" if share is not None else ""] if with_full else []
-        table.add_row(row.name, f"{row.pairs:,}", *cells(row.scores), *more)
+        table.add_row(row.name, f"{row.pairs:,}", *cells(row.scores, rows), *more)
     return table
 
 
@@ -92,8 +93,21 @@ def split(rows: Sequence[Row]) -> str:
     return " or ".join(sorted({str(row.scores.provenance["split"]) for row in rows}))
 
 
-def cells(scores: Scores) -> list[str]:
-    return [f"{scores.mean(metric):.1f}±{scores.std(metric):.1f}" for metric in METRICS]
+def measured(rows: Sequence[Row]) -> list[str]:
+    """The metrics that any of the rows has."""
+    return [metric for metric in HEADINGS if any(metric in row.scores.metrics for row in rows)]
+
+
+def headings(rows: Sequence[Row]) -> list[str]:
+    return [HEADINGS[metric] for metric in measured(rows)]
+
+
+def cells(scores: Scores, rows: Sequence[Row], between: str = "±") -> list[str]:
+    """Mean and deviation of every metric that any of the rows has."""
+    return [
+        f"{scores.mean(metric):.1f}{between}{scores.std(metric):.1f}" if metric in scores.metrics else ""
+        for metric in measured(rows)
+    ]
 
 
 def how(rows: Sequence[Row]) -> list[str]:
@@ -123,7 +137,7 @@ def _records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
         recalls: dict[str, float] = {}
-        for metric in METRICS:
+        for metric in row.scores.metrics:
             recalls |= {metric: row.scores.mean(metric), f"{metric} std": row.scores.std(metric)}
         more = {"percent of all real pairs": fraction_of_full(row, rows)}
         found.append({"trained on": row.name, "pairs": row.pairs, **recalls, **more, **row.evaluation})
@@ -145,18 +159,18 @@ def _json(rows: Sequence[Row]) -> str:
 
 def _lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     with_full = any(row.is_full for row in rows)
-    head = ["trained on", "pairs", *HEADINGS, *(["of all"] if with_full else [])]
+    head = ["trained on", "pairs", *headings(rows), *(["of all"] if with_full else [])]
     body = []
     for row in rows:
         share = fraction_of_full(row, rows)
         more = [f"{share:.0f} %" if share is not None else ""] if with_full else []
-        recalls = [f"{row.scores.mean(metric):.1f} ± {row.scores.std(metric):.1f}" for metric in METRICS]
-        body.append([row.name, f"{row.pairs:,}", *recalls, *more])
+        body.append([row.name, f"{row.pairs:,}", *cells(row.scores, rows, " ± "), *more])
     return head, body
 
 
 def _note(rows: Sequence[Row]) -> str:
-    return f"Recall on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}."
+    what = "Recall and zero-shot accuracy" if ZERO_SHOT in measured(rows) else "Recall"
+    return f"{what} on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}."
 
 
 def _markdown(rows: Sequence[Row]) -> str:

@@ -15,13 +15,15 @@ from ptmst import config as configs
 from ptmst import devices, files, kernels, progress
 from ptmst.config import Coding, DataConfig, EncoderConfig, TeachConfig
 from ptmst.contrast import contrastive_logits, hard_label_loss
-from ptmst.data import Pairs, load_pairs
+from ptmst.data import MEAN, STD, Pairs, load_pairs
+from ptmst.derivatives import underivable
 from ptmst.encoders import TextTower, embed_captions, make_student, text_tower
 from ptmst.errors import Diverged, InputError
 from ptmst.flat import LayerTable, Student
 from ptmst.seeds import generator
 from ptmst.shortcut import Displacement, Expert
 from ptmst.store import INDEX, TrajectoryStore
+from ptmst.towers import prepared
 from ptmst.warmup import warm_tower
 
 TOWER = "tower.safetensors"
@@ -34,6 +36,7 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
     InputError for settings or data that cannot be used and Diverged for a non-finite loss.
     """
     configs.check(config)
+    config = replace(config, data=prepared(config.data, config.encoder))
     device = devices.pick(config.device)
     pairs = load(config.data, "train")
     if len(pairs) < config.batch_size:
@@ -139,8 +142,11 @@ class Recorder:
 
 
 def load(config: DataConfig, split: str) -> Pairs:
-    """The pairs of a config."""
-    return load_pairs(config.name, config.folder, split, image_size=config.image_size, max_words=config.max_words)
+    """The pairs of a `prepared` config."""
+    assert config.image_size is not None
+    # Stores of before these were settings have CLIP's, and no word of it.
+    mean, std = config.mean or MEAN, config.std or STD
+    return load_pairs(config.name, config.folder, split, config.image_size, config.max_words, mean, std)
 
 
 def real_pairs(store: TrajectoryStore, root: Path | None = None) -> tuple[Pairs, Tensor]:
@@ -218,13 +224,27 @@ def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, d
     weights = None
     if config.encoder.warmup_epochs:
         weights = warm_tower(config.encoder, load(config.data, "warmup"), config.seed, device)
+    assert config.data.image_size is not None
     student = make_student(config.encoder, config.data.image_size, text_width, (0,), weights)
+    _refuse_underivable(student, config.encoder.image_tower, config.data.image_size, text_width)
     out = Path(config.out)
     store = TrajectoryStore(out, student.layers, config.epochs, config.kept_endpoints, settings, config.coding)
     if weights is not None:
         store.add_file(TOWER, weights)
     store.save_index()
     return store
+
+
+def _refuse_underivable(student: Student, tower: str, image_size: int, text_width: int) -> None:
+    """Before experts are taught for days that nothing could be distilled from."""
+    images, texts = torch.zeros(2, 3, image_size, image_size), torch.ones(2, text_width)
+    if underivable(student, "path", True, images, texts) is not None:
+        reason = underivable(student, "primals", True, images, texts)
+        if reason is not None:
+            raise InputError(
+                f"image_tower {tower}: expected a tower that can be differentiated twice, found one that cannot "
+                f"({reason}); choose another (docs/towers.md), or freeze it"
+            )
 
 
 def _settings(config: TeachConfig, pairs: Pairs, tower: TextTower) -> dict[str, Any]:

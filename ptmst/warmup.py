@@ -15,8 +15,8 @@ from ptmst import progress
 from ptmst.config import EncoderConfig
 from ptmst.contrast import contrastive_logits, hard_label_loss
 from ptmst.data import Pairs
-from ptmst.encoders import image_tower
 from ptmst.seeds import generator, seeded
+from ptmst.towers import image_tower
 
 _BATCH, _LR = 64, 2e-3
 

@@ -18,9 +18,9 @@ FLOORS = (
     "kernels.triton_kernels.contrast kernels.triton_kernels kernels.dispatch kernels.shortcut kernels.matching "
     "kernels.update kernels.contrast kernels",
     "allocator config presets files seeds devices progress pool compilation capture flat "
-    "data.captions data.annotations data.karpathy data.tables data.shards data.sources data.images "
+    "data.captions data.annotations data.classes data.karpathy data.tables data.shards data.sources data.images "
     "data.composition data.generated data.scenes data.digits data.pairs data.check data.render data",
-    "encoders similarity contrast synthetic",
+    "towers encoders similarity contrast synthetic",
     "derivatives features matching shortcut codings store rotation warmup teachers unroll distilled legacy exchange "
     "baselines",
     "checkpoints distillation evaluation",

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from oracles import relative_error
 from ptmst.config import EncoderConfig
-from ptmst.encoders import ConvNet, HashedText, embed_captions, image_tower, make_student, text_tower
+from ptmst.encoders import HashedText, embed_captions, make_student, text_tower
 from ptmst.errors import InputError
 from ptmst.files import cache_folder
+from ptmst.towers import ConvNet, image_tower
 
 CONVNET = EncoderConfig(image_width=16, head_width=8)
 CAPTIONS = ["a red star", "two green boxes beside one very large and rather dark blue ring", "star"]

@@ -32,9 +32,18 @@ from ptmst import (
     evaluation,
     retrieval_recall,
 )
+from ptmst.data.classes import write_classes
 from ptmst.distilled import DistilledPhase
 from ptmst.encoders import text_tower
-from ptmst.evaluation import METRICS, Retrieval, evaluate_experts, read_scores, train_students
+from ptmst.evaluation import (
+    METRICS,
+    ZERO_SHOT,
+    Retrieval,
+    evaluate_experts,
+    read_scores,
+    train_students,
+    zero_shot_accuracy,
+)
 from ptmst.flat import Student
 from ptmst.similarity import Similarity
 from ptmst.teachers import load, real_pairs, student_from_settings, student_of
@@ -356,6 +365,43 @@ def test_scores_behind_a_frozen_tower_are_counted(frozen: DistilledSet) -> None:
             embeds = F.normalize(text_head(_hashed(data.captions))).double().numpy()
         expected = recall(images, embeds, np.repeat(np.arange(8), 2))
         assert retrieval.score(student, theta) == pytest.approx(expected, rel=1e-12)
+
+
+def test_zero_shot_accuracy_is_counted(frozen: DistilledSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(frozen.settings["data"]["root"]).parent
+    data, student = load(data_config(folder), "test"), student_of_set(frozen)
+    assert ZERO_SHOT not in Retrieval(data, text_tower(ENCODER), torch.device("cpu")).score(student, student.flatten())
+    prompts = {"red": ["a red thing", "something crimson"], "big": ["large"], "left": ["to the left of", "left", "far"]}
+    classes = ["red", "left", "big", "left", None, "red", "big", None]
+    named = {name: one for name, one in zip(data.image_names, classes, strict=True) if one is not None}
+    write_classes(data.root, prompts, named)
+    monkeypatch.setattr(evaluation, "_IMAGES_AT_ONCE", 3)
+    try:
+        retrieval = Retrieval(data, text_tower(ENCODER), torch.device("cpu"))
+    finally:
+        (data.root / "classes.json").unlink()
+    for seed in range(5):
+        draw = torch.Generator().manual_seed(seed)
+        theta = student.flatten() + 0.3 * torch.randn(student.layers.num_params, generator=draw)
+        with torch.no_grad():
+            images = F.normalize(student.embed_images(theta, data.images(torch.arange(8)))).double().numpy()
+            of = {
+                n: F.normalize(student.embed_texts(theta, _hashed(tuple(texts)))).double()
+                for n, texts in prompts.items()
+            }
+        centres = {name: found.mean(0).numpy() / np.linalg.norm(found.mean(0).numpy()) for name, found in of.items()}
+        nearest = [max(centres, key=lambda name: float(image @ centres[name])) for image in images]
+        right = [found == one for found, one in zip(nearest, classes, strict=True) if one is not None]
+        assert retrieval.score(student, theta)[ZERO_SHOT] == pytest.approx(100 * sum(right) / 6)
+
+
+def test_an_image_between_two_classes_is_wrong() -> None:
+    eye, once = torch.eye(3), torch.arange(3)
+    assert zero_shot_accuracy(eye, eye, once, once) == 100.0
+    assert zero_shot_accuracy(eye, eye, once, torch.tensor([0, 2, -1])) == 50.0
+    between = F.normalize(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    assert zero_shot_accuracy(between, eye, once, torch.tensor([0, 2])) == 50.0
+    assert zero_shot_accuracy(torch.zeros(2, 3), eye, once, torch.tensor([0, 0])) == 0.0
 
 
 @pytest.mark.parametrize("at_once", [3, 256])

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from oracles import relative_error
-from ptmst.encoders import ConvNet, ProjectionHead
+from ptmst.encoders import ProjectionHead
 from ptmst.features import Features, drawn
 from ptmst.flat import Student
+from ptmst.towers import ConvNet
 from tiny import TEXT_WIDTH, in_float64
 
 

@@ -12,12 +12,13 @@ import torch
 from oracles import relative_error
 from ptmst import kernels
 from ptmst.config import Keep, Precision
-from ptmst.encoders import ConvNet, ProjectionHead
+from ptmst.encoders import ProjectionHead
 from ptmst.flat import Student
 from ptmst.kernels import reference
 from ptmst.shortcut import Displacement, Shortcut
 from ptmst.similarity import FullSimilarity
 from ptmst.synthetic import SyntheticPairs
+from ptmst.towers import ConvNet
 from ptmst.unroll import OuterGradient, OuterStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -41,8 +41,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Encoder
 
 def buffers(world: tuple[DataConfig, EncoderConfig]) -> tuple[Buffer, Buffer]:
     """Made as the published code makes them: lists of `parameters()` after each epoch, image and text apart."""
-    data, encoder = world
-    student = make_student(encoder, data.image_size, text_tower(encoder).width, (0,), None)
+    _, encoder = world
+    student = make_student(encoder, 16, text_tower(encoder).width, (0,), None)
     images, texts = student.modules[:2]
     draw = torch.Generator().manual_seed(0)
 

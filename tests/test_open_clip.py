@@ -13,9 +13,10 @@ from torch import nn
 
 from oracles import relative_error
 from ptmst.config import EncoderConfig
-from ptmst.encoders import ProjectionHead, image_tower
+from ptmst.encoders import ProjectionHead
 from ptmst.errors import InputError
 from ptmst.flat import Student
+from ptmst.towers import image_tower
 from tiny import BATCHES, TEXT_WIDTH, outer_case
 
 NAME = "ptmst-tiny"

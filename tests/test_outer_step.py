@@ -18,13 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from oracles import peak_bytes, relative_error
 from ptmst.config import EncoderConfig
 from ptmst.devices import arithmetic
-from ptmst.encoders import ConvNet, ProjectionHead, make_student
+from ptmst.encoders import ProjectionHead, make_student
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable, Student
 from ptmst.kernels import matching, native, reference, shortcut, update
 from ptmst.shortcut import Displacement, Expert, RawSpan, ShortcutSpan, Span
 from ptmst.similarity import FullSimilarity
 from ptmst.synthetic import SyntheticPairs
+from ptmst.towers import ConvNet
 from ptmst.unroll import OuterGradient, OuterStep
 from tiny import LEAVES, TEXT_WIDTH, OuterCase, in_float64, outer_case, three_layers
 

@@ -17,7 +17,7 @@ from ptmst import EvaluateConfig, TrajectoryStore, cli, evaluate
 from ptmst.config import to_json
 from ptmst.distilled import DistilledSet
 from ptmst.errors import InputError
-from ptmst.evaluation import METRICS, Scores
+from ptmst.evaluation import METRICS, ZERO_SHOT, Scores
 from ptmst.results import Row, fraction_of_full, how, read_row, recall_table, write_table
 from ptmst.teachers import student_from_settings
 from tiny import DISTILL, contents, tiny_store
@@ -65,6 +65,20 @@ def test_records_hold_every_number_and_how_it_was_got(tmp_path: Path, suffix: st
     assert [record["protocol"] for record in found] == ["per-phase", "reference", "per-phase", "as taught"]
     assert [record["selection"] for record in found] == ["last", "best-test", "last", "last"]
     assert [record.get("tower", "") for record in found] == ["", "", "timm:nf_resnet50", ""]
+
+
+def test_zero_shot_accuracy_has_a_column_where_there_is_any(tmp_path: Path) -> None:
+    plain = rows()[1]
+    some = tuple({**student, ZERO_SHOT: 30.0 + 2 * n} for n, student in enumerate(plain.scores.students))
+    classed = replace(plain, name="classed", scores=replace(plain.scores, students=some))
+    for suffix in (".csv", ".md"):
+        write_table(tmp_path / f"table{suffix}", [plain, classed])
+    first, second = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text("utf-8")))
+    assert (first[ZERO_SHOT], second[ZERO_SHOT], second[f"{ZERO_SHOT} std"]) == ("", "32.0", "2.0")
+    text = (tmp_path / "table.md").read_text("utf-8")
+    head, _, *body = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert [line[head.index("zero-shot")] for line in body] == ["", "32.0 ± 2.0"]
+    assert "Recall and zero-shot accuracy on test" in text
 
 
 def test_markdown_is_a_table(tmp_path: Path) -> None:

@@ -23,12 +23,13 @@ from ptmst.baselines import random_pairs, random_subset
 from ptmst.config import DataConfig, EncoderConfig, TeachConfig
 from ptmst.data import Pairs, load_pairs, write_scenes
 from ptmst.distilled import DistilledSet
-from ptmst.encoders import HashedText, image_tower, make_student
+from ptmst.encoders import HashedText, make_student
 from ptmst.errors import Diverged, InputError
 from ptmst.flat import Student
 from ptmst.seeds import generator, seeded
 from ptmst.store import TrajectoryStore
 from ptmst.teachers import Recorder, real_pairs, student_of, tower_weights, train_on_pairs, train_teachers
+from ptmst.towers import image_tower
 from ptmst.warmup import caption_words, warm_tower
 
 IMAGE, TEXT_WIDTH, BATCH, EPOCHS = 16, 32, 16, 3

@@ -29,11 +29,12 @@ from ptmst import (
 )
 from ptmst.config import LossKind
 from ptmst.contrast import student_loss
-from ptmst.encoders import ConvNet, ProjectionHead, image_tower
+from ptmst.encoders import ProjectionHead
 from ptmst.flat import Student
 from ptmst.shortcut import RawSpan
 from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
 from ptmst.synthetic import SyntheticPairs
+from ptmst.towers import ConvNet, image_tower
 from ptmst.unroll import OuterGradient, OuterStep
 
 ENCODER = EncoderConfig(image_width=16, text_width=32)

@@ -2,11 +2,13 @@
 
 from ptmst.data.captions import clean_caption
 from ptmst.data.digits import write_digits
-from ptmst.data.pairs import Pairs, denormalise, load_pairs, normalise
+from ptmst.data.pairs import MEAN, STD, Pairs, denormalise, load_pairs, normalise
 from ptmst.data.render import write_rendered
 from ptmst.data.scenes import write_scenes
 
 __all__ = [
+    "MEAN",
+    "STD",
     "Pairs",
     "clean_caption",
     "denormalise",

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ptmst.data.composition import Vocabulary, pick
-from ptmst.data.generated import Layout, Progress, Settings, write_generated
+from ptmst.data.generated import Classified, Layout, Progress, Settings, write_generated
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS = Vocabulary(generic="digit", kinds={name: (name,) for name in NAMES})
@@ -19,6 +19,26 @@ EXTENTS = {"small": 0.23, "large": 0.33}
 """Height and width of a scan, image widths."""
 SHARES = {"train": 0.5, "val": 0.15, "test": 0.15, "warmup": 0.2}
 """Each split's share of the scans."""
+
+FIRST = Classified(
+    prompts={
+        name: [
+            f"a {name} {where}"
+            for where in (
+                "in the top left corner",
+                "at the upper left",
+                "at the top centre",
+                "above a digit",
+                "over a digit",
+                "to the left of a digit",
+                "left of a digit",
+            )
+        ]
+        for name in NAMES
+    },
+    class_of=lambda scene: min(scene, key=lambda thing: thing.cell).kind,
+)
+"""Which digit comes first, as one reads."""
 
 Scans = Mapping[str, Mapping[str, Sequence[np.ndarray]]]
 """Split → digit → masks uint8 [8, 8]; no scan is in two splits."""
@@ -38,11 +58,12 @@ def write_digits(
 ) -> bool:
     """Write the data set "digits" under `root`; False if the same set was there already.
 
-    `train` … `warmup` count images, each with `captions` captions; no scene and no scan is in two splits. The same
-    settings give the same bytes. Raises InputError for settings out of range and for a root that holds other settings.
+    `train` … `warmup` count images, each with `captions` captions; no scene and no scan is in two splits. What an image
+    of val or test is to be classified as is its first digit, as one reads. The same settings give the same bytes.
+    Raises InputError for settings out of range and for a root that holds other settings.
     """
     settings = Settings(image_size, train, val, test, warmup, captions, seed)
-    return write_generated("digits", root, settings, DIGITS, _paint, progress)
+    return write_generated("digits", root, settings, DIGITS, _paint, progress, FIRST)
 
 
 @cache

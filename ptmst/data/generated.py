@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ptmst import files
+from ptmst.data.classes import FILE as CLASSES
+from ptmst.data.classes import write_classes
 from ptmst.data.composition import COLOURS, GRID, Scene, Thing, Vocabulary, compose, describe
 from ptmst.data.karpathy import write_annotations
 from ptmst.errors import InputError
@@ -73,6 +75,15 @@ class Layout:
     placed: tuple[Placed, ...]
 
 
+@dataclass(frozen=True)
+class Classified:
+    """What a scene is to be classified as."""
+
+    prompts: Mapping[str, Sequence[str]]
+    """Texts by class."""
+    class_of: Callable[[Scene], str]
+
+
 Painter = Callable[[Layout, str, np.random.Generator], Image.Image]
 """Draws a layout for the named split."""
 
@@ -84,8 +95,11 @@ def write_generated(
     vocabulary: Vocabulary,
     paint: Painter,
     progress: Progress | None,
+    classified: Classified | None = None,
 ) -> bool:
     """Write images, then `{name}_{split}.json`, then `{name}.json`, under `root`; False if all that was there already.
+
+    What is `classified` has a `classes.json` for the val and test splits beside them.
 
     Raises InputError for settings out of range and for a root that holds other settings or cannot be written.
     """
@@ -96,12 +110,14 @@ def write_generated(
     annotations = {split: root / f"{name}_{split}.json" for split in counts if counts[split]}
     if record.exists():
         _refuse_other_settings(record, name, settings)
-        if all(path.exists() for path in annotations.values()):
+        wanted = [*annotations.values(), *([root / CLASSES] if classified else [])]
+        if all(path.exists() for path in wanted):
             return False
     composition, *seeds = np.random.SeedSequence(settings.seed).spawn(1 + len(counts))
     scenes = compose(vocabulary, counts, composition)
     rngs = {split: np.random.default_rng(seed) for split, seed in zip(counts, seeds, strict=True)}
     captioned: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in annotations}
+    classes: dict[str, str] = {}
     done, total = 0, sum(counts.values())
     try:
         for split in annotations:
@@ -114,6 +130,8 @@ def write_generated(
                 layout = _lay_out(scene, settings.image_size, rngs[split])
                 paint(layout, split, rngs[split]).save(root / image_name)
                 captioned[split].append((image_name, describe(scene, vocabulary, settings.captions, rngs[split])))
+                if classified and split in ("val", "test"):
+                    classes[image_name] = classified.class_of(scene)
                 done += 1
                 if progress:
                     progress(done, total)
@@ -121,6 +139,8 @@ def write_generated(
         raise InputError(f"{root}: expected a folder to write to, found {error}; choose another root") from error
     for split, path in annotations.items():
         write_annotations(path, captioned[split], entry_per_caption=split in ("train", "warmup"))
+    if classified:
+        write_classes(root, classified.prompts, classes)
     files.write_json(record, {"format": f"ptmst-{name}", "version": VERSION, **asdict(settings)})
     return True
 

@@ -34,6 +34,8 @@ class Karpathy:
     advice: str
     """How a user comes by the set; {file} and {root} are filled in."""
     whole: Whole | None = None
+    most: int | None = None
+    """Entries of val and of test that count, from the first on; none = all."""
 
     def present(self, root: Path) -> tuple[str, ...]:
         if self.whole is not None and (root / self.whole.file).is_file():
@@ -53,6 +55,8 @@ class Karpathy:
             raise InputError(f"{path}: expected a list of entries, found {kind(entries)}; {remedy}")
         if not entries:
             raise InputError(f"{path}: expected at least one entry, found an empty list; {remedy}")
+        if split != "train":
+            entries = entries[: self.most]
 
         def item(numbered: tuple[int, object]) -> Item:
             where = f"{path}: entry {numbered[0]} of {len(entries)}"

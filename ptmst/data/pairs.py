@@ -17,14 +17,17 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from ptmst.config import Channels
 from ptmst.data.annotations import Place
 from ptmst.data.captions import clean_caption
+from ptmst.data.classes import Classes, read_classes
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.sources import known, source_of
 from ptmst.errors import InputError
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
+STD: Channels = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's, which the published code normalises with whatever the tower."""
 CACHE_BYTES = 2 * 1024**3
 """A split whose decoded images fit in this many bytes is decoded once and kept."""
 
@@ -46,6 +49,9 @@ class Pairs:
     """Image of each caption, int64 [T]."""
     image_size: int
     """Height H and width W of the images, pixels."""
+    mean: Channels = MEAN
+    std: Channels = STD
+    """Mean and standard deviation of red, green and blue that images are normalised with."""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -54,6 +60,10 @@ class Pairs:
     def image_paths(self) -> tuple[Path, ...]:
         """Images, [I]: each a file, or TAR/MEMBER."""
         return tuple(self.root / name for name in self.image_names)
+
+    def classes(self) -> Classes | None:
+        """The classes of its images, where its folder tells them. Raises InputError for a broken `classes.json`."""
+        return read_classes(self.root, self.image_names)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -68,13 +78,13 @@ class Pairs:
         """
         wanted, position = torch.unique(indices.cpu(), return_inverse=True)
         if self._cache is None:
-            return normalise(self._decode(wanted)[position])
+            return normalise(self._decode(wanted)[position], self.mean, self.std)
         pixels, decoded = self._cache
         new = wanted[~decoded[wanted]]
         if len(new):
             pixels[new] = self._decode(new)
             decoded[new] = True
-        return normalise(pixels[wanted[position]])
+        return normalise(pixels[wanted[position]], self.mean, self.std)
 
     @cached_property
     def _cache(self) -> tuple[Tensor, Tensor] | None:
@@ -102,7 +112,15 @@ class Pairs:
         return rearrange(torch.from_numpy(np.array(resized)), "h w c -> c h w")
 
 
-def load_pairs(name: str, root: Path | str, split: str = "train", image_size: int = 224, max_words: int = 30) -> Pairs:
+def load_pairs(
+    name: str,
+    root: Path | str,
+    split: str = "train",
+    image_size: int = 224,
+    max_words: int = 30,
+    mean: Channels = MEAN,
+    std: Channels = STD,
+) -> Pairs:
     """Pairs of one split of a data set under `root`.
 
     `name` is a key of SOURCES, or names files by their form: csv:PATH or tsv:PATH (columns filepath and title, and
@@ -127,20 +145,19 @@ def load_pairs(name: str, root: Path | str, split: str = "train", image_size: in
         )
     captions = tuple(clean_caption(caption, max_words) for caption in found.captions)
     image_of_text = torch.tensor(found.image_of_text)
-    return Pairs(name, split, root, found.image_names, found.places, captions, image_of_text, image_size)
+    return Pairs(name, split, root, found.image_names, found.places, captions, image_of_text, image_size, mean, std)
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """float32 images [..., 3, H, W] with the encoders' mean and deviation, from uint8 pixels of that shape."""
-    mean, std = _statistics(pixels.device)
-    return (pixels.float() / 255 - mean) / std
+def normalise(pixels: Tensor, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
+    """float32 images [..., 3, H, W] of zero mean and unit deviation, from uint8 pixels of that shape."""
+    return (pixels.float() / 255 - _channels(mean, pixels)) / _channels(std, pixels)
 
 
-def denormalise(images: Tensor) -> Tensor:
+def denormalise(images: Tensor, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
     """uint8 pixels [..., 3, H, W] from normalised images of that shape, rounded and clamped."""
-    mean, std = _statistics(images.device)
-    return ((images.detach().float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    values = images.detach().float() * _channels(std, images) + _channels(mean, images)
+    return (values * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
+def _channels(values: Channels, like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device).view(3, 1, 1)

@@ -12,9 +12,9 @@ from ptmst.data.tables import Table
 from ptmst.errors import InputError
 
 
-def _published(file: str, where: str, whole: Whole | None = None) -> Karpathy:
+def _published(file: str, where: str, whole: Whole | None = None, most: int | None = None) -> Karpathy:
     either = f" (Karpathy's {whole.file} does in place of the JSON file)" if whole else ""
-    return Karpathy(file, ("train", "val", "test"), f"lay {where} in {{root}}{either}", whole)
+    return Karpathy(file, ("train", "val", "test"), f"lay {where} in {{root}}{either}", whole, most)
 
 
 def _generated(name: str) -> Karpathy:
@@ -44,8 +44,10 @@ SOURCES = {
         Whole("dataset_coco.json"),
     ),
     "cc3m": _published(
-        "cc3m_{split}.json",
+        "cc3m_captions_{split}.json",
         'LLaVA-CC3M-Pretrain-595K\'s images and {file}, a list of {{"image": path, "caption": text}},',
+        # The published evaluation leaves the rest out.
+        most=10_000,
     ),
 }
 """Data sets by name."""

@@ -46,7 +46,7 @@ PER_SPLIT = {
     "flickr30k": ("flickr30k_{}.json", "flickr30k-images/{}.jpg"),
     "flickr8k": ("flickr8k_{}.json", "Flicker8k_Dataset/{}_a1b2.jpg"),
     "coco": ("coco_karpathy_{}.json", "val2014/COCO_val2014_{:0>12}.jpg"),
-    "cc3m": ("cc3m_{}.json", "GCC_train_{}.jpg"),
+    "cc3m": ("cc3m_captions_{}.json", "GCC_train_{}.jpg"),
 }
 
 

@@ -62,7 +62,12 @@ def test_train_entries_are_grouped_by_image(three: Path) -> None:
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_captions_of_val_and_test_may_be_lists_or_strings(three: Path, split: str) -> None:
-    lay(three, [{"image": "a.png", "caption": ["x", "y"]}, {"image": "sub/c.png", "caption": "z"}], split, "cc3m")
+    lay(
+        three,
+        [{"image": "a.png", "caption": ["x", "y"]}, {"image": "sub/c.png", "caption": "z"}],
+        split,
+        "cc3m_captions",
+    )
     pairs = load_pairs("cc3m", three, split)
     assert pairs.captions == ("x", "y", "z") and pairs.image_of_text.tolist() == [0, 0, 1]
 
@@ -217,7 +222,7 @@ def test_bytes_that_are_not_utf8_are_named(three: Path) -> None:
         ("digits", "digits_val.json", "`ptmst data --name digits --root ROOT`"),
         ("flickr30k", "flickr30k_val.json", "lay flickr30k_val.json from storage.googleapis.com/"),
         ("coco", "coco_karpathy_val.json", "folders train2014 and val2014 in ROOT"),
-        ("cc3m", "cc3m_val.json", 'a list of {"image": path, "caption": text}, in ROOT'),
+        ("cc3m", "cc3m_captions_val.json", 'a list of {"image": path, "caption": text}, in ROOT'),
     ],
 )
 def test_a_missing_annotation_file_comes_with_its_remedy(tmp_path: Path, name: str, file: str, remedy: str) -> None:

@@ -86,7 +86,7 @@ def test_the_same_pairs_have_the_same_fingerprint_in_every_form(root: Path) -> N
     (root / "x.csv").write_text("filepath,title\na.jpg,one\nb.jpg,two\n")
     (root / "x.jsonl").write_text('{"image": "a.jpg", "caption": "one"}\n{"image": "b.jpg", "caption": ["two"]}\n')
     entries = [{"image": "a.jpg", "caption": "one"}, {"image": "b.jpg", "caption": "two"}]
-    (root / "cc3m_train.json").write_text(json.dumps(entries))
+    (root / "cc3m_captions_train.json").write_text(json.dumps(entries))
     names = ("csv:x.csv", "jsonl:x.jsonl", "cc3m")
     assert len({load_pairs(name, root).fingerprint for name in names}) == 1
 

@@ -1,0 +1,66 @@
+"""Classes of images, for zero-shot classification: a file `classes.json` in a data set's folder.
+
+It holds {"prompts": {class: [texts]}, "images": {image: class}}; images are named as in the annotations, and those it
+does not name have no class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ptmst import files
+from ptmst.data.annotations import kind
+from ptmst.data.captions import clean_caption
+from ptmst.errors import InputError
+
+FILE = "classes.json"
+_KIND, _VERSION = "classes", 1
+
+
+@dataclass(frozen=True)
+class Classes:
+    """C classes, told by prompts, and the class of each of I images."""
+
+    names: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    """Texts that tell each class, cleaned as captions are, [C]."""
+    labels: Tensor
+    """Class of each image, int64 [I]; -1 where it has none."""
+
+
+def write_classes(root: Path, prompts: Mapping[str, Sequence[str]], images: Mapping[str, str]) -> None:
+    """Write `classes.json` in `root`: texts by class, class by image."""
+    told = {name: list(texts) for name, texts in prompts.items()}
+    files.write_json(root / FILE, {"format": "ptmst-classes", "version": _VERSION, "prompts": told, "images": images})
+
+
+def read_classes(root: Path, image_names: Sequence[str], max_words: int = 30) -> Classes | None:
+    """The classes of these images; none where the folder has no `classes.json`, or it names none of them.
+
+    Raises InputError for a file that holds something else.
+    """
+    path = root / FILE
+    if not path.exists():
+        return None
+    value = files.read_json(path, _KIND, _VERSION)
+    prompts, images = value.get("prompts"), value.get("images")
+    if not isinstance(prompts, dict) or not prompts or not isinstance(images, dict):
+        raise InputError(
+            f'{path}: expected {{"prompts": {{class: [texts]}}, "images": {{image: class}}}}, found others; mend it'
+        )
+    for name, texts in prompts.items():
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{path}: expected a list of texts as prompts of {name}, found {kind(texts)}; mend it")
+    names = tuple(prompts)
+    for image, name in images.items():
+        if name not in prompts:
+            raise InputError(f"{path}: expected a class with prompts for {image}, found {name!r}; add its prompts")
+    labels = torch.tensor([names.index(images[name]) if name in images else -1 for name in image_names])
+    if not bool((labels >= 0).any()):
+        return None
+    return Classes(names, tuple(tuple(clean_caption(t, max_words) for t in prompts[name]) for name in names), labels)

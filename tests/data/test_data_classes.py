@@ -1,0 +1,84 @@
+"""Classes of images: what digits are written with, what is read, what is refused."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ptmst.data import load_pairs, write_digits, write_scenes
+from ptmst.data.classes import FILE, read_classes, write_classes
+from ptmst.errors import InputError
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def test_the_class_of_digits_is_the_first_one_that_is_read(tmp_path: Path) -> None:
+    write_digits(tmp_path, image_size=16, train=2, val=2, test=150, warmup=0, captions=20)
+    pairs = load_pairs("digits", tmp_path, "test", image_size=16)
+    classes = pairs.classes()
+    assert classes is not None and classes.names == NAMES and len(classes.labels) == 150
+    told = 0
+    for image, label in enumerate(classes.labels.tolist()):
+        captions = [pairs.captions[j] for j in (pairs.image_of_text == image).nonzero().flatten().tolist()]
+        assert any(classes.names[label] in caption.split() for caption in captions)
+        # Places that captions tell: nothing lies before the first digit.
+        corner = [c for c in captions if "in the top left corner" in c or "at the upper left" in c]
+        for caption in corner:
+            named = [name for name in NAMES if name in caption.split()]
+            told += len(named)
+            assert named in ([], [classes.names[label]])
+    assert told > 10
+    assert load_pairs("digits", tmp_path, "train", image_size=16).classes() is None
+
+
+def test_prompts_are_true_of_a_first_digit(tmp_path: Path) -> None:
+    write_digits(tmp_path, image_size=16, train=1, val=1, test=1, warmup=0, captions=1)
+    prompts = json.loads((tmp_path / FILE).read_text())["prompts"]
+    assert list(prompts) == list(NAMES)
+    for name, texts in prompts.items():
+        assert len(set(texts)) == len(texts) and all(text.startswith(f"a {name} ") for text in texts)
+
+
+def test_digits_without_their_classes_are_written_anew(tmp_path: Path) -> None:
+    write = partial(write_digits, tmp_path, image_size=16, train=1, val=1, test=2, warmup=0)
+    assert write()
+    before = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).unlink()
+    assert write() and (tmp_path / FILE).read_bytes() == before
+    assert not write()
+
+
+def test_scenes_have_no_classes(tmp_path: Path) -> None:
+    write_scenes(tmp_path, image_size=16, train=1, val=1, test=1, warmup=0)
+    assert load_pairs("scenes", tmp_path, "test", image_size=16).classes() is None
+
+
+def test_images_without_a_class(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": ["An A!", "one a"], "b": ["b"]}, {"x.png": "b", "z.png": "a"})
+    found = read_classes(tmp_path, ["x.png", "y.png", "z.png"])
+    assert found is not None and found.labels.tolist() == [1, -1, 0]
+    assert found.names == ("a", "b") and found.prompts == (("an a", "one a"), ("b",))
+    assert read_classes(tmp_path, ["y.png"]) is None
+    assert read_classes(tmp_path / "elsewhere", ["x.png"]) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": {}}, 'expected {"prompts": {class: [texts]}, "images": {image: class}}, found others'),
+        ({"images": ["a"]}, 'expected {"prompts": {class: [texts]}, "images": {image: class}}, found others'),
+        ({"prompts": {"a": "text"}}, "expected a list of texts as prompts of a, found text"),
+        ({"prompts": {"a": []}}, "expected a list of texts as prompts of a, found a list"),
+        ({"images": {"x.png": "c"}}, "expected a class with prompts for x.png, found 'c'; add its prompts"),
+        ({"version": 2}, "expected version 1 of the classes format, found 2"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    value = {"format": "ptmst-classes", "version": 1, "prompts": {"a": ["an a"]}, "images": {"x.png": "a"}}
+    (tmp_path / FILE).write_text(json.dumps(value | changes))
+    with pytest.raises(InputError) as caught:
+        read_classes(tmp_path, ["x.png"])
+    assert message in str(caught.value) and str(caught.value).startswith(str(tmp_path / FILE))
