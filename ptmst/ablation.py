@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,27 +13,30 @@ from typing import Any, Literal, get_args
 
 from ptmst import config as configs
 from ptmst import files, pool, progress
+from ptmst.allocator import peak_memory
 from ptmst.baselines import Selection, subset
 from ptmst.config import AblateConfig, DataConfig, DistillConfig, EvaluateConfig, Experiment, LossKind, Phase
 from ptmst.data import write_rendered
-from ptmst.demo import RANDOM_LOSSES, RANDOM_LR
-from ptmst.distillation import distill
-from ptmst.distilled import versions
+from ptmst.distillation import distill, shared_outer_step
+from ptmst.distilled import DistilledSet, versions
 from ptmst.doctor import machine
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation import Scores, evaluate, evaluate_experts
 from ptmst.presets import applied, experiment, methods
 from ptmst.results import Row
 from ptmst.store import TrajectoryStore
-from ptmst.teachers import student_of, train_teachers
+from ptmst.teachers import train_teachers
 from ptmst.unroll import OuterStep
 
 RESULTS = "ablation.json"
 _KIND, _VERSION = "ablation", 1
-FACTORS = (1 / 3, 1.0, 3.0)
+FACTORS = (1 / 9, 1 / 3, 1.0, 3.0)
 """Of all leaf rates but η's; the best on val is used."""
+REAL_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
+REAL_LR = (0.01, 0.03, 0.1, 0.3)
+"""Losses and student learning rates that are tried for real pairs."""
 _TUNING_SEED = 1000
-_FULL = "all real pairs"
+_FULL, _FULL_HEADS = "all real pairs", "all real pairs, heads alone"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def ablate(config: AblateConfig, command: str) -> list[Row]:
             replace(best[method], pairs=pairs, seed=seed, split="test")
             for seed, pairs, method in product(range(config.seeds), config.pairs, config.methods)
         ]
-        full = [Run(_FULL, 0, seed) for seed in range(config.seeds)]
+        names = [_FULL, *([_FULL_HEADS] if True in grid.ways else [])]
+        full = [Run(name, 0, seed) for name in names for seed in range(config.seeds)]
         grid.run("ablate", [*full, *runs])
         return grid.rows(runs, full)
 
@@ -82,11 +84,13 @@ class _Grid:
 
     def __init__(self, config: AblateConfig, base: Experiment, command: str) -> None:
         self._config, self._base, self._file = config, base, config.out / RESULTS
-        grids = {"factors": FACTORS, "losses": RANDOM_LOSSES, "rates": RANDOM_LR}
+        grids = {"factors": FACTORS, "losses": REAL_LOSSES, "rates": REAL_LR}
         how = {name: configs.to_json(methods()[name]) for name in config.methods if name in methods()}
         asked = {"data": config.data, "settings": configs.to_json(base), "methods": how, "tried": grids}
         self._head = {"format": "ptmst-ablation", "version": _VERSION, **json.loads(json.dumps(asked))}
         self._measured = {"command": command, "machine": machine(), "versions": versions()}
+        self.ways = {False} | {applied(m, base).teach.encoder.freeze_tower for m in config.methods if m in methods()}
+        """Whether the tower is frozen, in any of the methods."""
         self.found: dict[Run, dict[str, Any]] = {}
         if self._file.exists():
             before = files.read_json(self._file, _KIND, _VERSION)
@@ -98,9 +102,8 @@ class _Grid:
         """The data, and the experts of every seed."""
         base, config = self._base, self._config
         write_rendered(replace(base.data, name=config.data, root=_data(config).root))
-        frozen = {False} | {applied(m, base).teach.encoder.freeze_tower for m in config.methods if m in methods()}
         seeds = [*range(config.seeds), _TUNING_SEED]
-        wanted = [(config, base, seed, way) for seed in seeds for way in sorted(frozen)]
+        wanted = [(config, base, seed, way) for seed in seeds for way in sorted(self.ways)]
         with progress.bar("experts", len(wanted)) as bar:
             for path in pool.completed(_teach, wanted, config.workers):
                 bar.advance(path.name)
@@ -114,7 +117,7 @@ class _Grid:
             if method in methods():
                 tried[method] = [replace(one, factor=factor) for factor in FACTORS]
             else:
-                tried[method] = [replace(one, loss=loss, lr=lr) for loss, lr in product(RANDOM_LOSSES, RANDOM_LR)]
+                tried[method] = [replace(one, loss=loss, lr=lr) for loss, lr in product(REAL_LOSSES, REAL_LR)]
         self.run("tune", [run for runs in tried.values() for run in runs])
         return {method: max(runs, key=self._mean) for method, runs in tried.items()}
 
@@ -143,11 +146,31 @@ class _Grid:
         for pairs, method in product(self._config.pairs, self._config.methods):
             mine = [self.found[run] for run in runs if (run.method, run.pairs) == (method, pairs)]
             students = [student for row in mine for student in row["students"]]
-            students += [dict.fromkeys(measured, 0.0)] * sum(row["lost"] for row in mine)
-            found.append(Row(method, Scores(tuple(students), mine[0]["provenance"]), pairs))
-        scored = [student for run in full for student in self.found[run]["students"]]
-        one = self.found[full[0]]["provenance"]
-        return [*found, Row(_FULL, Scores(tuple(scored), one), one["pairs"])]
+            lost = sum(row["lost"] for row in mine)
+            students += [dict.fromkeys(measured, 0.0)] * lost
+            (run, *_) = (run for run in runs if (run.method, run.pairs) == (method, pairs))
+            more = {"tuned": _tuned(run), "lost": str(lost), **_cost(mine)}
+            found.append(Row(method, Scores(tuple(students), mine[0]["provenance"]), pairs, more=more))
+        for name in dict.fromkeys(run.method for run in full):
+            mine = [self.found[run] for run in full if run.method == name]
+            scored = tuple(student for row in mine for student in row["students"])
+            provenance = mine[0]["provenance"]
+            found.append(Row(name, Scores(scored, provenance), provenance["pairs"]))
+        return found
+
+
+def _tuned(run: Run) -> str:
+    """What was tuned of a method, and whether the best lies at an end of what was tried."""
+    if run.method in methods():
+        return f"rates × {run.factor:.2g}{' (end)' if run.factor in (FACTORS[0], FACTORS[-1]) else ''}"
+    return f"{run.loss}, η {run.lr:g}{' (end)' if run.lr in (REAL_LR[0], REAL_LR[-1]) else ''}"
+
+
+def _cost(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Means over runs: CPU seconds of a distillation or selection, and the most memory of its process."""
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    peaks = [row["peak bytes"] for row in rows if row.get("peak bytes")]
+    return {"s": f"{mean(seconds):.2g}" if seconds else "", "GB": f"{mean(peaks) / 1e9:.2f}" if peaks else ""}
 
 
 def _refuse_sizes(config: AblateConfig, base: Experiment) -> None:
@@ -177,7 +200,7 @@ def _teach(asked: tuple[AblateConfig, Experiment, int, bool]) -> Path:
 def settings(base: Experiment, run: Run) -> Experiment:
     """A method's settings at a size: phases cut to it, no batch larger than a phase, rates scaled."""
     count = len(base.distill.phases)
-    shares = [run.pairs // count + (number < run.pairs % count) for number in range(count)]
+    shares = _shares(run.pairs, count)
     phases = tuple(
         Phase(share, phase.endpoint, phase.start) for share, phase in zip(shares, base.distill.phases, strict=True)
     )
@@ -187,61 +210,78 @@ def settings(base: Experiment, run: Run) -> Experiment:
     return replace(found, distill=replace(found.distill, rates=found.distill.rates.scaled(run.factor)))
 
 
+def evaluation(base: Experiment, made: Sequence[int]) -> EvaluateConfig:
+    """The experiment's, so long that students of phases of these sizes take as many steps as those of its own phases.
+
+    Epochs are by phase: as they are, two phases would train students for twice as long as one of all their pairs.
+    """
+    config, count = base.evaluate, len(base.distill.phases)
+
+    def batches(sizes: Sequence[int]) -> int:
+        return sum(-(-size // config.batch_size) for size in sizes)
+
+    longer = batches(_shares(sum(made), count)) / batches(made)
+    epochs, high = (max(1, round(longer * (n + 1))) for n in (config.epochs, config.lr_drop))
+    return replace(config, epochs=epochs - 1, lr_drop=high - 1)
+
+
+def _shares(pairs: int, count: int) -> list[int]:
+    return [pairs // count + (number < pairs % count) for number in range(count)]
+
+
 def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str, Any]]:
     config, base, run = asked
     row: dict[str, Any] = {"run": configs.to_json(run), "lost": 0, "students": []}
-    began = time.process_time()
-    if run.method == _FULL:
+    if run.method in (_FULL, _FULL_HEADS):
         every = replace(base.evaluate, students=base.teach.experts, split="test", device="cpu")
-        scores = evaluate_experts(TrajectoryStore.open(_store(config, run.seed, False)), every)
+        scores = evaluate_experts(TrajectoryStore.open(_store(config, run.seed, run.method == _FULL_HEADS)), every)
         return run, row | {"students": [dict(s) for s in scores.students], "provenance": dict(scores.provenance)}
-    evaluation = replace(base.evaluate, seed=run.seed, split=run.split, device="cpu")
     if run.method in methods():
         one = settings(base, run)
         store = TrajectoryStore.open(_store(config, run.seed, one.teach.encoder.freeze_tower))
-        evaluation = replace(evaluation, loss=one.evaluate.loss)
-        try:
-            distilled = replace(one.distill, seed=run.seed, device="cpu")
-            made = distill(distilled, store, outer_step=_outer_step(distilled, store))
-        except Diverged as error:
-            provenance = {"split": run.split, "config": configs.to_json(evaluation)}
-            return run, row | {"lost": evaluation.students, "provenance": provenance, "why": str(error)}
-        row |= {"loss": [round(float(phase.history["loss"][-20:].sum(1).mean()), 4) for phase in made.phases]}
+        how = replace(evaluation(base, [phase.pairs for phase in one.distill.phases]), loss=one.evaluate.loss)
+        made, cost = _distilled(replace(one.distill, seed=run.seed, device="cpu"), store)
     else:
         selection: Any = run.method
         store = TrajectoryStore.open(_store(config, run.seed, False))
-        made = subset(store, selection, run.pairs, run.lr, run.seed)
-        evaluation = replace(evaluation, loss=run.loss)
-    row |= {"seconds": time.process_time() - began, "worker's peak MB so far": _peak_mb()}
-    students, lost, provenance = _one_by_one(made, evaluation)
-    return run, row | {"students": students, "lost": lost, "provenance": provenance}
+        how = replace(evaluation(base, [run.pairs]), loss=run.loss)
+        began = time.process_time()
+        with peak_memory() as peak:
+            made = subset(store, selection, run.pairs, run.lr, run.seed)
+        cost = {"seconds": time.process_time() - began, "peak bytes": sum(peak)}
+    how = replace(how, seed=run.seed, split=run.split, device="cpu")
+    provenance = {
+        "split": run.split,
+        "config": configs.to_json(how),
+        "freeze_tower": store.settings["encoder"]["freeze_tower"],
+    }
+    row |= {"provenance": provenance, **cost}
+    return run, row | ({"lost": how.students} if made is None else _one_by_one(made, how))
 
 
-_STEPS: dict[Any, OuterStep] = {}
+def _distilled(config: DistillConfig, store: TrajectoryStore) -> tuple[DistilledSet | None, dict[str, Any]]:
+    """The set, none where its distillation diverged, and what it cost, compilation apart."""
+    step = shared_outer_step(config, store, OuterStep)
+    if step.compiles:
+        distill(replace(config, steps=1), store, outer_step=step)
+    began = time.process_time()
+    try:
+        with peak_memory() as peak:
+            made = distill(config, store, outer_step=step)
+    except Diverged as error:
+        return None, {"why": str(error)}
+    losses = [round(float(phase.history["loss"][-20:].sum(1).mean()), 4) for phase in made.phases]
+    return made, {"seconds": time.process_time() - began, "peak bytes": sum(peak), "loss": losses}
 
 
-def _outer_step(config: DistillConfig, store: TrajectoryStore) -> OuterStep:
-    """One outer step a kind of graph, for all runs of a process: it compiles once. A frozen tower is a store's own."""
-    own = store.fingerprint if store.settings["encoder"]["freeze_tower"] else store.layers
-    kind = (own, config.loss, config.temperature, config.adjoint, config.adjoint_clip, config.keep, config.compile)
-    if kind not in _STEPS:
-        _STEPS[kind] = OuterStep.of(student_of(store, (config.seed, "student")), config)
-    return _STEPS[kind]
-
-
-def _one_by_one(made: Any, config: EvaluateConfig) -> tuple[list[dict[str, float]], int, dict[str, Any]]:
+def _one_by_one(made: DistilledSet, config: EvaluateConfig) -> dict[str, Any]:
     """Scores of every student; those that diverge are counted, and cost the others nothing."""
     students: list[dict[str, float]] = []
-    for number in range(config.students):
+    seeds = [config.seed * config.students + number for number in range(config.students)]
+    for seed in seeds:
         try:
-            scores = evaluate(made, replace(config, students=1, seed=config.seed * config.students + number))
+            scores = evaluate(made, replace(config, students=1, seed=seed))
         except Diverged:
             continue
         students += [dict(student) for student in scores.students]
-    return students, config.students - len(students), {"split": config.split, "config": configs.to_json(config)}
-
-
-def _peak_mb() -> float:
-    """Peak memory of this process since it began: of all its runs."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return {"students": students, "lost": config.students - len(students), "student seeds": seeds}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from ptmst.synthetic import SyntheticPairs
 from ptmst.teachers import real_pairs, student_of, tower_weights
 from ptmst.unroll import OuterGradient, OuterStep
 
+Step = TypeVar("Step", bound=OuterStep)
 _ADAM_BETA2, _ADAM_EPS = 0.99, 1e-8
 
 
@@ -55,6 +57,22 @@ def distill(
     _refuse_underivable(config, student, starts[0], store.settings["encoder"]["image_tower"])
     with _claimed(config.out):
         return _distil_phases(config, store, outer_step, starts, (pairs, texts), resume)
+
+
+_STEPS: dict[Any, OuterStep] = {}
+
+
+def shared_outer_step(config: DistillConfig, store: TrajectoryStore, kind: type[Step]) -> Step:
+    """One outer step a kind of graph, for all runs of this process: it compiles once."""
+    # A frozen tower is a store's own.
+    own = store.fingerprint if store.settings["encoder"]["freeze_tower"] else store.layers
+    computed = (config.batch_size, config.loss, config.temperature, config.adjoint, config.adjoint_clip)
+    key = (kind, own, *computed, config.precision, config.keep, config.chunk, config.compile)
+    if key not in _STEPS:
+        _STEPS[key] = kind.of(student_of(store, (config.seed, "student")), config)
+    found = _STEPS[key]
+    assert isinstance(found, kind)
+    return found
 
 
 def _refuse_underivable(config: DistillConfig, student: Student, pairs: SyntheticPairs, tower: str) -> None:

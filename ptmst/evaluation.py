@@ -176,6 +176,7 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
         "config": recorded,
         "set": dict(distilled.provenance),
         "pairs": distilled.num_pairs,
+        "freeze_tower": encoder.freeze_tower,
     }
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
 
@@ -204,6 +205,7 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
         "epochs": store.epochs,
         "pairs": len(load(data, "train")),
         "store_sha256": store.fingerprint,
+        "freeze_tower": store.settings["encoder"]["freeze_tower"],
     }
     return Scores(tuple(scored), provenance)
 
@@ -314,6 +316,8 @@ class Retrieval:
         images = torch.cat([heads.embed_images(theta, some) for some in self._inputs(student)])
         texts = student.embed_texts(theta, self._texts)
         normal = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+        if not bool(torch.isfinite(torch.cat(normal)).all()):
+            raise Diverged("a student: its embeddings are not finite, though its θ is; the set's η is too large")
         recalls = retrieval_recall(*normal, self._pairs.image_of_text)
         if not self._classified:
             return recalls

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ class Row:
     """Pairs that the students were trained on."""
     distilled: DistilledSet | None = None
     """The set, where there is one to show."""
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Columns of its own: how it was tuned, what it cost."""
 
     @property
     def is_full(self) -> bool:
@@ -64,8 +66,12 @@ def read_row(path: Path) -> Row:
 
 
 def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
-    """A row's mean recall over that of all real pairs, percent; none where no row, or more than one, is of these."""
-    full = [other for other in rows if other.is_full]
+    """A row's mean recall over that of all real pairs, percent, for students that train the same layers.
+
+    None where no row, or more than one, is of these.
+    """
+    frozen = row.scores.provenance.get("freeze_tower", False)
+    full = [o for o in rows if o.is_full and o.scores.provenance.get("freeze_tower", False) == frozen]
     return 100 * row.scores.mean() / full[0].scores.mean() if len(full) == 1 and full[0].scores.mean() else None
 
 
@@ -73,19 +79,17 @@ def recall_table(rows: Sequence[Row]) -> Table:
     """Recall@1/5/10 of each row in percent, mean ± standard deviation over students, for a terminal."""
     from rich.table import Table
 
-    with_full = any(row.is_full for row in rows)
+    head, body = _lines(rows, "±")
     table = Table(
         title=f"Retrieval recall on the {split(rows)} split, percent (mean ± std over students)",
         caption="\n".join(how(rows)),
         caption_justify="left",
     )
     table.add_column("trained on", no_wrap=True)
-    for heading in ("pairs", *headings(rows), *(["of all"] if with_full else [])):
+    for heading in head[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        share = fraction_of_full(row, rows)
-        more = [f"{share:.0f} %" if share is not None else ""] if with_full else []
-        table.add_row(row.name, f"{row.pairs:,}", *cells(row.scores, rows), *more)
+    for line in body:
+        table.add_row(*line)
     return table
 
 
@@ -140,7 +144,7 @@ def _records(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for metric in row.scores.metrics:
             recalls |= {metric: row.scores.mean(metric), f"{metric} std": row.scores.std(metric)}
         more = {"percent of all real pairs": fraction_of_full(row, rows)}
-        found.append({"trained on": row.name, "pairs": row.pairs, **recalls, **more, **row.evaluation})
+        found.append({"trained on": row.name, "pairs": row.pairs, **recalls, **more, **row.more, **row.evaluation})
     return found
 
 
@@ -157,14 +161,16 @@ def _json(rows: Sequence[Row]) -> str:
     return json.dumps(_records(rows), indent=1, ensure_ascii=False) + "\n"
 
 
-def _lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def _lines(rows: Sequence[Row], between: str = " ± ") -> tuple[list[str], list[list[str]]]:
     with_full = any(row.is_full for row in rows)
-    head = ["trained on", "pairs", *headings(rows), *(["of all"] if with_full else [])]
+    own = list(dict.fromkeys(name for row in rows for name in row.more))
+    head = ["trained on", "pairs", *headings(rows), *(["of all"] if with_full else []), *own]
     body = []
     for row in rows:
         share = fraction_of_full(row, rows)
         more = [f"{share:.0f} %" if share is not None else ""] if with_full else []
-        body.append([row.name, f"{row.pairs:,}", *cells(row.scores, rows, " ± "), *more])
+        more += [row.more.get(name, "") for name in own]
+        body.append([row.name, f"{row.pairs:,}", *cells(row.scores, rows, between), *more])
     return head, body
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from ptmst import EvaluateConfig, TrajectoryStore, ablation, evaluate, pool
-from ptmst.ablation import FACTORS, RESULTS, Run, ablate, settings
+from ptmst.ablation import FACTORS, REAL_LOSSES, REAL_LR, RESULTS, Run, ablate, evaluation, settings
 from ptmst.baselines import subset
 from ptmst.config import AblateConfig, Experiment, Phase, RenderConfig, TeachConfig, from_json
-from ptmst.demo import RANDOM_LOSSES, RANDOM_LR
 from ptmst.errors import InputError
-from ptmst.presets import experiment, methods
+from ptmst.presets import experiment
+from ptmst.results import fraction_of_full
 from tiny import DISTILL, ENCODER
 
 TINY = Experiment(
@@ -45,6 +45,21 @@ def test_phases_are_cut_to_the_pairs() -> None:
     assert found.phases == (Phase(4, 5, (0, 2)), Phase(3, 7, (1, 3)))
 
 
+@pytest.mark.parametrize("pairs", [7, 20, 101, 499, 3000])
+def test_students_take_as_many_steps_on_one_phase_as_on_two(pairs: int) -> None:
+    base = experiment("ablation")
+
+    def steps(sizes: list[int]) -> tuple[int, int]:
+        config = evaluation(base, sizes)
+        batches = sum(-(-size // config.batch_size) for size in sizes)
+        return batches * (config.epochs + 1), batches * (config.lr_drop + 1)
+
+    halves = [pairs - pairs // 2, pairs // 2]
+    assert evaluation(base, halves) == base.evaluate
+    for one, two in zip(steps([pairs]), steps(halves), strict=True):
+        assert abs(one - two) <= -(-pairs // 128) / 2
+
+
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
     folder = tmp_path_factory.mktemp("ablation")
@@ -64,13 +79,24 @@ def recorded(config: AblateConfig) -> list[dict[str, Any]]:
 def test_every_cell_is_run_once(grid: AblateConfig) -> None:
     runs = [from_json(Run, row["run"]) for row in recorded(grid)]
     tuning = [run for run in runs if run.split == "val"]
-    assert len(runs) == len(set(runs)) == len(tuning) + 2 + 3 * 2
+    assert len(runs) == len(set(runs)) == len(tuning) + 2 + 2 + 3 * 2
     assert [run.factor for run in tuning if run.method == "lors"] == list(FACTORS)
-    assert len([run for run in tuning if run.method == "herding"]) == len(RANDOM_LOSSES) * len(RANDOM_LR)
+    assert len([run for run in tuning if run.method == "herding"]) == len(REAL_LOSSES) * len(REAL_LR)
     assert {run.seed for run in tuning}.isdisjoint(run.seed for run in runs if run.split == "test")
     for row in recorded(grid):
         assert len(row["students"]) + row["lost"] == (2 if row["run"]["method"] in grid.methods else 1)
-        assert row["run"]["method"] not in methods() or (row["seconds"] > 0 and row["worker's peak MB so far"] > 10)
+        if row["run"]["method"] in grid.methods:
+            first = 2 * row["run"]["seed"]
+            assert row["seconds"] > 0 and row["peak bytes"] > 100e6 and row["student seeds"] == [first, first + 1]
+
+
+def test_a_distillation_that_diverges_counts_as_students_that_recall_nothing(
+    grid: AblateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTMST_CACHE", str(grid.out / "cache"))
+    wild = replace(TINY, distill=replace(TINY.distill, student_lr=1e38))
+    run, row = ablation._measure((grid, wild, Run("lors", 8, 0)))
+    assert (row["lost"], row["students"]) == (2, []) and "non-finite" in row["why"] and run == Run("lors", 8, 0)
 
 
 def test_the_best_rates_on_val_are_used(grid: AblateConfig) -> None:
@@ -92,7 +118,8 @@ def test_a_cell_is_what_one_would_run_by_hand(grid: AblateConfig, monkeypatch: p
     store = TrajectoryStore.open(grid.out / "store-1")
     made = subset(store, "herding", 8, run.lr, seed=1)
     for number, student in enumerate(row["students"]):
-        config = replace(TINY.evaluate, students=1, seed=2 + number, loss=run.loss, split="test", device="cpu")
+        # Twice as long, as TINY's two phases take.
+        config = replace(TINY.evaluate, students=1, seed=2 + number, loss=run.loss, device="cpu", epochs=5, lr_drop=3)
         assert dict(evaluate(made, config).students[0]) == student
 
 
@@ -120,9 +147,17 @@ def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest
     for before in lost:
         (after,) = (row for row in recorded(grid) if row["run"] == before["run"])
         assert after["students"] == before["students"]
-    assert [(row.name, row.pairs) for row in rows] == [*((m, 8) for m in grid.methods), ("all real pairs", 48)]
-    assert [len(row.scores.students) for row in rows] == [4, 4, 4, 2]
-    (lors,) = (row for row in rows if row.name == "lors")
+    full = [("all real pairs", 48), ("all real pairs, heads alone", 48)]
+    assert [(row.name, row.pairs) for row in rows] == [*((m, 8) for m in grid.methods), *full]
+    assert [len(row.scores.students) for row in rows] == [4, 4, 4, 2, 2]
+    herding, lors, repblend, trained, heads = rows
+    for row, whole in ((herding, trained), (lors, trained), (repblend, heads)):
+        expected = 100 * row.scores.mean() / whole.scores.mean() if whole.scores.mean() else None
+        assert fraction_of_full(row, rows) == (expected if expected is None else pytest.approx(expected))
+        assert row.more["lost"] == "0" and float(row.more["s"]) > 0 and float(row.more["GB"]) > 0.1
+    (factor,) = {row["run"]["factor"] for row in lost}
+    assert lors.more["tuned"].startswith(f"rates × {factor:.2g}")
+    assert lors.more["tuned"].endswith("(end)") == (factor in (FACTORS[0], FACTORS[-1]))
     assert lors.scores.mean() == pytest.approx(mean(s["mean"] for row in lost for s in row["students"]))
 
 

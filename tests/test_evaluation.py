@@ -395,6 +395,15 @@ def test_zero_shot_accuracy_is_counted(frozen: DistilledSet, monkeypatch: pytest
         assert retrieval.score(student, theta)[ZERO_SHOT] == pytest.approx(100 * sum(right) / 6)
 
 
+def test_a_student_whose_embeddings_overflow_has_diverged(frozen: DistilledSet) -> None:
+    data, student = load(data_config(Path(frozen.settings["data"]["root"]).parent), "test"), student_of_set(frozen)
+    retrieval = Retrieval(data, text_tower(ENCODER), torch.device("cpu"))
+    theta = student.flatten() * 1e38
+    assert torch.isfinite(theta).all()
+    with pytest.raises(Diverged, match="embeddings are not finite"):
+        retrieval.score(student, theta)
+
+
 def test_an_image_between_two_classes_is_wrong() -> None:
     eye, once = torch.eye(3), torch.arange(3)
     assert zero_shot_accuracy(eye, eye, once, once) == 100.0

@@ -21,6 +21,7 @@ from ptmst import config as configs
 from ptmst.config import DataConfig, DistillConfig, EncoderConfig, EvaluateConfig
 from ptmst.data import write_rendered
 from ptmst.devices import pick
+from ptmst.distillation import shared_outer_step
 from ptmst.distilled import DistilledSet
 from ptmst.encoders import text_tower
 from ptmst.errors import Diverged
@@ -90,18 +91,12 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
     }
 
 
-_STEPS: dict[Any, TimedStep] = {}
-
-
 def _outer_step(config: DistillConfig, side: Side, *, seed: int, store: TrajectoryStore) -> TimedStep:
-    """One outer step a kind of graph, for all cells of a process: it compiles once."""
+    """One outer step for all sides that need θ's derivative, and one for the one that does not."""
     config = replace(config, adjoint=0.0 if side == TRUNCATED else 1.0, adjoint_clip=None)
-    layers = store.layers
-    kind = (layers, config.adjoint, config.loss, config.temperature, config.keep, config.compile)
-    if kind not in _STEPS:
-        _STEPS[kind] = TimedStep.of(student_of(store, (seed, "student")), config)
-    _STEPS[kind].begin(side, seed)
-    return _STEPS[kind]
+    step = shared_outer_step(config, store, TimedStep)
+    step.begin(side, seed)
+    return step
 
 
 def evaluations(cell: Cell, distilled: DistilledSet) -> dict[Form, list[dict[str, float] | None]]:
