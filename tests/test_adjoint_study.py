@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from bench.adjoint import plans
+from bench import readme
+from bench.adjoint import figures, plans, tables, why
 from bench.adjoint.cells import BASE, DATA, EXACT, TRUNCATED, Cell, Data, Side, cell, with_rates
 from bench.adjoint.estimators import TimedStep, bounded_share
 from bench.adjoint.plans import ALTERNATIVES, PLANS, SCREENED, best_side, tuned
@@ -135,6 +138,100 @@ def test_a_cell_is_found_again_in_the_results(tmp_path: Path) -> None:
 def test_a_part_waits_for_the_one_before_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^screening: expected 156 runs, found 0; finish that part first$"):
         PLANS["tuning"](tmp_path)
+
+
+def simulated(one: Cell, number: int) -> dict[str, Any]:
+    """A row as a run writes it; recall depends on the side and the seed."""
+    draw = np.random.default_rng(number)
+    if one.measure == "experts":
+        return {"cell": configs.to_json(one), "recall": draw.uniform(2, 30, (4, 11)).tolist()}
+    if one.measure == "why":
+        return {"cell": configs.to_json(one), "states": {state: explained(draw) for state in STATES}}
+    recall = 10 + 5 * one.side.adjoint + one.seed / 10
+    students: list[dict[str, float] | None] = [{"val": recall - 1, "test": recall + n / 4} for n in range(3)]
+    return {
+        "cell": configs.to_json(one),
+        "diverged at": None,
+        "cpu s": 20.0,
+        "cpu s of a step": 0.08,
+        "loss": [1.5] * len(one.distill.phases),
+        "curve": [[1.9, 1.5]] * len(one.distill.phases),
+        "lr": [[0.1, 0.2]] * len(one.distill.phases),
+        "students": dict.fromkeys(one.forms, students),
+    }
+
+
+STATES = ("initial", "distilled, truncated", "distilled, c = 0.5")
+
+
+def explained(draw: np.random.Generator) -> dict[str, Any]:
+    names = (
+        "cosine with exact",
+        "cosine with the exact average of other draws",
+        "cosine of averages",
+        "noise to signal",
+        "largest over median norm",
+        "cosine between draws",
+    )
+    found: dict[str, Any] = {
+        "loss": 1.9,
+        "curvature": {end: draw.uniform(-1, 5, (4, 8)).tolist() for end in ("largest", "smallest")},
+    }
+    for side in why.SIDES:
+        of: dict[str, Any] = {"gain": float(draw.uniform())}
+        of |= {leaf: dict(zip(names, draw.uniform(0, 1, 6).tolist(), strict=True)) for leaf in ("images", "texts")}
+        if side != TRUNCATED:
+            of |= {key: draw.uniform(1, 3, (8, 2)).tolist() for key in ("growth", "growth, worst tenth")}
+        of["neighbours"] = {"cosine": draw.uniform(0, 1, 9).tolist(), "norm": draw.uniform(0, 1, 10).tolist()}
+        found[side.label] = of
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of every part, simulated."""
+    results = tmp_path_factory.mktemp("results")
+    for name in PLANS:
+        rows = [simulated(one, number) for number, one in enumerate(PLANS[name](results))]
+        machine = {"cpu": "a cpu"}
+        content = {"command": f"python -m bench.adjoint --plan {name}", "torch": "0", "machine": machine, "rows": rows}
+        (results / f"{name}.json").write_text(json.dumps(content))
+    return results
+
+
+TABLES = {name.removeprefix("adjoint-"): table for name, table in readme.TABLES.items() if name.startswith("adjoint-")}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_can_be_made(name: str, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readme, "RESULTS", whole.parent)
+    (whole.parent / "adjoint").unlink(missing_ok=True)
+    (whole.parent / "adjoint").symlink_to(whole)
+    lines = TABLES[name]("folder").splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) > 2 and len({line.count("|") for line in table}) == 1
+    assert "nan" not in "".join(table) and "Not measured" not in "".join(lines)
+    assert "`python -m bench.adjoint --plan " in lines[-1] and "on a cpu" in lines[-1]
+
+
+def test_the_confirmations_numbers(whole: Path) -> None:
+    """Recalls here are 10 + 5c + seed/10, and a quarter for the mean of three students."""
+    lines = tables.confirmation(whole).splitlines()
+    (base,) = (line for line in lines if line.startswith("| base | scenes |"))
+    best = best_side(plans.rows(whole, "screening"))
+    damped = 5 * best.adjoint
+    seconds = f"+{damped:.1f} [+{damped:.1f}, +{damped:.1f}]"
+    shown = f"| base | scenes | 5 | 12.4 | {12.45 + damped:.1f} | 17.4 | {seconds} | {seconds} | "
+    assert base.startswith(shown), (base, shown)
+
+
+def test_every_figure_is_drawn(whole: Path, tmp_path: Path) -> None:
+    written = figures.draw(whole, tmp_path / "figures")
+    assert {path.name for path in written} == {"screening.png", "confirmation.png", "growth.png", "worth.png"}
+    for path in written:
+        with Image.open(path) as image:
+            assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 50
+    assert figures.draw(tmp_path / "nothing", tmp_path / "none") == []
 
 
 def row(one: Cell, recall: float | None) -> dict[str, Any]:

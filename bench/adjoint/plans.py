@@ -60,13 +60,13 @@ OPTIMISERS = {"adam": (BASE, (1 / 9, 1 / 3, 1.0, 3.0)), "sgd": (SGD, (0.2, 1.0, 
 
 def tuning(results: Path, name: str = "adam") -> list[Cell]:
     """The outer rates of each side that is confirmed, by the same grid, to be chosen on val; seeds of its own."""
-    base, factors = OPTIMISERS[name]
+    (base, factors), sides = OPTIMISERS[name], confirmed(results)
     return [
         cell(data, seed, f"{name} × {factor:.2g}", side, with_rates(base, factor))
         for seed in (10, 11)
         for data in DATA
         for factor in factors
-        for side in confirmed(results)
+        for side in sides
     ]
 
 
@@ -78,12 +78,13 @@ EQUAL_SECONDS = 1.2
 
 def confirmation(results: Path, name: str = "adam") -> list[Cell]:
     """The best of the screening against truncated and exact, one thing varied at a time, on fresh seeds."""
-    found = []
+    found, sides = [], confirmed(results)
+    own = {(data, side): tuned(results, data, name, side) for data in DATA for side in sides}
     for seed in CONFIRMED:
         for data in DATA:
             for setting, changes in SETTINGS[name].items():
-                for side in confirmed(results):
-                    base = replace(tuned(results, data, name, side), **changes)
+                for side in sides:
+                    base = replace(own[data, side], **changes)
                     found.append(cell(data, seed, setting, side, base, forms=FORMS))
                     if side == TRUNCATED and setting in TIMED:
                         longer = replace(base, steps=int(EQUAL_SECONDS * base.steps))
@@ -170,10 +171,27 @@ def reasons(results: Path) -> list[Cell]:
 
 def real_tower(results: Path) -> list[Cell]:
     """A tower of timm's at 64 px on scenes: the truncated form against the best."""
+    sides = confirmed(results)[:2]
     return [
         cell("scenes", seed, "nf_regnet_b0, 64 px", side, BASE, forms=FORMS, tower="timm")
         for seed in (30, 31)
-        for side in confirmed(results)[:2]
+        for side in sides
+    ]
+
+
+SEGMENTS = (0, 1, 2, 4, 6, 8)
+"""Epochs that a matched span of one epoch starts from."""
+
+
+def segments(results: Path) -> list[Cell]:
+    """Sets distilled from early against late parts of the teachers' trajectories (the paper's diagnosis)."""
+    sides = confirmed(results)[:2]
+    return [
+        cell(data, seed, f"epoch {start}", side, replace(BASE, phases=(Phase(50, start + 1, (start, start + 1)),)))
+        for seed in (0, 1, 2)
+        for data in DATA
+        for start in SEGMENTS
+        for side in sides
     ]
 
 
@@ -187,6 +205,7 @@ PLANS: dict[str, Callable[[Path], list[Cell]]] = {
     "alternatives": alternatives,
     "why": reasons,
     "real-tower": real_tower,
+    "segments": segments,
 }
 
 

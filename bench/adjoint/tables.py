@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench.adjoint.cells import DATA, EXACT, TRUNCATED, Form, Side
-from bench.adjoint.plans import ALTERNATIVES, FORMS, OPTIMISERS, SCREENED, SETTINGS, best_side, scored
+from bench.adjoint.plans import ALTERNATIVES, FORMS, OPTIMISERS, SCREENED, SEGMENTS, SETTINGS, best_side, scored
 from ptmst import config as configs
 
 Rows = list[dict[str, Any]]
@@ -193,6 +193,36 @@ def confirmation(results: Path) -> str:
     about = (
         "Mean recall on test in percent of 3 students a seed; differences paired by seed, with the 95 % interval of "
         "Student's t. In equal seconds: the truncated form with 1.2 times the outer steps."
+    )
+    return "\n".join([*lines, "", _source(found, about)])
+
+
+def segments(results: Path) -> str:
+    """Recall by the part of the teachers' trajectories that was matched."""
+    found = read(results, "segments")
+    if found is None:
+        return _NOT_YET
+    lines = [
+        f"| data | side | {' | '.join(f'{start} → {start + 1}' for start in SEGMENTS)} |",
+        f"|---|---|{'--:|' * len(SEGMENTS)}",
+    ]
+    sides = list(dict.fromkeys(side_of(row) for row in found["rows"]))
+    for data in DATA:
+        for side in sides:
+            cells = []
+            for start in SEGMENTS:
+                values = [
+                    value
+                    for row in found["rows"]
+                    if (row["cell"]["data"], row["cell"]["setting"]) == (data, f"epoch {start}")
+                    and side_of(row) == side
+                    for value in scored(row, "per-phase", "test")
+                ]
+                cells.append(f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else "–")
+            lines.append(f"| {data} | {side.label} | {' | '.join(cells)} |")
+    about = (
+        "Mean recall on test in percent, mean ± standard deviation over the students of three seeds, by the one epoch "
+        "of the teachers' trajectories that is matched."
     )
     return "\n".join([*lines, "", _source(found, about)])
 
