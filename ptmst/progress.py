@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_EVERY_S = 20.0
-_TABLE_COLUMNS = 116
+_WIDEST = 1000
 
 
 class Bar:
@@ -75,5 +75,6 @@ def say(line: str) -> None:
 def show(renderable: object) -> None:
     """A table, on stdout; never cut to fit: a narrow terminal wraps its lines."""
     console = Console()
-    console.width = max(console.width, _TABLE_COLUMNS)
+    whole = console.measure(renderable, options=console.options.update(max_width=_WIDEST)).maximum
+    console.width = max(console.width, whole)
     console.print(renderable)

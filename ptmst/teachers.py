@@ -46,20 +46,36 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
         )
     tower = text_tower(config.encoder)
     settings = _settings(config, pairs, tower)
+
+    def opened() -> TrajectoryStore:
+        store = TrajectoryStore.open(config.out)
+        _refuse_other_settings(store, settings, config.coding)
+        return store
+
+    exists = (Path(config.out) / INDEX).exists()
+    # A store that lacks nothing is only read, which many processes may do at once.
+    if exists and not _missing(store := opened(), config):
+        return store
     with files.claimed(Path(config.out), "experts"):
         exists = (Path(config.out) / INDEX).exists()
-        store = TrajectoryStore.open(config.out) if exists else _new_store(config, settings, tower.width, device)
-        _refuse_other_settings(store, settings, config.coding)
-        _train_missing(store, config, pairs, tower, device)
+        store = opened() if exists else _new_store(config, settings, tower.width, device)
+        if missing := _missing(store, config):
+            _train(missing, store, config, pairs, tower, device)
     return store
 
 
-def _train_missing(
-    store: TrajectoryStore, config: TeachConfig, pairs: Pairs, tower: TextTower, device: torch.device
+def _missing(store: TrajectoryStore, config: TeachConfig) -> list[int]:
+    return [number for number in range(config.experts) if number not in store.experts]
+
+
+def _train(
+    missing: list[int],
+    store: TrajectoryStore,
+    config: TeachConfig,
+    pairs: Pairs,
+    tower: TextTower,
+    device: torch.device,
 ) -> None:
-    missing = [number for number in range(config.experts) if number not in store.experts]
-    if not missing:
-        return
     texts = embed_captions(tower, pairs.captions).to(device)
     steps = -(-len(pairs) // config.batch_size)
     done = (config.experts - len(missing)) * config.epochs

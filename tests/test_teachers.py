@@ -533,6 +533,14 @@ def test_a_folder_that_is_being_written_is_refused(config: TeachConfig) -> None:
     assert list(Path(config.out).iterdir()) == []
 
 
+def test_a_store_that_lacks_nothing_is_read_while_another_process_has_it(config: TeachConfig) -> None:
+    store = train_teachers(replace(config, experts=1))
+    with files.claimed(Path(config.out), "experts"):
+        assert train_teachers(replace(config, experts=1)).fingerprint == store.fingerprint
+        with pytest.raises(InputError, match="another process is writing experts here"):
+            train_teachers(replace(config, experts=2))
+
+
 def test_another_coding_is_refused(config: TeachConfig) -> None:
     train_teachers(replace(config, experts=1))
     with pytest.raises(InputError, match=r"found others \(coding: fp16 in the store, int8 asked for\); choose another"):

@@ -1,0 +1,114 @@
+"""`python -m bench.presets --json FILE`: one outer step of every preset, at its real size with random weights.
+
+A published row is measured as it is, a method in the smallest row. What FILE holds already is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ptmst.allocator import keep_freed_memory, peak_memory
+
+SMALLEST = "flickr30k-100"
+"""The row that methods are measured in."""
+TEXT_WIDTH = 768
+"""Of BERT base."""
+
+
+def names() -> list[str]:
+    """Published rows, then methods, as `--preset` takes them."""
+    from ptmst.presets import catalogue
+
+    found = [preset.name for preset in catalogue() if preset.source.startswith("arXiv") and preset.kind == "experiment"]
+    return found + [f"{SMALLEST},{preset.name}" for preset in catalogue() if preset.kind == "method"]
+
+
+def measure(name: str, chunk: int) -> dict[str, Any]:
+    """Seconds and memory of one outer step; what a run of all steps has, and what its store takes."""
+    import torch
+
+    from ptmst.distillation import draw_batches, draw_mixing
+    from ptmst.encoders import make_student
+    from ptmst.presets import experiment
+    from ptmst.seeds import generator
+    from ptmst.shortcut import RawSpan
+    from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
+    from ptmst.synthetic import SyntheticPairs
+    from ptmst.unroll import OuterStep
+
+    found = experiment(name)
+    config, size = found.distill, found.teach.data.image_size
+    assert size is not None
+    frozen = found.teach.encoder.freeze_tower
+    config = replace(config, compile="off", device="cpu", chunk=None if config.batch_size <= chunk else chunk)
+    student = make_student(found.teach.encoder, size, TEXT_WIDTH, (0,), None)
+    layers, draw = student.layers, generator("presets")
+    # Some towers have weights that start at zero, which would leave work undone.
+    start = student.flatten() + 1e-3 * torch.randn(layers.num_params, generator=draw)
+    span = RawSpan.between(start, start + 1e-2 * torch.randn(layers.num_params, generator=draw), layers)
+    count = config.phases[0].pairs
+    similarity: Similarity = FullSimilarity.identity(count)
+    if config.similarity == "low-rank":
+        similarity = LowRankSimilarity.identity(count, config.rank, config.alpha, draw)
+    images, texts = torch.randn(count, 3, size, size, generator=draw), torch.randn(count, TEXT_WIDTH, generator=draw)
+    pairs = SyntheticPairs(images, texts, similarity, torch.full((2,), config.student_lr))
+    batches = draw_batches(count, config.batch_size, config.inner_steps, draw)
+    mixing = draw_mixing(config.batch_size, config.inner_steps, config.blend, draw) if config.blend else None
+    step = OuterStep.of(student, config)
+    with peak_memory() as peak:
+        began = time.perf_counter()
+        gradient = step(span, pairs, batches, mixing)
+        seconds = time.perf_counter() - began
+    assert all(bool(torch.isfinite(one).all()) for one in gradient.grads.values())
+    kept = len(found.teach.kept_endpoints)
+    return {
+        "preset": name,
+        "tower": found.teach.encoder.image_tower,
+        "frozen": frozen,
+        "image size": size,
+        "batch": config.batch_size,
+        "chunk": config.chunk,
+        "inner steps": config.inner_steps,
+        "adjoint": config.adjoint,
+        "parameters": layers.num_params,
+        "outer steps": config.steps * len(config.phases),
+        "experts": found.teach.experts,
+        "store bytes by arithmetic": found.teach.experts * layers.num_params * (4 + 2 * kept),
+        "seconds": seconds,
+        "peak bytes": sum(peak),
+        "matching loss": float(gradient.loss),
+    }
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(prog="python -m bench.presets", description=__doc__)
+    options.add_argument("--json", type=Path, required=True, metavar="FILE", help="results")
+    options.add_argument("--chunk", type=int, default=10, help="images in the tower at a time")
+    asked = options.parse_args()
+    keep_freed_memory()
+
+    import torch
+
+    from bench.measure import environment
+    from ptmst import files, progress
+
+    rows: list[dict[str, Any]] = json.loads(asked.json.read_text())["rows"] if asked.json.exists() else []
+    left = [name for name in names() if name not in {row["preset"] for row in rows}]
+    with progress.bar("presets", len(names()), len(rows)) as bar:
+        for name in left:
+            rows.append(measure(name, asked.chunk))
+            rows.sort(key=lambda row: names().index(row["preset"]))
+            about = {"environment": environment(torch.device("cpu")), "threads": torch.get_num_threads()}
+            files.write_json(asked.json, {**about, "rows": rows})
+            bar.advance(name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""`python -m bench.towers --json FILE`: which image towers an outer step can be taken through, eager and compiled.
+
+Every tower has random weights. Its derivatives, forward over reverse, are compared with double backward. What FILE
+holds already is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ptmst.allocator import keep_freed_memory
+
+TOWERS = (
+    "convnet",
+    "timm:nfnet_l0",
+    "timm:nf_resnet50",
+    "timm:nf_regnet_b1",
+    "timm:resnet50",
+    "timm:convnext_tiny",
+    "timm:vit_tiny_patch16_224",
+    "timm:vit_base_patch16_224.dino",
+    "timm:vit_base_patch16_siglip_224",
+    "open_clip:ViT-B-32",
+    "open_clip:ViT-B-16-SigLIP",
+    "open_clip:RN50",
+)
+"""Those that are proven both ways."""
+FAMILIES = (
+    "timm:resnet50_gn",
+    "timm:resnetv2_50",
+    "timm:resnext50_32x4d",
+    "timm:regnety_016",
+    "timm:mobilenetv3_large_100",
+    "timm:mobilenetv4_conv_small",
+    "timm:efficientnet_b0",
+    "timm:efficientnetv2_rw_t",
+    "timm:densenet121",
+    "timm:convnextv2_atto",
+    "timm:vgg16",
+    "timm:inception_v3",
+    "timm:dpn68",
+    "timm:hrnet_w18_small",
+    "timm:ghostnet_100",
+    "timm:deit_tiny_patch16_224",
+    "timm:deit3_small_patch16_224",
+    "timm:cait_xxs24_224",
+    "timm:beit_base_patch16_224",
+    "timm:eva02_tiny_patch14_224",
+    "timm:swin_tiny_patch4_window7_224",
+    "timm:swinv2_cr_tiny_ns_224",
+    "timm:maxvit_tiny_rw_224",
+    "timm:coatnet_0_rw_224",
+    "timm:levit_128s",
+    "timm:mobilevit_xs",
+    "timm:pvt_v2_b0",
+    "timm:poolformer_s12",
+    "timm:mixer_s16_224",
+    "timm:gmlp_s16_224",
+    "timm:xcit_nano_12_p16_224",
+    "timm:fastvit_t8",
+    "timm:hiera_tiny_224",
+    "timm:nextvit_small",
+    "timm:vit_small_patch14_dinov2",
+    "timm:naflexvit_base_patch16_gap",
+    "open_clip:convnext_base",
+    "open_clip:coca_ViT-B-32",
+    "open_clip:MobileCLIP-S1",
+    "open_clip:EVA02-B-16",
+    "open_clip:ViT-B-16-plus-240",
+)
+"""One of each family, tried as they are."""
+BATCH, TEXT_WIDTH = 2, 6
+
+
+def measure(tower: str, both: bool) -> dict[str, Any]:
+    """How far derivatives are from double backward, and the reason where there are none."""
+    from ptmst.config import DataConfig, EncoderConfig
+    from ptmst.encoders import ProjectionHead
+    from ptmst.errors import InputError
+    from ptmst.flat import Student
+    from ptmst.towers import image_tower, prepared
+
+    encoder = EncoderConfig(image_tower=tower)
+    row: dict[str, Any] = {"tower": tower}
+    try:
+        data = prepared(DataConfig(), encoder)
+        assert data.image_size is not None
+        module, width = image_tower(encoder, data.image_size)
+        student = Student.from_modules(module, ProjectionHead(TEXT_WIDTH, width))
+    except InputError as error:
+        return row | {"refused": str(error)}
+    row |= {"parameters": sum(p.numel() for p in module.parameters()), "width": width}
+    row |= {"image size": data.image_size, "mean": data.mean, "std": data.std}
+    return row | _derivatives(student, data.image_size, both)
+
+
+def _derivatives(student: Any, size: int, both: bool) -> dict[str, Any]:
+    import torch
+
+    from ptmst.compilation import compiler
+    from ptmst.derivatives import Batch, derivatives, underivable
+
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCH, 3, size, size, generator=draw)
+    texts, theta = torch.randn(BATCH, TEXT_WIDTH, generator=draw), student.flatten()
+    # Some towers have weights that start at zero, behind which no gradient is seen.
+    theta = theta + 1e-3 * torch.randn(len(theta), generator=draw)
+    batch, lr = Batch(images, texts, torch.eye(BATCH) * 0.8 + 0.1), torch.tensor([0.1, 0.05])
+    direction = torch.randn(len(theta), generator=draw)
+    found: dict[str, Any] = {}
+    for keep in ("path", "primals"):
+        reason = underivable(student, keep, True, images, texts)
+        if reason is not None:
+            found[f"{keep}, refused"] = reason
+    if "primals, refused" in found:
+        return found
+    # Reverse over reverse, by autograd alone, is what the others are compared with.
+    expected = _double_backward(student, theta, batch, direction)
+
+    def error(ours: Any) -> float:
+        return max(
+            float((value - getattr(ours, name)).norm() / value.norm())
+            for name, value in expected.items()
+            if float(value.norm()) > 0
+        )
+
+    def run(keep: Any, compile: Callable[..., Any] | None) -> tuple[float, float]:
+        way = derivatives(student, "wbce", 0.07, in_theta=True, keep=keep, chunk=None, compiler=compile)
+        began = time.perf_counter()
+        with torch.no_grad():
+            along = way.step(theta, lr, lambda: batch).along(direction)
+        return error(along), time.perf_counter() - began
+
+    for keep in ("path", "primals"):
+        if f"{keep}, refused" not in found:
+            found[keep] = run(keep, None)[0]
+    if both:
+        for keep in ("path", "primals"):
+            if f"{keep}, refused" in found:
+                continue
+            try:
+                found[f"{keep}, compiled"], found[f"{keep}, s to compile"] = run(keep, compiler("on", images.device))
+            except Exception as failed:  # whatever the compiler makes of a tower
+                found[f"{keep}, compiled, refused"] = f"{type(failed).__name__}: {str(failed).splitlines()[0]}"
+            torch.compiler.reset()
+    return found
+
+
+def _double_backward(student: Any, theta: Any, batch: Any, direction: Any) -> dict[str, Any]:
+    import torch
+
+    from ptmst.contrast import student_loss
+
+    leaves = [value.clone().requires_grad_() for value in (theta, *batch)]
+    loss = student_loss(student, "wbce", 0.07)(*leaves)
+    (g,) = torch.autograd.grad(loss, leaves[0], create_graph=True)
+    found = torch.autograd.grad(g @ direction, leaves)
+    return dict(zip(("theta", "images", "texts", "similarity"), found, strict=True))
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(prog="python -m bench.towers", description=__doc__)
+    options.add_argument("--json", type=Path, required=True, metavar="FILE", help="results")
+    asked = options.parse_args()
+    keep_freed_memory()
+
+    import torch
+
+    from bench.measure import environment
+    from ptmst import files, progress
+
+    every = [*TOWERS, *FAMILIES]
+    rows: list[dict[str, Any]] = json.loads(asked.json.read_text())["rows"] if asked.json.exists() else []
+    left = [tower for tower in every if tower not in {row["tower"] for row in rows}]
+    with progress.bar("towers", len(every), len(rows)) as bar:
+        for tower in left:
+            rows.append(measure(tower, tower in TOWERS))
+            rows.sort(key=lambda row: every.index(row["tower"]))
+            files.write_json(asked.json, {"environment": environment(torch.device("cpu")), "rows": rows})
+            bar.advance(tower)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
