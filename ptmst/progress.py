@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_EVERY_S = 20.0
@@ -72,7 +72,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def show(renderable: object) -> None:
+def show(renderable: RenderableType) -> None:
     """A table, on stdout; never cut to fit: a narrow terminal wraps its lines."""
     console = Console()
     whole = console.measure(renderable, options=console.options.update(max_width=_WIDEST)).maximum

@@ -101,15 +101,20 @@ def _growth(results: Path) -> Any:
         return None
     from matplotlib import pyplot
 
-    figure, (image, text, spectrum) = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure, (image, text, spectrum) = pyplot.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     states = [row["states"]["initial"] for row in found["rows"]]
     for name in (name for name, found in states[0].items() if isinstance(found, dict) and "growth" in found):
         for panel, group in ((image, 0), (text, 1)):
-            columns = zip(*([at[group] for at in state[name]["growth"]] for state in states), strict=True)
-            values = [mean(column) for column in columns]
-            panel.plot(range(len(values), 0, -1), values, marker="o", ms=3, label=name)
+            colour = None
+            for which, style in (("growth", "--"), ("growth, worst tenth", "-")):
+                columns = zip(*([at[group] for at in state[name][which]] for state in states), strict=True)
+                values = [mean(column) for column in columns]
+                label = name if style == "-" else None
+                (line,) = panel.plot(range(len(values), 0, -1), values, style, color=colour, label=label)
+                colour = line.get_color()
     for panel, title in ((image, "image group"), (text, "text group")):
-        panel.set(title=f"‖λ_i‖ / ‖λ_n‖, {title} (median of draws)", xlabel="inner step i", yscale="log")
+        panel.set(title=f"‖λ_i‖ / ‖λ_n‖, {title}\n(90th percentile; dashes: median)", yscale="log")
+        panel.set_xlabel("inner step i")
         panel.grid(alpha=0.3)
     image.legend(frameon=False, fontsize=8)
     for state, colour in (
@@ -123,7 +128,9 @@ def _growth(results: Path) -> Any:
             spectrum.plot(values, style, color=colour, label=f"{state}" if end == "largest" else None)
     spectrum.axhline(2, color="black", lw=0.8)
     spectrum.axhline(0, color="black", lw=0.8)
-    spectrum.set(title="largest and smallest eigenvalue of √η H √η", xlabel="inner step i")
+    spectrum.set(
+        title="largest and smallest eigenvalue of\n√η H √η (dashes); stable within 0 … 2", xlabel="inner step i"
+    )
     spectrum.legend(frameon=False, fontsize=8)
     spectrum.grid(alpha=0.3)
     return figure
