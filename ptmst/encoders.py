@@ -105,7 +105,11 @@ class HashedText:
 
 
 class HuggingFaceText:
-    """A transformers encoder from the hub or a local folder; an embedding is the last layer's first token (CLS)."""
+    """A transformers model from the hub or a local folder.
+
+    An embedding is the last layer's first token (CLS) of an encoder such as BERT, and the projected text feature of a
+    model of images and texts such as CLIP.
+    """
 
     def __init__(self, name: str) -> None:
         try:
@@ -120,17 +124,48 @@ class HuggingFaceText:
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"text_tower hf:{name}: cannot be loaded ({reason}); name a model or a folder") from error
-        self.width = int(self._model.config.hidden_size)
+        self._has_images = hasattr(self._model, "get_text_features")
+        config = self._model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        # A tokenizer saved without its model's length would pass captions on that are too long.
+        self._length = min(self._tokenizer.model_max_length, positions) if positions else None
+        self.width = self._probed_width(name)
         self.fingerprint = f"hf:{weights_hash(self._model)}"
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> Tensor:
-        parts = []
-        for first in range(0, len(captions), 256):
-            chunk = list(captions[first : first + 256])
-            tokens = self._tokenizer(chunk, padding=True, truncation=True, return_tensors="pt")
-            parts.append(self._model(**tokens).last_hidden_state[:, 0].float())
-        return torch.cat(parts)
+        chunks = (list(captions[first : first + 256]) for first in range(0, len(captions), 256))
+        return torch.cat([self._embed(chunk).float() for chunk in chunks])
+
+    def _embed(self, captions: list[str]) -> Tensor:
+        # SigLIP pools the last position, which must not depend on the other captions.
+        padding = "max_length" if self._has_images else "longest"
+        tokens = self._tokenizer(
+            captions, padding=padding, truncation=True, max_length=self._length, return_tensors="pt"
+        )
+        if not self._has_images:
+            first: Tensor = self._model(**tokens).last_hidden_state[:, 0]
+            return first
+        found = self._model.get_text_features(**tokens)
+        pooled: Tensor = getattr(found, "pooler_output", found)
+        return pooled
+
+    def _probed_width(self, name: str) -> int:
+        """D. Raises InputError where captions that begin alike are embedded alike, or none can be."""
+        try:
+            short, long = self.embed(["a photo", "a photo of two dogs"])
+        except Exception as error:  # whatever a model makes of being called as another kind
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"text_tower hf:{name}: expected an encoder such as BERT or a model such as CLIP, found one that does "
+                f"not embed a caption ({reason}); choose another"
+            ) from error
+        if torch.allclose(short, long, rtol=0, atol=1e-6):
+            raise InputError(
+                f"text_tower hf:{name}: expected an encoder whose first token sees the whole caption, found one that "
+                f"reads from left to right ({self._model.config.model_type}); choose another"
+            )
+        return len(short)
 
 
 class OpenClipText:

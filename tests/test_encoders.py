@@ -394,6 +394,107 @@ def test_an_hf_model_that_cannot_be_had_is_refused(bert: Path, tmp_path: Path) -
             text_tower(EncoderConfig(text_tower=f"hf:{name}"))
 
 
+def _saved(path: Path, model: Any, tokenizer: Path) -> Path:
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "kernels", None)
+        torch.manual_seed(6)
+        model().save_pretrained(path)
+    for file in tokenizer.iterdir():
+        if "token" in file.name or file.name == "vocab.txt":
+            (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize(("kind", "width"), [("bert-base", 768), ("distilbert", 768), ("bge-small", 384)])
+def test_the_text_encoders_that_are_named(kind: str, width: int, bert: Path, tmp_path: Path) -> None:
+    """Of published widths and heads, in two layers, with random weights."""
+    transformers = pytest.importorskip("transformers")
+    words = len((bert / "vocab.txt").read_text().split())
+
+    def model() -> Any:
+        if kind == "distilbert":
+            config = transformers.DistilBertConfig(vocab_size=words, n_layers=2, initializer_range=0.3)
+            return transformers.DistilBertModel(config)
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": 12}
+        config = transformers.BertConfig(vocab_size=words, num_hidden_layers=2, initializer_range=0.3, **sizes)
+        return transformers.BertModel(config)
+
+    path = _saved(tmp_path / kind, model, bert)
+    tower = text_tower(EncoderConfig(text_tower=f"hf:{path}"))
+    long = " ".join([CAPTIONS[1]] * 80)  # of more words than the model has positions
+    found = tower.embed([*CAPTIONS, long])
+    assert tower.width == width and found.shape == (4, width)
+    loaded = transformers.AutoModel.from_pretrained(path).eval()
+    ids = {word: number for number, word in enumerate((bert / "vocab.txt").read_text().split())}
+    for caption, embed in zip([*CAPTIONS, long], found, strict=True):
+        tokens = [ids["[CLS]"], *(ids[word] for word in caption.split()[:510]), ids["[SEP]"]]
+        with torch.no_grad():
+            alone = loaded(input_ids=torch.tensor([tokens])).last_hidden_state[0, 0]
+        assert relative_error(embed, alone) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_the_text_of_a_model_of_images_and_texts(kind: str, bert: Path, tmp_path: Path) -> None:
+    """ViT-B/32's text tower in two layers: its projected text feature, whatever stands beside a caption."""
+    transformers = pytest.importorskip("transformers")
+    words = (bert / "vocab.txt").read_text().split()
+    ends = {"bos_token_id": words.index("[CLS]"), "eos_token_id": words.index("[SEP]"), "pad_token_id": 0}
+    text = {"vocab_size": len(words), "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    positions = 77 if kind == "CLIP" else 64
+    text |= {"max_position_embeddings": positions, "num_hidden_layers": 2} | ends
+
+    def model() -> Any:
+        config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision)
+        return getattr(transformers, f"{kind}Model")(config)
+
+    path = _saved(tmp_path / "both", model, bert)
+    tower = text_tower(EncoderConfig(text_tower=f"hf:{path}"))
+    found = tower.embed(CAPTIONS)
+    assert tower.width == 512 and found.shape == (3, 512)
+    loaded = transformers.AutoModel.from_pretrained(path).eval()
+    for caption, embed in zip(CAPTIONS, found, strict=True):
+        tokens = [words.index(word) for word in ["[CLS]", *caption.split(), "[SEP]"]]
+        shown = torch.zeros(1, positions, dtype=torch.long)
+        shown[0, : len(tokens)] = torch.tensor(tokens)
+        mask = torch.zeros_like(shown)
+        mask[0, : len(tokens)] = 1
+        with torch.no_grad():
+            states = loaded.text_model(input_ids=shown, attention_mask=mask).last_hidden_state[0]
+            # CLIP pools the end-of-text token and projects it; SigLIP the last position, by its head.
+            alone = (
+                loaded.text_projection(states[len(tokens) - 1])
+                if kind == "CLIP"
+                else loaded.text_model.head(states[-1])
+            )
+        assert relative_error(embed, alone) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("GPT2", {"n_embd": 16, "n_layer": 1, "n_head": 2}, "expected an encoder whose first token sees the whole cap"),
+        (
+            "ViT",
+            {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+            r"found one that does not embed a caption \(",
+        ),
+        ("T5", {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1}, r"found one that does not embed a caption \("),
+    ],
+)
+def test_a_model_that_embeds_no_captions_is_refused(
+    kind: str, settings: Mapping[str, int], message: str, bert: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def model() -> Any:
+        return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**settings))
+
+    path = _saved(tmp_path / kind, model, bert)
+    with pytest.raises(InputError, match=f"text_tower hf:{path}: .*{message}.*choose another$"):
+        text_tower(EncoderConfig(text_tower=f"hf:{path}"))
+
+
 # open_clip
 
 
