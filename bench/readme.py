@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import ablation
 from bench.adjoint import tables as adjoint
 from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
 from ptmst.results import HEADINGS
@@ -199,6 +200,66 @@ def codings_table(name: str, folder: str) -> str:
     return "\n".join(lines)
 
 
+def towers_table(name: str, folder: str) -> str:
+    """Which image towers have an outer gradient, eager and compiled, and why not."""
+    if not (RESULTS / f"{name}.json").exists():
+        return ablation.NOT_YET
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    lines = ["| `--encoder.image-tower` | size | width | eager | compiled |", "|---|--:|--:|---|---|"]
+    for row in found["rows"]:
+        size = f"{row['image size']} | {row['width']}" if "width" in row else " | "
+        lines.append(f"| `{row['tower']}` | {size} | {_tower_cell(row, '')} | {_tower_cell(row, ', compiled')} |")
+    environment = found["environment"]
+    lines += [
+        "",
+        "An entry is the relative distance from double backward in float32, the greater of the two ways; *keep "
+        "primals* means that only `keep = primals` works; an empty entry was not tried. "
+        f"`{environment['command']}` on {environment['cpu']}; torch {environment['torch']} "
+        f"([raw]({folder}/{name}.json)).",
+    ]
+    return "\n".join(lines)
+
+
+def _tower_cell(row: dict[str, Any], way: str) -> str:
+    if not way and "refused" in row:
+        return f"no: {row['refused']}"
+    if not way and "primals, refused" in row:
+        return f"no: {row['primals, refused']}"
+    failed = [key for key in (f"path{way}", f"primals{way}") if f"{key}, refused" in row]
+    errors = [row[key] for key in (f"path{way}", f"primals{way}") if key in row]
+    if not errors:
+        return f"no: {row[f'{failed[0]}, refused']}" if failed else ""
+    return f"{max(errors):.0e}{', keep primals' if f'path{way}' not in row else ''}"
+
+
+def presets_table(name: str, folder: str) -> str:
+    """What a published setting is to type, needs on disk and costs."""
+    if not (RESULTS / f"{name}.json").exists():
+        return ablation.NOT_YET
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    lines = [
+        "| `--preset` | tower | B | chunk | parameters | store | outer steps | s / outer step | peak memory | in all |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found["rows"]:
+        chunk = row["chunk"] or "–"
+        days = row["seconds"] * row["outer steps"] / 86_400
+        lines.append(
+            f"| `{row['preset']}` | {'frozen' if row['frozen'] else 'trained'} | {row['batch']} | {chunk} | "
+            f"{row['parameters'] / 1e6:.1f} M | {row['store bytes by arithmetic'] / 1e9:.2f} GB | "
+            f"{row['outer steps']:,} | {row['seconds']:.0f} | {row['peak bytes'] / 2**30:.1f} GB | {days:.1f} days |"
+        )
+    environment = found["environment"]
+    lines += [
+        "",
+        "One outer step at 224 pixels with random weights, in all its inner steps, eager; in all: outer steps times "
+        f"that, on this CPU. Sizes of the store by arithmetic. `{environment['command']}` on {environment['cpu']}, "
+        f"{found['threads']} threads, GPU: {environment['gpu']}; torch {environment['torch']} "
+        f"([raw]({folder}/{name}.json)).",
+    ]
+    return "\n".join(lines)
+
+
 def _short_time(seconds: float) -> str:
     return f"{1e3 * seconds:.1f} ms" if seconds < 0.1 else f"{seconds:.2f} s"
 
@@ -229,6 +290,16 @@ def adjoint_table(make: Callable[[Path], str], folder: str) -> str:
     return f"{make(RESULTS / 'adjoint')} ([raw]({folder}/adjoint))"
 
 
+def ablation_table(data: str, folder: str) -> str:
+    """Methods side by side on a data set."""
+    return f"{ablation.methods(RESULTS, data)} ([raw]({folder}/ablation-{data}.json))"
+
+
+def questions_table(folder: str) -> str:
+    """What the ablations answer."""
+    return ablation.questions(RESULTS, adjoint.DATA)
+
+
 Table = Callable[[str], str]
 TABLES: dict[str, Table] = {
     "demo-scenes": partial(demo_table, "demo-scenes"),
@@ -253,6 +324,12 @@ TABLES: dict[str, Table] = {
     "adjoint-why": partial(adjoint_table, adjoint.reasons),
     "adjoint-real-tower": partial(adjoint_table, adjoint.real_tower),
     "adjoint-alternatives": partial(adjoint_table, adjoint.alternatives),
+    "towers": partial(towers_table, "towers-cpu"),
+    "presets": partial(presets_table, "presets-cpu"),
+    "ablation-scenes": partial(ablation_table, "scenes"),
+    "ablation-digits": partial(ablation_table, "digits"),
+    "questions": questions_table,
+    "segments": partial(adjoint_table, adjoint.segments),
     "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),
 }
 PAGES = {
@@ -261,6 +338,8 @@ PAGES = {
     "docs/kernels.md": "../bench/results",
     "docs/formats.md": "../bench/results",
     "docs/adjoint.md": "../bench/results",
+    "docs/towers.md": "../bench/results",
+    "docs/results.md": "../bench/results",
 }
 """Each page with its way to the results."""
 

@@ -149,7 +149,7 @@ class _Grid:
             lost = sum(row["lost"] for row in mine)
             students += [dict.fromkeys(measured, 0.0)] * lost
             (run, *_) = (run for run in runs if (run.method, run.pairs) == (method, pairs))
-            more = {"tuned": _tuned(run), "lost": str(lost), **_cost(mine)}
+            more = {"tuned": tuned(run), "lost": str(lost), **_cost(mine)}
             found.append(Row(method, Scores(tuple(students), mine[0]["provenance"]), pairs, more=more))
         for name in dict.fromkeys(run.method for run in full):
             mine = [self.found[run] for run in full if run.method == name]
@@ -159,7 +159,7 @@ class _Grid:
         return found
 
 
-def _tuned(run: Run) -> str:
+def tuned(run: Run) -> str:
     """What was tuned of a method, and whether the best lies at an end of what was tried."""
     if run.method in methods():
         return f"rates × {run.factor:.2g}{' (end)' if run.factor in (FACTORS[0], FACTORS[-1]) else ''}"

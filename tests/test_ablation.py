@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from statistics import mean
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
 
+from bench import ablation as table
 from ptmst import EvaluateConfig, TrajectoryStore, ablation, evaluate, pool
 from ptmst.ablation import FACTORS, REAL_LOSSES, REAL_LR, RESULTS, Run, ablate, evaluation, settings
 from ptmst.baselines import subset
@@ -167,3 +170,35 @@ def test_another_grid_is_refused(grid: AblateConfig, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match=r"expected an ablation of these settings, found another"):
         ablate(grid, "ptmst ablate")
     assert (grid.out / RESULTS).read_bytes() == before
+
+
+def test_the_page_shows_the_numbers_of_the_grid(grid: AblateConfig, tmp_path: Path) -> None:
+    (tmp_path / "ablation-scenes.json").write_bytes((grid.out / RESULTS).read_bytes())
+    test = [row for row in recorded(grid) if row["run"]["split"] == "test"]
+
+    def recalls(method: str) -> list[float]:
+        return [float(s["mean"]) for row in test if row["run"]["method"] == method for s in row["students"]]
+
+    lines = table.methods(tmp_path, "scenes").splitlines()
+    for method, whole in (("lors", "all real pairs"), ("repblend", "all real pairs, heads alone")):
+        (line,) = (line for line in lines if line.startswith(f"| {method} "))
+        assert f"{mean(recalls(method)):.1f} ± {stdev(recalls(method)):.1f}" in line
+        assert f"| {100 * mean(recalls(method)) / mean(recalls(whole)):.0f} % |" in line
+    assert "2 seeds × 2 students" in lines[-1] and "`ptmst ablate`" in lines[-1]
+    asked = {"RepBlend or LoRS?": ("repblend", "lors")}
+    differences = [
+        mean(float(s["mean"]) for row in test for s in row["students"] if _is(row, "repblend", seed))
+        - mean(float(s["mean"]) for row in test for s in row["students"] if _is(row, "lors", seed))
+        for seed in range(2)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "QUESTIONS", asked)
+        (line,) = (line for line in table.questions(tmp_path, ["scenes", "digits"]).splitlines() if "LoRS?" in line)
+    half = 12.7062 * stdev(differences) / sqrt(2)
+    middle = mean(differences)
+    assert f"| scenes | {middle:+.1f} [{middle - half:+.1f}, {middle + half:+.1f}] |" in line
+    assert table.methods(tmp_path, "digits") == table.questions(tmp_path, ["digits"]) == "Not measured yet."
+
+
+def _is(row: dict[str, Any], method: str, seed: int) -> bool:
+    return (row["run"]["method"], row["run"]["seed"]) == (method, seed)

@@ -54,7 +54,7 @@ SGD = replace(
 But for η: its gradient has spikes a hundred times its median where a student's loop is unstable, and at a rate that
 moves it as Adam does they make it negative, whatever the side.
 """
-OPTIMISERS = {"adam": (BASE, (1 / 9, 1 / 3, 1.0, 3.0)), "sgd": (SGD, (0.2, 1.0, 5.0))}
+OPTIMISERS = {"adam": (BASE, (1 / 9, 1 / 3, 1.0, 3.0)), "sgd": (SGD, (0.04, 0.2, 1.0, 5.0))}
 """Base settings, and factors of all leaf rates but η's that are tried."""
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ptmst import DataConfig, EvaluateConfig, Scores, distill, evaluate, load_pairs, train_teachers, write_scenes
 from ptmst.data import denormalise
+from ptmst.data.sources import source_of
 from ptmst.errors import InputError
 from tiny import DISTILL, teach_config
 
@@ -66,6 +67,15 @@ def test_a_published_layout_is_read(tmp_path: Path, name: str) -> None:
     with Image.open(tmp_path / three) as picture:
         expected = np.asarray(picture.resize((8, 8), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert np.array_equal(denormalise(test.images(torch.tensor([0])))[0].numpy(), expected)
+
+
+def test_cc3m_is_evaluated_on_the_first_ten_thousand(tmp_path: Path) -> None:
+    entries = [{"image": f"GCC_train_{i}.jpg", "caption": f"number {i}"} for i in range(10_002)]
+    for split, count in (("train", 10_002), ("val", 10_000), ("test", 10_000)):
+        lay_json(tmp_path / f"cc3m_captions_{split}.json", entries)
+        found = source_of("cc3m").read(tmp_path, split)
+        assert list(found.image_names) == [f"GCC_train_{i}.jpg" for i in range(count)]
+        assert list(found.captions) == [f"number {i}" for i in range(count)]
 
 
 def whole(*images: tuple[str, str], **more: str) -> dict[str, object]:

@@ -1,0 +1,126 @@
+"""The tables of docs/results.md, made from what `ptmst ablate` has measured."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from bench.adjoint.tables import Interval, paired
+
+QUESTIONS = {
+    "Do phases help, on shortcuts?": ("ptm-st", "st"),
+    "Does the shortcut help, in phases?": ("ptm-st", "ptm"),
+    "Phases alone against LoRS": ("ptm", "lors"),
+    "A shortcut alone against LoRS": ("st", "lors"),
+    "Both against LoRS": ("ptm-st", "lors"),
+    "Both against RepBlend": ("ptm-st", "repblend"),
+    "The damped adjoint on top": ("ptmst", "ptm-st"),
+}
+"""What is asked of each data set: one method against another."""
+NOT_YET = "Not measured yet."
+Rows = list[dict[str, Any]]
+
+
+def read(results: Path, data: str) -> dict[str, Any] | None:
+    """An ablation, or none where it was not run."""
+    file = results / f"ablation-{data}.json"
+    found: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+    return found
+
+
+def recalls(rows: Rows) -> list[float]:
+    """Mean recall of every student; 0 for one that diverged."""
+    return [v for row in rows for v in [*(student["mean"] for student in row["students"]), *[0.0] * row["lost"]]]
+
+
+def measured(found: dict[str, Any]) -> dict[tuple[str, int], Rows]:
+    """Runs on test by method and pairs; 0 pairs are all real ones."""
+    cells: dict[tuple[str, int], Rows] = defaultdict(list)
+    for row in found["rows"]:
+        if row["run"]["split"] == "test":
+            cells[row["run"]["method"], row["run"]["pairs"]].append(row)
+    return cells
+
+
+def methods(results: Path, data: str) -> str:
+    """A row a method: recall by number of pairs, share of all real pairs, what was tuned and what it cost."""
+    found = read(results, data)
+    if found is None:
+        return NOT_YET
+    cells = measured(found)
+    sizes = sorted({pairs for _, pairs in cells if pairs})
+    names = list(dict.fromkeys(name for name, pairs in cells if pairs))
+    full = {name: mean(recalls(rows)) for (name, pairs), rows in cells.items() if not pairs}
+    lines = [
+        f"| method | {' | '.join(f'{size} pairs' for size in sizes)} | of all | tuned | lost | s | GB |",
+        f"|---|{'--:|' * (len(sizes) + 1)}---|--:|--:|--:|",
+    ]
+    best = {size: max(mean(recalls(cells[name, size])) for name in names) for size in sizes}
+    for name in names:
+        values = [recalls(cells[name, size]) for size in sizes]
+        shown = [f"{mean(one):.1f} ± {stdev(one):.1f}" for one in values]
+        shown = [f"**{text}**" if mean(v) == best[s] else text for text, v, s in zip(shown, values, sizes, strict=True)]
+        largest = cells[name, sizes[-1]]
+        frozen = largest[0]["provenance"]["freeze_tower"]
+        whole = full["all real pairs, heads alone" if frozen else "all real pairs"]
+        lost = sum(row["lost"] for size in sizes for row in cells[name, size])
+        shown += [f"{100 * mean(values[-1]) / whole:.0f} %", _tuned(largest[0]), str(lost)]
+        shown += [_mean(largest, "seconds", 1, ".0f"), _mean(largest, "peak bytes", 1e9, ".2f")]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    for name in full:
+        values = recalls(cells[name, 0])
+        lines.append(f"| {name} | {'| ' * (len(sizes) - 1)}{mean(values):.1f} ± {stdev(values):.1f} | 100 % | | | | |")
+    settings, machine = found["settings"], found["machine"]
+    seeds = len({row["run"]["seed"] for row in found["rows"] if row["run"]["split"] == "test"})
+    config = largest[0]["provenance"]["config"]
+    students = f"{seeds} seeds × {config['students']} students"
+    evaluated = f"protocol {config['protocol']}, selection {config['select']}"
+    lines += [
+        "",
+        f"Mean recall on test in percent, mean ± standard deviation over {students}, {evaluated}; a student that "
+        "diverged counts as 0 and is among the lost. Of all: at the most pairs, against all real pairs with the same "
+        "layers trained. Tuned on val: the factor of all leaf rates but η's, or loss and η of real pairs; (end) is an "
+        "end of the grid. CPU seconds of a distillation and memory of its process at the most pairs. "
+        f"{settings['distill']['steps']} outer steps a phase of two, or all in one. `{found['command']}` on "
+        f"{machine['cpu']}, one thread a run; torch {found['versions']['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def questions(results: Path, sets: Sequence[str]) -> str:
+    """Differences in mean recall, paired by seed."""
+    found = {data: one for data in sets if (one := read(results, data)) is not None}
+    if not found:
+        return NOT_YET
+    sizes = sorted({pairs for one in found.values() for _, pairs in measured(one) if pairs})
+    lines = [
+        f"| question | difference | data | {' | '.join(f'{size} pairs' for size in sizes)} |",
+        f"|---|---|---|{'--:|' * len(sizes)}",
+    ]
+    for question, (one, other) in QUESTIONS.items():
+        for data, ablation in found.items():
+            cells = measured(ablation)
+            shown = []
+            for size in sizes:
+                mine, its = ({r["run"]["seed"]: mean(recalls([r])) for r in cells[name, size]} for name in (one, other))
+                differences = paired(mine, its)
+                shown.append(str(Interval.of(differences)) if differences else "–")
+            lines.append(f"| {question} | {one} − {other} | {data} | {' | '.join(shown)} |")
+    lines += ["", "Points of mean recall on test; 95 % intervals of Student's t over seeds, each line by itself."]
+    return "\n".join(lines)
+
+
+def _tuned(row: dict[str, Any]) -> str:
+    from ptmst.ablation import Run, tuned
+    from ptmst.config import from_json
+
+    return tuned(from_json(Run, row["run"]))
+
+
+def _mean(rows: Rows, key: str, unit: float, form: str) -> str:
+    values = [row[key] for row in rows if row.get(key)]
+    return f"{mean(values) / unit:{form}}" if values else ""
