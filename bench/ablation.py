@@ -62,7 +62,7 @@ def methods(results: Path, data: str) -> str:
     best = {size: max(mean(recalls(cells[name, size])) for name in names) for size in sizes}
     for name in names:
         values = [recalls(cells[name, size]) for size in sizes]
-        shown = [f"{mean(one):.1f} ± {stdev(one):.1f}" for one in values]
+        shown = [f"{mean(v):.1f} ± {stdev(v):.1f}" for v in values]
         shown = [f"**{text}**" if mean(v) == best[s] else text for text, v, s in zip(shown, values, sizes, strict=True)]
         largest = cells[name, sizes[-1]]
         frozen = largest[0]["provenance"]["freeze_tower"]
@@ -72,8 +72,8 @@ def methods(results: Path, data: str) -> str:
         shown += [_mean(largest, "seconds", 1, ".0f"), _mean(largest, "peak bytes", 1e9, ".2f")]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     for name in full:
-        values = recalls(cells[name, 0])
-        lines.append(f"| {name} | {'| ' * (len(sizes) - 1)}{mean(values):.1f} ± {stdev(values):.1f} | 100 % | | | | |")
+        every = recalls(cells[name, 0])
+        lines.append(f"| {name} | {'| ' * (len(sizes) - 1)}{mean(every):.1f} ± {stdev(every):.1f} | 100 % | | | | |")
     settings, machine = found["settings"], found["machine"]
     seeds = len({row["run"]["seed"] for row in found["rows"] if row["run"]["split"] == "test"})
     config = largest[0]["provenance"]["config"]
@@ -101,15 +101,15 @@ def questions(results: Path, sets: Sequence[str]) -> str:
         f"| question | difference | data | {' | '.join(f'{size} pairs' for size in sizes)} |",
         f"|---|---|---|{'--:|' * len(sizes)}",
     ]
-    for question, (one, other) in QUESTIONS.items():
+    for question, names in QUESTIONS.items():
         for data, ablation in found.items():
             cells = measured(ablation)
             shown = []
             for size in sizes:
-                mine, its = ({r["run"]["seed"]: mean(recalls([r])) for r in cells[name, size]} for name in (one, other))
+                mine, its = ({r["run"]["seed"]: mean(recalls([r])) for r in cells[name, size]} for name in names)
                 differences = paired(mine, its)
                 shown.append(str(Interval.of(differences)) if differences else "–")
-            lines.append(f"| {question} | {one} − {other} | {data} | {' | '.join(shown)} |")
+            lines.append(f"| {question} | {' − '.join(names)} | {data} | {' | '.join(shown)} |")
     lines += ["", "Points of mean recall on test; 95 % intervals of Student's t over seeds, each line by itself."]
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench import ablation
 from bench.adjoint import tables as adjoint
+from bench.adjoint.cells import DATA
 from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
 from ptmst.results import HEADINGS
 
@@ -297,7 +298,7 @@ def ablation_table(data: str, folder: str) -> str:
 
 def questions_table(folder: str) -> str:
     """What the ablations answer."""
-    return ablation.questions(RESULTS, adjoint.DATA)
+    return ablation.questions(RESULTS, DATA)
 
 
 Table = Callable[[str], str]
@@ -329,7 +330,8 @@ TABLES: dict[str, Table] = {
     "ablation-scenes": partial(ablation_table, "scenes"),
     "ablation-digits": partial(ablation_table, "digits"),
     "questions": questions_table,
-    "segments": partial(adjoint_table, adjoint.segments),
+    "adjoint-segments": partial(adjoint_table, adjoint.segments),
+    "adjoint-combination": partial(adjoint_table, adjoint.combination),
     "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),
 }
 PAGES = {

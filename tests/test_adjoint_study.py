@@ -257,7 +257,8 @@ def test_the_best_side_is_chosen_on_val_in_units_of_the_truncated_forms() -> Non
 
 def test_rates_are_chosen_on_val_and_divergence_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, factors = plans.OPTIMISERS["sgd"]
-    values: dict[float, list[float | None]] = {factors[0]: [4.0, 4.0], factors[1]: [9.0, None], factors[2]: [1.0, 1.0]}
+    recalls: list[list[float | None]] = [[4.0, 4.0], [9.0, None], [1.0, 1.0], [1.0, 1.0]]
+    values = dict(zip(factors, recalls, strict=True))
     rows = [
         row(cell("scenes", seed, f"sgd × {factor:.2g}", EXACT, with_rates(base, factor)), value)
         for factor, seeds in values.items()

@@ -15,6 +15,7 @@ from bench.adjoint.cells import BASE, DATA, EXACT, STUDENTS, TRUNCATED, Cell, Fo
 from ptmst import config as configs
 from ptmst.config import DistillConfig, LeafRates, Phase
 from ptmst.errors import InputError
+from ptmst.presets import in_one_phase
 
 SHARES, CLIPS = (0.25, 0.5, 0.75, 1.0), (None, 1.0, 2.0)
 SCREENED = [TRUNCATED, *(Side(adjoint=share, clip=clip) for share in SHARES for clip in CLIPS)]
@@ -179,6 +180,19 @@ def real_tower(results: Path) -> list[Cell]:
     ]
 
 
+def combination(results: Path) -> list[Cell]:
+    """The best form on shortcuts, in one phase or two, with and without blending: equal outer steps in all."""
+    side = confirmed(results)[1]
+    two = replace(BASE, **PTM_ST)
+    return [
+        cell(data, seed, f"{name}{', blended' if blend else ''}", side, replace(base, blend=blend))
+        for seed in (40, 41, 42)
+        for data in DATA
+        for name, base in (("two phases", two), ("one phase", in_one_phase(two)))
+        for blend in (0.0, 1.0)
+    ]
+
+
 SEGMENTS = (0, 1, 2, 4, 6, 8)
 """Epochs that a matched span of one epoch starts from."""
 
@@ -206,6 +220,7 @@ PLANS: dict[str, Callable[[Path], list[Cell]]] = {
     "why": reasons,
     "real-tower": real_tower,
     "segments": segments,
+    "combination": combination,
 }
 
 

@@ -227,6 +227,30 @@ def segments(results: Path) -> str:
     return "\n".join([*lines, "", _source(found, about)])
 
 
+def combination(results: Path) -> str:
+    """What goes with the damped adjoint, on val, on which it is chosen, and on test."""
+    found = read(results, "combination")
+    if found is None:
+        return _NOT_YET
+    lines = [
+        f"| setting | {' | '.join(f'{data}, {split}' for data in DATA for split in ('val', 'test'))} |",
+        f"|---|{'--:|' * (2 * len(DATA))}",
+    ]
+    for setting in dict.fromkeys(row["cell"]["setting"] for row in found["rows"]):
+        cells = []
+        for data in DATA:
+            mine = [r for r in found["rows"] if (r["cell"]["data"], r["cell"]["setting"]) == (data, setting)]
+            for split in ("val", "test"):
+                values = [value for row in mine for value in scored(row, "per-phase", split)]
+                cells.append(f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else "–")
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
+    about = (
+        "Mean recall in percent, mean ± standard deviation over the students of three seeds; shortcut trajectories, 50 "
+        f"pairs, 400 outer steps in all, {side_of(found['rows'][0]).label}."
+    )
+    return "\n".join([*lines, "", _source(found, about)])
+
+
 def real_tower(results: Path) -> str:
     found = read(results, "real-tower")
     if found is None:
