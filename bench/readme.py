@@ -206,31 +206,31 @@ def towers_table(name: str, folder: str) -> str:
     if not (RESULTS / f"{name}.json").exists():
         return ablation.NOT_YET
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    rows = {(row["tower"], row["compiled"]): row for row in found["rows"]}
     lines = ["| `--encoder.image-tower` | size | width | eager | compiled |", "|---|--:|--:|---|---|"]
-    for row in found["rows"]:
-        size = f"{row['image size']} | {row['width']}" if "width" in row else " | "
-        lines.append(f"| `{row['tower']}` | {size} | {_tower_cell(row, '')} | {_tower_cell(row, ', compiled')} |")
+    for (tower, compiled), row in rows.items():
+        if not compiled:
+            size = f"{row['image size']} | {row['width']}" if "width" in row else " | "
+            other = _tower_cell(rows[tower, True]) if (tower, True) in rows else ""
+            lines.append(f"| `{tower}` | {size} | {_tower_cell(row)} | {other} |")
     environment = found["environment"]
     lines += [
         "",
-        "An entry is the relative distance from double backward in float32, the greater of the two ways; *keep "
-        "primals* means that only `keep = primals` works; an empty entry was not tried. "
+        "An entry is the relative distance from double backward in float32, the greater of `keep = path` and `keep = "
+        "primals` (one of them where compiled); *keep primals*: that alone works; an empty entry was not tried. "
         f"`{environment['command']}` on {environment['cpu']}; torch {environment['torch']} "
         f"([raw]({folder}/{name}.json)).",
     ]
     return "\n".join(lines)
 
 
-def _tower_cell(row: dict[str, Any], way: str) -> str:
-    if not way and "refused" in row:
-        return f"no: {row['refused']}"
-    if not way and "primals, refused" in row:
-        return f"no: {row['primals, refused']}"
-    failed = [key for key in (f"path{way}", f"primals{way}") if f"{key}, refused" in row]
-    errors = [row[key] for key in (f"path{way}", f"primals{way}") if key in row]
+def _tower_cell(row: dict[str, Any]) -> str:
+    keeps = ("path", "primals")
+    reasons = [row[key] for key in ("refused", *(f"{keep}, refused" for keep in keeps)) if key in row]
+    errors = [row[keep] for keep in keeps if keep in row]
     if not errors:
-        return f"no: {row[f'{failed[0]}, refused']}" if failed else ""
-    return f"{max(errors):.0e}{', keep primals' if f'path{way}' not in row else ''}"
+        return f"no: {reasons[0]}"
+    return f"{max(errors):.0e}{', keep primals' if 'path, refused' in row else ''}"
 
 
 def presets_table(name: str, folder: str) -> str:

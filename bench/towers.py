@@ -10,11 +10,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ptmst.allocator import keep_freed_memory
+from ptmst.config import Keep
 
 TOWERS = (
     "convnet",
@@ -30,7 +30,7 @@ TOWERS = (
     "open_clip:ViT-B-16-SigLIP",
     "open_clip:RN50",
 )
-"""Those that are proven both ways."""
+"""Those that are proven eager and compiled."""
 FAMILIES = (
     "timm:resnet50_gn",
     "timm:resnetv2_50",
@@ -76,18 +76,22 @@ FAMILIES = (
 )
 """One of each family, tried as they are."""
 BATCH, TEXT_WIDTH = 2, 6
+KEEPS: tuple[Keep, ...] = ("path", "primals")
 
 
-def measure(tower: str, both: bool) -> dict[str, Any]:
+def measure(tower: str, compiled: bool) -> dict[str, Any]:
     """How far derivatives are from double backward, and the reason where there are none."""
+    import torch
+
     from ptmst.config import DataConfig, EncoderConfig
+    from ptmst.derivatives import underivable
     from ptmst.encoders import ProjectionHead
     from ptmst.errors import InputError
     from ptmst.flat import Student
     from ptmst.towers import image_tower, prepared
 
     encoder = EncoderConfig(image_tower=tower)
-    row: dict[str, Any] = {"tower": tower}
+    row: dict[str, Any] = {"tower": tower, "compiled": compiled}
     try:
         data = prepared(DataConfig(), encoder)
         assert data.image_size is not None
@@ -95,59 +99,57 @@ def measure(tower: str, both: bool) -> dict[str, Any]:
         student = Student.from_modules(module, ProjectionHead(TEXT_WIDTH, width))
     except InputError as error:
         return row | {"refused": str(error)}
+    size = data.image_size
     row |= {"parameters": sum(p.numel() for p in module.parameters()), "width": width}
-    row |= {"image size": data.image_size, "mean": data.mean, "std": data.std}
-    return row | _derivatives(student, data.image_size, both)
+    row |= {"image size": size, "mean": data.mean, "std": data.std}
+    draw = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(BATCH, 3, size, size, generator=draw), torch.randn(BATCH, TEXT_WIDTH, generator=draw)
+    for keep in KEEPS:
+        reason = underivable(student, keep, True, images, texts)
+        if reason is not None:
+            row[f"{keep}, refused"] = reason
+    possible = [keep for keep in KEEPS if f"{keep}, refused" not in row]
+    # Compilation takes minutes: one way of the two stands for both.
+    return row | _errors(student, images, texts, possible[:1] if compiled else possible, compiled)
 
 
-def _derivatives(student: Any, size: int, both: bool) -> dict[str, Any]:
+def _errors(student: Any, images: Any, texts: Any, keeps: list[Keep], compiled: bool) -> dict[str, Any]:
+    """Relative distance from double backward, way by way."""
     import torch
 
     from ptmst.compilation import compiler
-    from ptmst.derivatives import Batch, derivatives, underivable
+    from ptmst.derivatives import Batch, derivatives
 
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(BATCH, 3, size, size, generator=draw)
-    texts, theta = torch.randn(BATCH, TEXT_WIDTH, generator=draw), student.flatten()
+    if not keeps:
+        return {}
+    draw = torch.Generator().manual_seed(1)
+    theta = student.flatten()
     # Some towers have weights that start at zero, behind which no gradient is seen.
     theta = theta + 1e-3 * torch.randn(len(theta), generator=draw)
     batch, lr = Batch(images, texts, torch.eye(BATCH) * 0.8 + 0.1), torch.tensor([0.1, 0.05])
     direction = torch.randn(len(theta), generator=draw)
-    found: dict[str, Any] = {}
-    for keep in ("path", "primals"):
-        reason = underivable(student, keep, True, images, texts)
-        if reason is not None:
-            found[f"{keep}, refused"] = reason
-    if "primals, refused" in found:
-        return found
-    # Reverse over reverse, by autograd alone, is what the others are compared with.
+    # Reverse over reverse, by autograd alone.
     expected = _double_backward(student, theta, batch, direction)
-
-    def error(ours: Any) -> float:
-        return max(
-            float((value - getattr(ours, name)).norm() / value.norm())
+    found: dict[str, Any] = {}
+    for keep in keeps:
+        compile = compiler("on", images.device) if compiled else None
+        way = derivatives(student, "wbce", 0.07, in_theta=True, keep=keep, chunk=None, compiler=compile)
+        began = time.perf_counter()
+        try:
+            with torch.no_grad():
+                along = way.step(theta, lr, lambda: batch).along(direction)
+        except Exception as failed:
+            if not compiled:
+                raise
+            found[f"{keep}, refused"] = f"{type(failed).__name__}: {str(failed).splitlines()[0]}"
+            continue
+        found[keep] = max(
+            float((value - getattr(along, name)).norm() / value.norm())
             for name, value in expected.items()
             if float(value.norm()) > 0
         )
-
-    def run(keep: Any, compile: Callable[..., Any] | None) -> tuple[float, float]:
-        way = derivatives(student, "wbce", 0.07, in_theta=True, keep=keep, chunk=None, compiler=compile)
-        began = time.perf_counter()
-        with torch.no_grad():
-            along = way.step(theta, lr, lambda: batch).along(direction)
-        return error(along), time.perf_counter() - began
-
-    for keep in ("path", "primals"):
-        if f"{keep}, refused" not in found:
-            found[keep] = run(keep, None)[0]
-    if both:
-        for keep in ("path", "primals"):
-            if f"{keep}, refused" in found:
-                continue
-            try:
-                found[f"{keep}, compiled"], found[f"{keep}, s to compile"] = run(keep, compiler("on", images.device))
-            except Exception as failed:  # whatever the compiler makes of a tower
-                found[f"{keep}, compiled, refused"] = f"{type(failed).__name__}: {str(failed).splitlines()[0]}"
+        if compiled:
+            found["seconds"] = time.perf_counter() - began
             torch.compiler.reset()
     return found
 
@@ -175,15 +177,14 @@ def main() -> int:
     from bench.measure import environment
     from ptmst import files, progress
 
-    every = [*TOWERS, *FAMILIES]
+    every = [*((tower, False) for tower in (*TOWERS, *FAMILIES)), *((tower, True) for tower in TOWERS)]
     rows: list[dict[str, Any]] = json.loads(asked.json.read_text())["rows"] if asked.json.exists() else []
-    left = [tower for tower in every if tower not in {row["tower"] for row in rows}]
+    left = [one for one in every if one not in {(row["tower"], row["compiled"]) for row in rows}]
     with progress.bar("towers", len(every), len(rows)) as bar:
-        for tower in left:
-            rows.append(measure(tower, tower in TOWERS))
-            rows.sort(key=lambda row: every.index(row["tower"]))
+        for tower, compiled in left:
+            rows.append(measure(tower, compiled))
             files.write_json(asked.json, {"environment": environment(torch.device("cpu")), "rows": rows})
-            bar.advance(tower)
+            bar.advance(f"{tower}{', compiled' if compiled else ''}")
     return 0
 
 
