@@ -174,9 +174,7 @@ def real_tower(results: Path) -> list[Cell]:
     """A tower of timm's at 64 px on scenes: the truncated form against the best."""
     sides = confirmed(results)[:2]
     return [
-        cell("scenes", seed, "nf_regnet_b0, 64 px", side, BASE, forms=FORMS, tower="timm")
-        for seed in (30, 31)
-        for side in sides
+        cell("scenes", seed, "nf_regnet_b0, 64 px", side, BASE, tower="timm") for seed in (30, 31) for side in sides
     ]
 
 
