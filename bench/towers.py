@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ptmst.allocator import keep_freed_memory
 from ptmst.config import Keep
 
 TOWERS = (
@@ -79,8 +78,8 @@ BATCH, TEXT_WIDTH = 2, 6
 KEEPS: tuple[Keep, ...] = ("path", "primals")
 
 
-def measure(tower: str, compiled: bool) -> dict[str, Any]:
-    """How far derivatives are from double backward, and the reason where there are none."""
+def measure(asked: tuple[str, bool]) -> dict[str, Any]:
+    """How far a tower's derivatives, eager or compiled, are from double backward, and why where there are none."""
     import torch
 
     from ptmst.config import DataConfig, EncoderConfig
@@ -90,6 +89,7 @@ def measure(tower: str, compiled: bool) -> dict[str, Any]:
     from ptmst.flat import Student
     from ptmst.towers import image_tower, prepared
 
+    tower, compiled = asked
     encoder = EncoderConfig(image_tower=tower)
     row: dict[str, Any] = {"tower": tower, "compiled": compiled}
     try:
@@ -170,19 +170,18 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="python -m bench.towers", description=__doc__)
     options.add_argument("--json", type=Path, required=True, metavar="FILE", help="results")
     asked = options.parse_args()
-    keep_freed_memory()
-
     import torch
 
     from bench.measure import environment
-    from ptmst import files, progress
+    from ptmst import files, pool, progress
 
     every = [*((tower, False) for tower in (*TOWERS, *FAMILIES)), *((tower, True) for tower in TOWERS)]
     rows: list[dict[str, Any]] = json.loads(asked.json.read_text())["rows"] if asked.json.exists() else []
     left = [one for one in every if one not in {(row["tower"], row["compiled"]) for row in rows}]
     with progress.bar("towers", len(every), len(rows)) as bar:
         for tower, compiled in left:
-            rows.append(measure(tower, compiled))
+            # In a process of its own: what torch and its compiler keep of all towers would fill any memory.
+            rows += pool.completed(measure, [(tower, compiled)], workers=1)
             files.write_json(asked.json, {"environment": environment(torch.device("cpu")), "rows": rows})
             bar.advance(f"{tower}{', compiled' if compiled else ''}")
     return 0
