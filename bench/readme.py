@@ -229,7 +229,7 @@ def _tower_cell(row: dict[str, Any]) -> str:
     reasons = [row[key] for key in ("refused", *(f"{keep}, refused" for keep in keeps)) if key in row]
     errors = [row[keep] for keep in keeps if keep in row]
     if not errors:
-        return f"no: {reasons[0]}"
+        return f"no: {reasons[-1]}"
     return f"{max(errors):.0e}{', keep primals' if 'path, refused' in row else ''}"
 
 
@@ -330,6 +330,7 @@ TABLES: dict[str, Table] = {
     "ablation-scenes": partial(ablation_table, "scenes"),
     "ablation-digits": partial(ablation_table, "digits"),
     "questions": questions_table,
+    "adjoint-neighbours": partial(adjoint_table, adjoint.neighbours),
     "adjoint-segments": partial(adjoint_table, adjoint.segments),
     "adjoint-combination": partial(adjoint_table, adjoint.combination),
     "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),

@@ -251,6 +251,27 @@ def combination(results: Path) -> str:
     return "\n".join([*lines, "", _source(found, about)])
 
 
+def neighbours(results: Path) -> str:
+    """The paper's measure of oscillation: gradients of start points side by side, in the truncated form."""
+    found = read(results, "why")
+    if found is None:
+        return _NOT_YET
+    states = found["rows"][0]["states"]
+    starts = range(len(next(iter(states.values()))[TRUNCATED.label]["neighbours"]["norm"]))
+    lines = [f"| pairs | | {' | '.join(map(str, starts))} |", f"|---|---|{'--:|' * len(starts)}"]
+    for state in states:
+        rows = [row["states"][state][TRUNCATED.label]["neighbours"] for row in found["rows"]]
+        for name, title, form in (("cosine", "cosine with the next", ".2f"), ("norm", "norm", ".3f")):
+            cells = [f"{mean(column):{form}}" for column in zip(*(row[name] for row in rows), strict=True)]
+            cells += [""] * (len(starts) - len(cells))
+            lines.append(f"| {state} | {title} | {' | '.join(cells)} |")
+    about = (
+        "By start point of the one epoch that is matched: cosine of the images' gradient with that of the next one, "
+        "batches alike, and its norm; truncated form, means over data sets, seeds and four draws each."
+    )
+    return "\n".join([*lines, "", _source(found, about)])
+
+
 def real_tower(results: Path) -> str:
     found = read(results, "real-tower")
     if found is None:
