@@ -14,8 +14,8 @@ from bench.adjoint.tables import Interval, paired
 QUESTIONS = {
     "Do phases help, on shortcuts?": ("ptm-st", "st"),
     "Does the shortcut help, in phases?": ("ptm-st", "ptm"),
-    "Phases alone against LoRS": ("ptm", "lors"),
-    "A shortcut alone against LoRS": ("st", "lors"),
+    "Do phases help, on raw trajectories?": ("ptm", "base"),
+    "Does a shortcut help, in one phase?": ("st", "base"),
     "Both against LoRS": ("ptm-st", "lors"),
     "Both against RepBlend": ("ptm-st", "repblend"),
     "The damped adjoint on top": ("ptmst", "ptm-st"),

@@ -66,7 +66,10 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
         gradient = step(span, pairs, batches, mixing)
         seconds = time.perf_counter() - began
     assert all(bool(torch.isfinite(one).all()) for one in gradient.grads.values())
-    kept = len(found.teach.kept_endpoints)
+    kept, groups = len(found.teach.kept_endpoints), dict(zip(layers.group_names, layers.group_sizes, strict=True))
+    # Experts share the start of a trained tower, and no heads.
+    shared = 0 if frozen else groups["image"]
+    bases = shared + found.teach.experts * (layers.num_params - shared)
     return {
         "preset": name,
         "tower": found.teach.encoder.image_tower,
@@ -79,7 +82,7 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
         "parameters": layers.num_params,
         "outer steps": config.steps * len(config.phases),
         "experts": found.teach.experts,
-        "store bytes by arithmetic": found.teach.experts * layers.num_params * (4 + 2 * kept),
+        "store bytes by arithmetic": 4 * bases + 2 * kept * found.teach.experts * layers.num_params,
         "seconds": seconds,
         "peak bytes": sum(peak),
         "matching loss": float(gradient.loss),

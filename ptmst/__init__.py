@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ptmst.baselines import random_pairs as random_pairs
+    from ptmst.baselines import subset as subset
     from ptmst.config import DataConfig as DataConfig
     from ptmst.config import DistillConfig as DistillConfig
     from ptmst.config import EncoderConfig as EncoderConfig
@@ -72,6 +73,7 @@ _HOME = {
     "outer_gradient": "unroll",
     "random_pairs": "baselines",
     "retrieval_recall": "evaluation",
+    "subset": "baselines",
     "train_teachers": "teachers",
     "write_digits": "data",
     "write_scenes": "data",

@@ -9,13 +9,22 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from ptmst import config as configs
 from ptmst import files, pool, progress
 from ptmst.allocator import peak_memory
-from ptmst.baselines import Selection, subset
-from ptmst.config import AblateConfig, DataConfig, DistillConfig, EvaluateConfig, Experiment, LossKind, Phase
+from ptmst.baselines import subset
+from ptmst.config import (
+    AblateConfig,
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    Experiment,
+    LossKind,
+    Phase,
+    Selection,
+)
 from ptmst.data import write_rendered
 from ptmst.distillation import distill, shared_outer_step
 from ptmst.distilled import DistilledSet, versions
@@ -65,16 +74,17 @@ def ablate(config: AblateConfig, command: str) -> list[Row]:
             raise InputError(f"methods: expected methods, found {name}{configs.nearest(name, known)}")
     base = experiment(config.preset)
     _refuse_sizes(config, base)
+    seeds = range(config.seed, config.seed + config.seeds)
     with files.claimed(config.out, "an ablation"):
         grid = _Grid(config, base, command)
         grid.teach()
         best = grid.tuned()
         runs = [
             replace(best[method], pairs=pairs, seed=seed, split="test")
-            for seed, pairs, method in product(range(config.seeds), config.pairs, config.methods)
+            for seed, pairs, method in product(seeds, config.pairs, config.methods)
         ]
         names = [_FULL, *([_FULL_HEADS] if True in grid.ways else [])]
-        full = [Run(name, 0, seed) for name in names for seed in range(config.seeds)]
+        full = [Run(name, 0, seed) for name in names for seed in seeds]
         grid.run("ablate", [*full, *runs])
         return grid.rows(runs, full)
 
@@ -94,15 +104,23 @@ class _Grid:
         self.found: dict[Run, dict[str, Any]] = {}
         if self._file.exists():
             before = files.read_json(self._file, _KIND, _VERSION)
-            if any(before[key] != value for key, value in self._head.items()):
-                raise InputError(f"{config.out}: expected an ablation of these settings, found another; choose another")
+            # Methods may join and leave: what a grid has measured of the others stays true.
+            both = before["methods"].keys() & how.keys()
+            other = [key for key, value in self._head.items() if key != "methods" and before[key] != value]
+            other += sorted(name for name in both if before["methods"][name] != self._head["methods"][name])
+            if other:
+                raise InputError(
+                    f"{config.out}: expected an ablation of these settings, found one that differs in "
+                    f"{', '.join(other)}; choose another --out"
+                )
+            self._head["methods"] = before["methods"] | self._head["methods"]
             self.found = {configs.from_json(Run, row["run"]): row for row in before["rows"]}
 
     def teach(self) -> None:
         """The data, and the experts of every seed."""
         base, config = self._base, self._config
         write_rendered(replace(base.data, name=config.data, root=_data(config).root))
-        seeds = [*range(config.seeds), _TUNING_SEED]
+        seeds = [*range(config.seed, config.seed + config.seeds), _TUNING_SEED]
         wanted = [(config, base, seed, way) for seed in seeds for way in sorted(self.ways)]
         with progress.bar("experts", len(wanted)) as bar:
             for path in pool.completed(_teach, wanted, config.workers):
@@ -239,20 +257,21 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
     if run.method in methods():
         one = settings(base, run)
         store = TrajectoryStore.open(_store(config, run.seed, one.teach.encoder.freeze_tower))
-        how = replace(evaluation(base, [phase.pairs for phase in one.distill.phases]), loss=one.evaluate.loss)
+        how = replace(evaluation(base, [phase.pairs for phase in one.distill.phases]), loss=one.distill.loss)
         made, cost = _distilled(replace(one.distill, seed=run.seed, device="cpu"), store)
     else:
-        selection: Any = run.method
+        selection = cast(Selection, run.method)
         store = TrajectoryStore.open(_store(config, run.seed, False))
         how = replace(evaluation(base, [run.pairs]), loss=run.loss)
         began = time.process_time()
         with peak_memory() as peak:
-            made = subset(store, selection, run.pairs, run.lr, run.seed)
+            made = subset(store, selection, run.pairs, run.lr, run.seed, "cpu")
         cost = {"seconds": time.process_time() - began, "peak bytes": sum(peak)}
     how = replace(how, seed=run.seed, split=run.split, device="cpu")
     provenance = {
         "split": run.split,
         "config": configs.to_json(how),
+        "data_fingerprint": store.settings["data_fingerprint"],
         "freeze_tower": store.settings["encoder"]["freeze_tower"],
     }
     row |= {"provenance": provenance, **cost}

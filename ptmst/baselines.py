@@ -5,13 +5,15 @@ The careful ones see the data as the store's experts do. Each image has one capt
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ptmst import config as configs
+from ptmst import devices
+from ptmst.config import Device, Selection
 from ptmst.data import Pairs
 from ptmst.distilled import DistilledPhase, DistilledSet, versions
 from ptmst.errors import InputError
@@ -21,13 +23,14 @@ from ptmst.store import TrajectoryStore
 from ptmst.synthetic import SyntheticPairs
 from ptmst.teachers import real_pairs, student_of, tower_weights
 
-Selection = Literal["random", "herding", "kcenter", "forgetting"]
 _IMAGES_AT_ONCE = 256
 _TOGETHER = 128
 """Pairs among which one has to find its own to count as known: a teacher's batch."""
 
 
-def subset(store: TrajectoryStore, selection: Selection, count: int, lr: float, seed: int) -> DistilledSet:
+def subset(
+    store: TrajectoryStore, selection: Selection, count: int, lr: float, seed: int, device: Device = "auto"
+) -> DistilledSet:
     """`count` real pairs of the store's data, matched one to one, with student learning rate `lr` in every group.
 
     `herding` keeps the mean of the embeddings (Welling 2009), `kcenter` covers them (Sener & Savarese 2018),
@@ -42,13 +45,14 @@ def subset(store: TrajectoryStore, selection: Selection, count: int, lr: float, 
         raise InputError(
             f"selection: expected {', '.join(known)}, found {selection}{configs.nearest(selection, known)}"
         )
+    where = devices.pick(device)
     pairs, texts = real_pairs(store)
     _refuse_more(count, pairs)
     chosen = random_subset(pairs, seed, count if selection == "random" else len(pairs.image_names))
     if selection == "forgetting":
-        chosen = chosen[most_forgotten(_known(store, pairs, texts, chosen, seed))[:count]]
+        chosen = chosen[most_forgotten(_known(store, pairs, texts, chosen, seed, where))[:count]]
     elif selection != "random":
-        embeds = torch.cat(_embeddings(store, pairs, texts, chosen, seed, max(store.endpoints)), dim=1)
+        embeds = torch.cat(_embeddings(store, pairs, texts, chosen, seed, max(store.endpoints), where), dim=1)
         chosen = chosen[(herded if selection == "herding" else k_centers)(embeds, count)]
     rates = torch.full((store.layers.num_groups,), lr)
     images = pairs.images(pairs.image_of_text[chosen])
@@ -107,7 +111,9 @@ def most_forgotten(known: Tensor) -> Tensor:
     return forgotten.argsort(descending=True, stable=True)
 
 
-def _known(store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int) -> Tensor:
+def _known(
+    store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int, where: torch.device
+) -> Tensor:
     """bool [N, T]: whether a pair's image and text find each other among a batch of others, at every kept epoch."""
     if len(store.endpoints) < 2:
         raise InputError(
@@ -116,7 +122,7 @@ def _known(store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, 
         )
     columns = []
     for epoch in store.endpoints:
-        images, captions = _embeddings(store, pairs, texts, chosen, seed, epoch)
+        images, captions = _embeddings(store, pairs, texts, chosen, seed, epoch, where)
         found = []
         for z, t in zip(images.split(_TOGETHER), captions.split(_TOGETHER), strict=True):
             scores = z @ t.T
@@ -128,16 +134,16 @@ def _known(store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, 
 
 @torch.no_grad()
 def _embeddings(
-    store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int, epoch: int
+    store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int, epoch: int, where: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Normalised images and texts [N, H] of the chosen pairs, as one expert embeds them after an epoch."""
     numbers = sorted(store.experts)
     expert = store.expert(numbers[seed % len(numbers)], (epoch,))
-    theta, student = expert.raw().point(epoch), student_of(store, (seed, "student"))
-    images = torch.cat(
-        [student.embed_images(theta, pairs.images(some)) for some in pairs.image_of_text[chosen].split(_IMAGES_AT_ONCE)]
-    )
-    return F.normalize(images, dim=1), F.normalize(student.embed_texts(theta, texts[chosen]), dim=1)
+    theta, student = expert.raw().point(epoch).to(where), student_of(store, (seed, "student")).to(where)
+    batches = (pairs.images(some).to(where) for some in pairs.image_of_text[chosen].split(_IMAGES_AT_ONCE))
+    images = torch.cat([student.embed_images(theta, batch) for batch in batches])
+    captions = student.embed_texts(theta, texts[chosen].to(where))
+    return F.normalize(images, dim=1).cpu(), F.normalize(captions, dim=1).cpu()
 
 
 def _refuse_more(count: int, pairs: Pairs) -> None:

@@ -18,12 +18,14 @@ from ptmst import allocator, presets
 from ptmst import config as configs
 from ptmst.config import (
     AblateConfig,
+    Device,
     DistillConfig,
     Endpoints,
     EvaluateConfig,
     ImportConfig,
     Phase,
     RenderConfig,
+    Selection,
     TeachConfig,
 )
 from ptmst.errors import InputError
@@ -136,8 +138,49 @@ class Distill:
 
         if self.settings.out is None:
             raise InputError("out: expected a folder for the distilled set, found none; name one with --out")
-        distilled = distill(self.settings, TrajectoryStore.open(self.store), resume=self.resume)
-        say(f"{self.settings.out}: {distilled.num_pairs} pairs in {len(distilled)} phases")
+        store = TrajectoryStore.open(self.store)
+        if self.preset is not None:
+            frozen = presets.experiment(self.preset, self.config).teach.encoder.freeze_tower
+            found = store.settings.get("encoder", {}).get("freeze_tower", frozen)
+            if found != frozen:
+                kinds = {True: "a frozen", False: "a trained"}
+                raise InputError(
+                    f"{self.store}: expected experts on {kinds[frozen]} image tower, as preset {self.preset} has it, "
+                    f"found {kinds[found]} one; teach with the same preset"
+                )
+        distilled = distill(self.settings, store, resume=self.resume)
+        say(f"{self.settings.out}: {distilled.num_pairs} pairs in {len(distilled)} phase{'s' * (len(distilled) > 1)}")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Make a set of real pairs, chosen at random or with care: what a distilled set has to beat."""
+
+    store: Path
+    """Folder of a trajectory store: the pairs are its data's, seen as its experts see them."""
+    out: Path
+    """Folder to write the set to."""
+    selection: Selection = "random"
+    """random; herding keeps the mean of the embeddings; kcenter covers them; forgetting takes what experts forget."""
+    pairs: int = 100
+    """Real pairs, each of another image."""
+    lr: float = 0.1
+    """Learning rate of the students; the best on the val split is a fair choice."""
+    seed: int = 0
+    """Seed of every random draw."""
+    device: Device = "auto"
+    """Where embeddings are computed; auto is CUDA where there is one."""
+
+    def run(self) -> None:
+        from ptmst import checkpoints, distilled, files, store
+        from ptmst.baselines import subset
+
+        with files.claimed(self.out, "a set"):
+            if any((self.out / name).exists() for name in (distilled.INDEX, checkpoints.RUN, store.INDEX)):
+                raise InputError(f"{self.out}: holds a set, a run or a store already; choose another --out")
+            found = store.TrajectoryStore.open(self.store)
+            subset(found, self.selection, self.pairs, self.lr, self.seed, self.device).save(self.out)
+        say(f"{self.out}: {self.pairs} real pairs, {self.selection}")
 
 
 @dataclass(frozen=True)
@@ -180,7 +223,7 @@ class Report:
     """Write evaluated sets up: as one HTML page, or their recalls as CSV, JSON, Markdown or LaTeX."""
 
     sets: Positional[tuple[Path, ...]]
-    """Folders of distilled sets, or of a trajectory store, that `ptmst evaluate` has scored."""
+    """Folders of sets, or of a store, that `ptmst evaluate` has scored, and files of scores that it has written."""
     out: Path = Path("report.html")
     """File to write: .html for the page; .csv, .json, .md or .tex for the table alone."""
     title: str = "Distilled sets"
@@ -313,6 +356,7 @@ COMMANDS: dict[str, type] = {
     "data": Data,
     "teach": Teach,
     "distill": Distill,
+    "subset": Subset,
     "evaluate": Evaluate,
     "report": Report,
     "import": Import,

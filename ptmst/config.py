@@ -29,6 +29,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16"]
 Keep = Literal["nothing", "path", "primals"]
 Compile = Literal["auto", "on", "off"]
+Selection = Literal["random", "herding", "kcenter", "forgetting"]
+"""Of real pairs."""
 Endpoints = tuple[int, ...] | Literal["all"]
 Channels = tuple[float, float, float]
 
@@ -363,8 +365,8 @@ class EvaluateConfig:
     """Momentum of the student's SGD."""
     weight_decay: float = 5e-4
     """Weight decay of the student's SGD."""
-    loss: LossKind = "wbce"
-    """Loss of the student."""
+    loss: LossKind | None = None
+    """Loss of the student; none = the one that the set was distilled with, wbce where it was not distilled."""
     temperature: float = 0.07
     """Divisor of the cosine similarities."""
     seed: int = 0
@@ -396,6 +398,8 @@ class AblateConfig:
     """Sizes of the sets."""
     seeds: int = 5
     """Seeds: each has its own experts, initial pairs, batches and students."""
+    seed: int = 0
+    """The first of them."""
     preset: str = "ablation"
     """Preset of the other settings."""
     workers: int = 2

@@ -89,7 +89,7 @@ def _score_random(store: TrajectoryStore, count: int, config: EvaluateConfig) ->
     loss, lr = max(product(RANDOM_LOSSES, RANDOM_LR), key=lambda tried: score(0, tried[0], tried[1], "val").mean())
     found = [score(number, loss, lr, config.split) for number in range(config.students)]
     students = tuple(student for one in found for student in one.students)
-    return Scores(students, {"split": config.split, "loss": loss, "lr": lr, "config": found[0].provenance["config"]})
+    return Scores(students, {**found[0].provenance, "loss": loss, "lr": lr})
 
 
 def _record_results(path: Path, command: str, minutes: float, rows: list[Row]) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ptmst import config as configs
 from ptmst import devices, progress
-from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig
+from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, LossKind
 from ptmst.contrast import StudentLoss, student_loss
 from ptmst.data import Pairs
 from ptmst.distilled import DistilledSet
@@ -136,6 +136,7 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     longer finite.
     """
     configs.check(config)
+    config = replace(config, loss=loss_of(distilled, config))
     device = devices.pick(config.device)
     data = configs.from_json(DataConfig, distilled.settings["data"])
     data = replace(data, root=config.root) if config.root is not None else data
@@ -176,9 +177,16 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
         "config": recorded,
         "set": dict(distilled.provenance),
         "pairs": distilled.num_pairs,
+        "data_fingerprint": settings.get("data_fingerprint"),
         "freeze_tower": encoder.freeze_tower,
     }
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
+
+
+def loss_of(distilled: DistilledSet, config: EvaluateConfig) -> LossKind:
+    """The students' loss: the one that is asked for, or else the set's own."""
+    own: LossKind = distilled.provenance.get("config", {}).get("loss", "wbce")
+    return config.loss or own
 
 
 def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
@@ -205,6 +213,7 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
         "epochs": store.epochs,
         "pairs": len(load(data, "train")),
         "store_sha256": store.fingerprint,
+        "data_fingerprint": store.settings.get("data_fingerprint"),
         "freeze_tower": store.settings["encoder"]["freeze_tower"],
     }
     return Scores(tuple(scored), provenance)
@@ -224,7 +233,7 @@ def train_students(
     """
     layers, device = student.layers, thetas.device
     schedule = _per_phase_rates if config.protocol == "per-phase" else _reference_rates
-    gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
+    gradient = _gradient(student_loss(student.heads, loss_of(distilled, config), config.temperature))
     phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
     seen = [_features(student, pairs.images) for pairs in phases]
     momentum = torch.zeros_like(thetas)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ def claimed(folder: Path, what: str) -> Iterator[None]:
     except ImportError:  # not on this system
         yield
         return
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = os.open(folder, os.O_RDONLY)
@@ -115,6 +116,11 @@ def claimed(folder: Path, what: str) -> Iterator[None]:
                 f"{folder}: another process is writing {what} here; wait for its end, or choose another --out"
             ) from error
         yield
+    except BaseException:
+        if made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
     finally:
         os.close(held)
 

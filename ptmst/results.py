@@ -50,12 +50,15 @@ class Row:
             return {"students": count, "split": provenance["split"], "protocol": "as taught", "selection": "last"}
         config = provenance["config"]
         found = {"students": count, "split": provenance["split"], "protocol": config["protocol"]}
-        found["selection"] = config["select"]
+        found |= {"selection": config["select"], "loss": config["loss"]}
         return found | ({"tower": config["student"]} if config.get("student") else {})
 
 
 def read_row(path: Path) -> Row:
-    """A folder that `ptmst evaluate` has scored: a distilled set, or a trajectory store (all real pairs)."""
+    """What `ptmst evaluate` has scored: the folder of a set, or of a store (all real pairs), or a file of scores."""
+    if path.is_file():
+        scores = read_scores(path)
+        return Row(path.stem, scores, int(scores.provenance["pairs"]))
     if not (path / SCORES).exists() and ((path / INDEX).exists() or (path / STORE_INDEX).exists()):
         raise InputError(f"{path}: expected {SCORES}, found none; run `ptmst evaluate --set {path}` first")
     if (path / STORE_INDEX).exists():
@@ -66,13 +69,19 @@ def read_row(path: Path) -> Row:
 
 
 def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
-    """A row's mean recall over that of all real pairs, percent, for students that train the same layers.
+    """A row's mean recall over that of all real pairs, percent: of the same data, split, tower and trained layers.
 
     None where no row, or more than one, is of these.
     """
-    frozen = row.scores.provenance.get("freeze_tower", False)
-    full = [o for o in rows if o.is_full and o.scores.provenance.get("freeze_tower", False) == frozen]
+    full = [other for other in rows if other.is_full and _measured_on(other) == _measured_on(row)]
     return 100 * row.scores.mean() / full[0].scores.mean() if len(full) == 1 and full[0].scores.mean() else None
+
+
+def _measured_on(row: Row) -> tuple[Any, ...]:
+    """What two rows must have in common to be compared."""
+    found = row.scores.provenance
+    tower = found.get("config", {}).get("student")
+    return found.get("data_fingerprint"), found["split"], tower, found.get("freeze_tower", False)
 
 
 def recall_table(rows: Sequence[Row]) -> Table:
@@ -121,7 +130,8 @@ def how(rows: Sequence[Row]) -> list[str]:
         e = row.evaluation
         students = f"{e['students']} {'expert' if row.is_full else 'student'}{'s' if e['students'] != 1 else ''}"
         tower = f" of {e['tower']}" if "tower" in e else ""
-        by_way.setdefault(f"{students}{tower}, {e['protocol']}, selection {e['selection']}", []).append(row.name)
+        loss = f", loss {e['loss']}" if "loss" in e else ""
+        by_way.setdefault(f"{students}{tower}, {e['protocol']}, selection {e['selection']}{loss}", []).append(row.name)
     if len(by_way) == 1:
         return list(by_way)
     return [f"{', '.join(names)}: {way}" for way, names in by_way.items()]

@@ -237,12 +237,15 @@ def tower_weights(store: TrajectoryStore) -> dict[str, Tensor] | None:
 
 
 def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, device: torch.device) -> TrajectoryStore:
+    assert config.data.image_size is not None
+    if not config.encoder.freeze_tower:
+        # Before minutes of warm-up, and before experts are taught for days that nothing could be distilled from.
+        student = make_student(config.encoder, config.data.image_size, text_width, (0,))
+        _refuse_underivable(student, config.encoder.image_tower, config.data.image_size, text_width)
     weights = None
     if config.encoder.warmup_epochs:
         weights = warm_tower(config.encoder, load(config.data, "warmup"), config.seed, device)
-    assert config.data.image_size is not None
     student = make_student(config.encoder, config.data.image_size, text_width, (0,), weights)
-    _refuse_underivable(student, config.encoder.image_tower, config.data.image_size, text_width)
     out = Path(config.out)
     store = TrajectoryStore(out, student.layers, config.epochs, config.kept_endpoints, settings, config.coding)
     if weights is not None:
@@ -252,7 +255,6 @@ def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, d
 
 
 def _refuse_underivable(student: Student, tower: str, image_size: int, text_width: int) -> None:
-    """Before experts are taught for days that nothing could be distilled from."""
     images, texts = torch.zeros(2, 3, image_size, image_size), torch.ones(2, text_width)
     if underivable(student, "path", True, images, texts) is not None:
         reason = underivable(student, "primals", True, images, texts)

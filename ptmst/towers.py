@@ -63,9 +63,7 @@ def image_tower(
         elif kind == "open_clip":
             tower = OpenClipImages(name)
         else:
-            raise InputError(
-                f"image_tower: expected convnet, timm:NAME or open_clip:NAME, found {config.image_tower}; mend the name"
-            )
+            raise _no_tower(config.image_tower)
     if weights is not None:
         load_weights(tower, weights, "warmed-up tower")
     elif config.image_weights is not None:
@@ -84,6 +82,15 @@ def image_tower(
         found = tuple(features.shape) if isinstance(features, Tensor) else f"{len(features)} outputs"
         raise InputError(f"image_tower {config.image_tower}: expected features [B, H], found {found}; choose another")
     return tower, features.shape[1]
+
+
+def _no_tower(found: str) -> InputError:
+    import open_clip
+    import timm
+
+    prefix = "timm" if timm.is_model(found) else "open_clip" if found in open_clip.list_models() else None
+    advice = f"did you mean {prefix}:{found}?" if prefix else "mend the name"
+    return InputError(f"image_tower: expected convnet, timm:NAME or open_clip:NAME, found {found}; {advice}")
 
 
 def prepared(data: DataConfig, encoder: EncoderConfig) -> DataConfig:

@@ -167,9 +167,25 @@ def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest
 def test_another_grid_is_refused(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "experiment", lambda _: replace(TINY, distill=replace(TINY.distill, steps=3)))
     before = (grid.out / RESULTS).read_bytes()
-    with pytest.raises(InputError, match=r"expected an ablation of these settings, found another"):
+    with pytest.raises(
+        InputError, match=r"of these settings, found one that differs in settings; choose another --out"
+    ):
         ablate(grid, "ptmst ablate")
     assert (grid.out / RESULTS).read_bytes() == before
+
+
+def test_methods_join_a_grid_and_leave_it(grid: AblateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
+    (tmp_path / RESULTS).write_bytes((grid.out / RESULTS).read_bytes())
+    fewer = ablation._Grid(replace(grid, out=tmp_path, methods=("herding", "st")), TINY, "ptmst ablate")
+    assert len(fewer.found) == len(recorded(grid))
+    fewer._save()
+    again = ablation._Grid(replace(grid, out=tmp_path, methods=("lors", "st")), TINY, "ptmst ablate")
+    assert set(again.found) == set(fewer.found)
+    changed = dict(ablation.methods()) | {"lors": replace(ablation.methods()["lors"], phases="as they are")}
+    monkeypatch.setattr(ablation, "methods", lambda: changed)
+    with pytest.raises(InputError, match="found one that differs in lors; choose another --out"):
+        ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate")
 
 
 def test_the_page_shows_the_numbers_of_the_grid(grid: AblateConfig, tmp_path: Path) -> None:

@@ -165,23 +165,16 @@ STATES = ("initial", "distilled, truncated", "distilled, c = 0.5")
 
 
 def explained(draw: np.random.Generator) -> dict[str, Any]:
-    names = (
-        "cosine with exact",
-        "cosine with the exact average of other draws",
-        "cosine of averages",
-        "noise to signal",
-        "largest over median norm",
-        "cosine between draws",
-    )
-    found: dict[str, Any] = {
-        "loss": 1.9,
-        "curvature": {end: draw.uniform(-1, 5, (4, 8)).tolist() for end in ("largest", "smallest")},
-    }
+    curved = [0, 0, 1, 1, 2, 2]
+    curvature = {end: draw.uniform(-1, 5, (6, 8)).tolist() for end in ("largest", "smallest")}
+    found: dict[str, Any] = {"loss": 1.9, "starts": [0, 1, 2] * 4, "curved starts": curved, "curvature": curvature}
+    names = ("cosine of averages", "noise", "signal", "cosine between batches")
     for side in why.SIDES:
         of: dict[str, Any] = {"gain": float(draw.uniform())}
-        of |= {leaf: dict(zip(names, draw.uniform(0, 1, 6).tolist(), strict=True)) for leaf in ("images", "texts")}
+        of |= {key: draw.uniform(0, 1, 12).tolist() for key in ("cosine with exact", "norm")}
         if side != TRUNCATED:
-            of |= {key: draw.uniform(1, 3, (8, 2)).tolist() for key in ("growth", "growth, worst tenth")}
+            of["growth"] = draw.uniform(1, 3, (12, 8, 2)).tolist()
+        of["fixed"] = {str(start): dict(zip(names, draw.uniform(0, 1, 4).tolist(), strict=True)) for start in why.FIXED}
         of["neighbours"] = {"cosine": draw.uniform(0, 1, 9).tolist(), "norm": draw.uniform(0, 1, 10).tolist()}
         found[side.label] = of
     return found
@@ -257,7 +250,7 @@ def test_the_best_side_is_chosen_on_val_in_units_of_the_truncated_forms() -> Non
 
 def test_rates_are_chosen_on_val_and_divergence_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, factors = plans.OPTIMISERS["sgd"]
-    recalls: list[list[float | None]] = [[4.0, 4.0], [9.0, None], [1.0, 1.0], [1.0, 1.0]]
+    recalls: list[list[float | None]] = [[4.0, 4.0], [9.0, None], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     values = dict(zip(factors, recalls, strict=True))
     rows = [
         row(cell("scenes", seed, f"sgd × {factor:.2g}", EXACT, with_rates(base, factor)), value)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmst import DistilledSet, TrajectoryStore
-from ptmst.baselines import Selection, herded, k_centers, most_forgotten, subset
+from ptmst.baselines import herded, k_centers, most_forgotten, subset
+from ptmst.config import Selection
 from ptmst.errors import InputError
 from ptmst.teachers import real_pairs, student_of
 from tiny import tiny_store

@@ -80,13 +80,27 @@ def test_the_flow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "evaluate", "--set", "o/set", "--out", "other.json", *EVALUATE)[0] == 0
     assert json.loads((here / "other.json").read_text())["students"] == scores["students"]
 
+    real = ["subset", "--store", "s", "--out", "real", "--selection", "herding", "--pairs", "7", "--device", "cpu"]
+    assert run(capsys, *real)[:2] == (0, "real: 7 real pairs, herding\n")
+    assert "real: holds a set, a run or a store already; choose another --out" in mistake(capsys, *real)
+    assert run(capsys, "evaluate", "--set", "real", *EVALUATE)[0] == 0
+    assert run(capsys, "report", "o/set", "real", "other.json", "--out", "table.csv")[:2] == (0, "table.csv: 3 rows\n")
+    lines = (here / "table.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["set", "18"], ["real", "7"], ["other", "18"]]
+    assert lines[1].split(",")[2:] == lines[3].split(",")[2:]
+
+    frozen = mistake(capsys, "distill", "--preset", "demo-quick,repblend", "--store", "s", "--out", "p")
+    assert (
+        "s: expected experts on a frozen image tower, as preset demo-quick,repblend has it, found a trained" in frozen
+    )
+
     assert run(capsys, "report", "o/set", "--out", "page.html", "--title", "A <title>")[:2] == (
         0,
         "page.html: open it in a browser\n",
     )
     page = (here / "page.html").read_text()
     assert page.count("<img") == 18 and "A &lt;title&gt;" in page
-    assert names(here) == ["d", "o", "other.json", "page.html", "s"]
+    assert names(here) == ["d", "o", "other.json", "page.html", "real", "s", "table.csv"]
     assert names(here / "d") == before
 
 

@@ -25,7 +25,7 @@ from tiny import DISTILL, contents, tiny_store
 
 def scores(first: float, students: int, **changes: Any) -> Scores:
     values = tuple({metric: first + 2.5 * i + n for i, metric in enumerate(METRICS)} for n in range(students))
-    config = to_json(EvaluateConfig(**changes))
+    config = to_json(EvaluateConfig(**{"loss": "wbce", **changes}))
     return Scores(values, {"split": "test", "config": config})
 
 
@@ -59,7 +59,10 @@ def test_records_hold_every_number_and_how_it_was_got(tmp_path: Path, suffix: st
             assert float(record[metric]) == pytest.approx(centre)
             assert float(record[f"{metric} std"]) == pytest.approx(spread)
         share = expected(row)[-1][0] / expected(rows()[3])[-1][0]
-        assert float(record["percent of all real pairs"]) == pytest.approx(100 * share)
+        if row.name == "elsewhere":  # students of another tower than the experts'
+            assert not record["percent of all real pairs"]
+        else:
+            assert float(record["percent of all real pairs"]) == pytest.approx(100 * share)
         assert (int(record["pairs"]), int(record["students"])) == (row.pairs, len(row.scores.students))
         assert record["split"] == "test"
     assert [record["protocol"] for record in found] == ["per-phase", "reference", "per-phase", "as taught"]
@@ -103,11 +106,11 @@ def test_latex_is_escaped_and_whole(tmp_path: Path) -> None:
 
 
 def test_how_rows_were_evaluated_is_told() -> None:
-    assert how(rows()[:1]) == ["3 students, per-phase, selection last"]
+    assert how(rows()[:1]) == ["3 students, per-phase, selection last, loss wbce"]
     assert how(rows()) == [
-        "50 % | of_them & more: 3 students, per-phase, selection last",
-        "ours: 3 students, reference, selection best-test",
-        "elsewhere: 3 students of timm:nf_resnet50, per-phase, selection last",
+        "50 % | of_them & more: 3 students, per-phase, selection last, loss wbce",
+        "ours: 3 students, reference, selection best-test, loss wbce",
+        "elsewhere: 3 students of timm:nf_resnet50, per-phase, selection last, loss wbce",
         "all: 2 experts, as taught, selection last",
     ]
     assert recall_table(rows()).caption == "\n".join(how(rows()))
@@ -118,6 +121,10 @@ def test_a_fraction_needs_one_row_of_all_pairs() -> None:
     assert fraction_of_full(one, [one]) is None
     assert fraction_of_full(one, [one, full, full]) is None
     assert fraction_of_full(full, [one, full]) == 100.0
+    for other in ({"split": "val"}, {"data_fingerprint": "of other data"}, {"freeze_tower": True}):
+        elsewhere = replace(full, scores=replace(full.scores, provenance={**full.scores.provenance, **other}))
+        assert fraction_of_full(one, [one, elsewhere]) is None
+    assert fraction_of_full(rows()[2], rows()) is None  # students of another tower than the experts'
     nothing = replace(full, scores=replace(full.scores, students=(dict.fromkeys(METRICS, 0.0),)))
     assert fraction_of_full(one, [one, nothing]) is None
 

@@ -37,7 +37,8 @@ class Side:
     @property
     def label(self) -> str:
         share = f"{self.adjoint:g}" if self.texts is None else f"{self.adjoint:g}/{self.texts:g}"
-        words = [f"c = {share}"] if self.recursion == "damped" else [self.recursion]
+        words: list[str] = [] if self.recursion == "damped" else [self.recursion]
+        words += [f"c = {share}"] if self.recursion in ("damped", "per-layer") else []
         words += [f"k = {self.steps}"] if self.steps is not None else []
         words += [f"κ = {self.clip:g}"] if self.clip is not None else []
         return ", ".join(words)

@@ -69,7 +69,7 @@ class TimedStep(OuterStep):
             assert side.clip is not None
             if i == self.length - 1:
                 self._first = layers.layer_norms(lam)
-            lam = lam + turned
+            lam = lam + side.adjoint * turned
             largest, norm = side.clip * self._first, layers.layer_norms(lam)
             return lam * layers.expand_layers(torch.where(norm > largest, largest / norm, 1.0))
         if side.recursion == "bounded":

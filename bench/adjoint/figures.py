@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from bench.adjoint.cells import DATA, TRUNCATED, Side
 from bench.adjoint.plans import CLIPS, SETTINGS, SHARES, best_side, scored
-from bench.adjoint.tables import Interval, both, paired, read, runs, side_of
+from bench.adjoint.tables import Interval, both, by_start, paired, quantile, read, runs, side_of
 
 
 def draw(results: Path, folder: Path) -> list[Path]:
@@ -95,76 +94,66 @@ def _confirmation(results: Path) -> Any:
 
 
 def _growth(results: Path) -> Any:
-    """‖λ_i‖ on its way back, and the spectrum that it passes."""
+    """‖λ_i‖ on its way back, and the largest curvature that it passes, by start point."""
     found = read(results, "why")
     if found is None:
         return None
     from matplotlib import pyplot
 
-    figure, (image, text, spectrum) = pyplot.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
-    states = [row["states"]["initial"] for row in found["rows"]]
-    for name in (name for name, found in states[0].items() if isinstance(found, dict) and "growth" in found):
-        for panel, group in ((image, 0), (text, 1)):
-            colour = None
-            for which, style in (("growth", "--"), ("growth, worst tenth", "-")):
-                columns = zip(*([at[group] for at in state[name][which]] for state in states), strict=True)
-                values = [mean(column) for column in columns]
-                label = name if style == "-" else None
-                (line,) = panel.plot(range(len(values), 0, -1), values, style, color=colour, label=label)
-                colour = line.get_color()
-    for panel, title in ((image, "image group"), (text, "text group")):
-        panel.set(title=f"‖λ_i‖ / ‖λ_n‖, {title}\n(90th percentile; dashes: median)", yscale="log")
-        panel.set_xlabel("inner step i")
+    figure, (begin, later, spectrum) = pyplot.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    at = [row["states"]["initial"] for row in found["rows"]]
+    for side in (name for name, of in at[0].items() if isinstance(of, dict) and "growth" in of):
+        for panel, first in ((begin, True), (later, False)):
+            draws = by_start(at, side, "growth", first)
+            values = [quantile([draw[i][0] for draw in draws], 0.9) for i in range(len(draws[0]))]
+            panel.plot(range(len(values), 0, -1), values, marker="o", ms=3, label=side)
+    highest = begin.get_ylim()[1]
+    for panel, title in ((begin, "student untrained (start 0)"), (later, "student trained (starts 1, 2)")):
+        panel.set(title=f"‖λ_i‖ / ‖λ_n‖, image group, 90th percentile,\n{title}", xlabel="inner step i", yscale="log")
+        panel.set_ylim(0.8, 1.3 * highest)
         panel.grid(alpha=0.3)
-    image.legend(frameon=False, fontsize=8)
-    for state, colour in (
-        ("initial", "tab:blue"),
-        ("distilled, truncated", "tab:red"),
-        ("distilled, c = 0.5", "tab:green"),
-    ):
-        for end, style in (("largest", "-"), ("smallest", "--")):
-            draws = list(_draws(found, state, end))
+    begin.legend(frameon=False, fontsize=8)
+    for state, style in (("initial", "-"), ("distilled, c = 0.5", "--")):
+        for start, colour in ((0, "tab:red"), (1, "tab:orange"), (2, "tab:blue")):
+            draws = [
+                curve
+                for row in found["rows"]
+                for one, curve in zip(
+                    row["states"][state]["curved starts"], row["states"][state]["curvature"]["largest"], strict=True
+                )
+                if one == start
+            ]
             values = [mean(column) for column in zip(*draws, strict=True)]
-            spectrum.plot(values, style, color=colour, label=f"{state}" if end == "largest" else None)
+            spectrum.plot(values, style, color=colour, label=f"start {start}, {state}")
     spectrum.axhline(2, color="black", lw=0.8)
-    spectrum.axhline(0, color="black", lw=0.8)
-    spectrum.set(
-        title="largest and smallest eigenvalue of\n√η H √η (dashes); stable within 0 … 2", xlabel="inner step i"
-    )
+    spectrum.set(title="largest eigenvalue of √η H √η\n(a step is stable below 2)", xlabel="inner step i")
     spectrum.legend(frameon=False, fontsize=8)
     spectrum.grid(alpha=0.3)
     return figure
 
 
-def _draws(found: dict[str, Any], state: str, end: str) -> Iterator[list[float]]:
-    for row in found["rows"]:
-        yield from row["states"][state]["curvature"][end]
-
-
 def _worth(results: Path) -> Any:
-    """Bias, variance and agreement of the gradients by share, unclipped."""
+    """Bias, variance and agreement of the gradients by share, unclipped, at the initial pairs."""
     found = read(results, "why")
     if found is None:
         return None
     from matplotlib import pyplot
 
-    figure, (bias, noise, neighbours) = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure, (bias, noise, neighbours) = pyplot.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     shares = [0.0, *SHARES]
     labels = [Side(adjoint=share).label for share in shares]
-    for state in found["rows"][0]["states"]:
-
-        def values(name: str, state: str = state) -> list[float]:
-            return [mean(row["states"][state][label]["images"][name] for row in found["rows"]) for label in labels]
-
-        bias.plot(shares, values("cosine of averages"), marker="o", label=state)
-        noise.plot(shares, values("cosine between draws"), marker="o", label=state)
+    at = [row["states"]["initial"] for row in found["rows"]]
+    for start in at[0][labels[0]]["fixed"]:
+        for panel, name in ((bias, "cosine of averages"), (noise, "cosine between batches")):
+            values = [mean(one[label]["fixed"][start][name] for one in at) for label in labels]
+            panel.plot(shares, values, marker="o", label=f"start {start}")
     for label in labels:
-        curves = [row["states"]["initial"][label]["neighbours"]["cosine"] for row in found["rows"]]
-        neighbours.plot([mean(column) for column in zip(*curves, strict=True)], marker="o", ms=3, label=label)
-    bias.set(title="cosine of the average gradient\nwith the average exact one", xlabel="share c")
-    noise.set(title="cosine between the gradients\nof different outer steps", xlabel="share c")
+        columns = zip(*(one[label]["neighbours"]["cosine"] for one in at), strict=True)
+        neighbours.plot([mean(column) for column in columns], marker="o", ms=3, label=label)
+    bias.set(title="cosine of the average over batches\nwith the exact average over others", xlabel="share c")
+    noise.set(title="cosine between gradients that\ndiffer in batches alone", xlabel="share c")
     neighbours.set(
-        title="cosine of gradients from start points\ns and s + 1, initial pairs", xlabel="start point s, epochs"
+        title="cosine of gradients from start points\ns and s + 1, batches alike", xlabel="start point s, epochs"
     )
     for panel in (bias, noise, neighbours):
         panel.grid(alpha=0.3)

@@ -55,7 +55,7 @@ SGD = replace(
 But for η: its gradient has spikes a hundred times its median where a student's loop is unstable, and at a rate that
 moves it as Adam does they make it negative, whatever the side.
 """
-OPTIMISERS = {"adam": (BASE, (1 / 9, 1 / 3, 1.0, 3.0)), "sgd": (SGD, (0.04, 0.2, 1.0, 5.0))}
+OPTIMISERS = {"adam": (BASE, (1 / 9, 1 / 3, 1.0, 3.0)), "sgd": (SGD, (0.008, 0.04, 0.2, 1.0, 5.0))}
 """Base settings, and factors of all leaf rates but η's that are tried."""
 
 
@@ -85,12 +85,25 @@ def confirmation(results: Path, name: str = "adam") -> list[Cell]:
         for data in DATA:
             for setting, changes in SETTINGS[name].items():
                 for side in sides:
-                    base = replace(own[data, side], **changes)
+                    base = _changed(own[data, side], changes)
                     found.append(cell(data, seed, setting, side, base, forms=FORMS))
                     if side == TRUNCATED and setting in TIMED:
                         longer = replace(base, steps=int(EQUAL_SECONDS * base.steps))
                         found.append(cell(data, seed, setting, side, longer, forms=FORMS))
     return found
+
+
+def undistilled(results: Path) -> list[Cell]:
+    """The pairs that all of the confirmation begins with, left as they are."""
+    still = _changed(BASE, {"rates": dict.fromkeys(("images", "texts", "lr", "similarity"), 0.0)})
+    still = replace(still, steps=20)
+    return [cell(data, seed, "undistilled", TRUNCATED, still, forms=FORMS) for seed in CONFIRMED for data in DATA]
+
+
+def _changed(config: DistillConfig, changes: Mapping[str, Any]) -> DistillConfig:
+    """`config` with some settings changed; of its rates, those that are named."""
+    rates = replace(config.rates, **changes.get("rates", {}))
+    return replace(config, **{**changes, "rates": rates})
 
 
 FORMS: tuple[Form, ...] = ("per-phase", "reference", "fixed")
@@ -104,6 +117,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "two phases": {"phases": TWO},
         "16 inner steps": {"inner_steps": 16},
         "η⁰ = 0.03": {"student_lr": 0.03},
+        "η not learned": {"rates": {"lr": 0.0}},
     },
     "sgd": {"SGD": {}, "SGD, PTM-ST": PTM_ST},
 }
@@ -154,6 +168,7 @@ ALTERNATIVES = [
     Side(adjoint=0.0, texts=0.5),
     Side(adjoint=0.5, texts=1.0),
     Side(adjoint=1.0, texts=0.5),
+    Side("per-layer", adjoint=0.5, clip=1.0),
     Side("per-layer", adjoint=1.0, clip=1.0),
     Side("bounded", adjoint=1.0, clip=1.0),
     Side("bounded", adjoint=1.0, clip=1.5),
@@ -178,16 +193,23 @@ def real_tower(results: Path) -> list[Cell]:
     ]
 
 
+COMBINED: dict[str, dict[str, Any]] = {
+    "": {},
+    ", blended": {"blend": 1.0},
+    ", η learned slowly": {"rates": {"lr": 0.0002}},
+}
+
+
 def combination(results: Path) -> list[Cell]:
-    """The best form on shortcuts, in one phase or two, with and without blending: equal outer steps in all."""
+    """The best form on shortcuts, in one phase or two, and what else may help: equal outer steps in all."""
     side = confirmed(results)[1]
     two = replace(BASE, **PTM_ST)
     return [
-        cell(data, seed, f"{name}{', blended' if blend else ''}", side, replace(base, blend=blend))
+        cell(data, seed, f"{name}{more}", side, _changed(base, changes))
         for seed in (40, 41, 42)
         for data in DATA
         for name, base in (("two phases", two), ("one phase", in_one_phase(two)))
-        for blend in (0.0, 1.0)
+        for more, changes in COMBINED.items()
     ]
 
 
@@ -219,6 +241,7 @@ PLANS: dict[str, Callable[[Path], list[Cell]]] = {
     "real-tower": real_tower,
     "segments": segments,
     "combination": combination,
+    "undistilled": undistilled,
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from bench.adjoint.cells import DATA, EXACT, TRUNCATED, Form, Side
@@ -50,8 +50,11 @@ def read(results: Path, plan: str) -> dict[str, Any] | None:
 
 def both(results: Path, plan: str) -> dict[str, Any] | None:
     """A part with Adam as the outer optimiser, and the same with SGD where it was run."""
-    adam, sgd = read(results, plan), read(results, f"{plan}-sgd")
-    return adam and adam | {"rows": adam["rows"] + (sgd["rows"] if sgd else [])}
+    found = [one for name in (plan, f"{plan}-sgd") if (one := read(results, name)) is not None]
+    if not found:
+        return None
+    commands = "`, `".join(one["command"] for one in found)
+    return found[0] | {"rows": [row for one in found for row in one["rows"]], "command": commands}
 
 
 def side_of(row: Mapping[str, Any]) -> Side:
@@ -94,7 +97,10 @@ def alternatives(results: Path) -> str:
     found, before = read(results, "alternatives"), read(results, "screening")
     if found is None or before is None:
         return _NOT_YET
-    kept = [TRUNCATED, best_side(before["rows"]), EXACT]
+    # With those of the engine's own that differ from an alternative in one thing alone.
+    kept = list(
+        dict.fromkeys([TRUNCATED, Side(adjoint=0.5), best_side(before["rows"]), EXACT, Side(adjoint=1, clip=1)])
+    )
     rows = [row for row in before["rows"] if side_of(row) in kept] + found["rows"]
     return _sides(found | {"rows": rows}, [*kept, *ALTERNATIVES], "Recursion")
 
@@ -165,36 +171,82 @@ def tuning(results: Path) -> str:
 
 
 def confirmation(results: Path) -> str:
-    """Setting by setting, the paired differences of the best damped side."""
+    """All of Adam's settings together, then setting by setting: paired differences, undistilled pairs at the end."""
     found, screened = both(results, "confirmation"), read(results, "screening")
     if found is None or screened is None:
         return _NOT_YET
-    best = best_side(screened["rows"])
+    best, rows = best_side(screened["rows"]), found["rows"]
+    sides = (TRUNCATED, best, EXACT)
     lines = [
-        f"| setting | data | seeds | truncated | {best.label} | exact | against truncated | in equal seconds | "
-        "against exact |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        f"| setting | data | seeds | truncated | {best.label} | exact | {best.label} − truncated | in equal seconds | "
+        "exact − truncated | lost |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
+    for title, settings in {"**all with Adam**": [*SETTINGS["adam"]], "**all with SGD**": [*SETTINGS["sgd"]]}.items():
+        together = [pooled(rows, settings, side) for side in sides]
+        if all(together):
+            lines.append(_compared(title, " and ".join(DATA), together, {}, ""))
     for setting in (setting for settings in SETTINGS.values() for setting in settings):
         for data in DATA:
-            by_side = runs(found["rows"], data, setting)
-            mine, truncated = by_side.get((best, False), {}), by_side.get((TRUNCATED, False), {})
-            longer, exact = by_side.get((TRUNCATED, True), {}), by_side.get((EXACT, False), {})
-            seeds = mine.keys() & truncated.keys() & exact.keys()
-            if not seeds:
+            by_side = runs(rows, data, setting)
+            mine = [by_side.get((side, False), {}) for side in sides]
+            if not set.intersection(*(set(one) for one in mine)):
                 continue
-            mine, truncated, exact = ({seed: side[seed] for seed in seeds} for side in (mine, truncated, exact))
-            means = [f"{mean(side.values()):.1f}" if side else "–" for side in (truncated, mine, exact)]
-            against = [
-                str(Interval.of(paired(mine, other))) if paired(mine, other) else "–"
-                for other in (truncated, longer, exact)
-            ]
-            lines.append(f"| {setting} | {data} | {len(mine)} | {' | '.join(means)} | {' | '.join(against)} |")
+            lost = "/".join(str(_lost(rows, data, setting, side)) for side in sides)
+            lines.append(_compared(setting, data, mine, by_side.get((TRUNCATED, True), {}), lost))
+    for row in _undistilled(results):
+        lines.append(row)
     about = (
         "Mean recall on test in percent of 3 students a seed; differences paired by seed, with the 95 % interval of "
-        "Student's t. In equal seconds: the truncated form with 1.2 times the outer steps."
+        "Student's t (of the first two lines: of the seeds' means over all settings and both data sets). In equal "
+        "seconds: above the truncated form with 1.2 times the outer steps. Lost: students that diverged, or whose "
+        "distillation did, of truncated/damped/exact; they count as 0."
     )
     return "\n".join([*lines, "", _source(found, about)])
+
+
+def pooled(rows: Rows, settings: Sequence[str], side: Side) -> dict[int, float]:
+    """By seed: the mean over settings and data sets, of seeds that have them all."""
+    values: dict[int, list[float]] = defaultdict(list)
+    measured = {row["cell"]["setting"] for row in rows}
+    cases = [(data, setting) for data in DATA for setting in settings if setting in measured]
+    for data, setting in cases:
+        for seed, value in runs(rows, data, setting).get((side, False), {}).items():
+            values[seed].append(value)
+    return {seed: mean(found) for seed, found in values.items() if len(found) == len(cases)}
+
+
+def _compared(
+    setting: str, data: str, sides: Sequence[Mapping[int, float]], longer: Mapping[int, float], lost: str
+) -> str:
+    """A line of truncated, damped and exact, over the seeds that all have."""
+    seeds = set.intersection(*(set(side) for side in sides))
+    truncated, damped, exact = ({seed: side[seed] for seed in sorted(seeds)} for side in sides)
+    means = [f"{mean(side.values()):.1f}" for side in (truncated, damped, exact)]
+    pairs = ((damped, truncated), (damped, longer), (exact, truncated))
+    against = [str(Interval.of(paired(*pair))) if paired(*pair) else "–" for pair in pairs]
+    return f"| {' | '.join([setting, data, str(len(seeds)), *means, *against, lost])} |"
+
+
+def _lost(rows: Rows, data: str, setting: str, side: Side) -> int:
+    mine = [r for r in rows if (r["cell"]["data"], r["cell"]["setting"]) == (data, setting) and side_of(r) == side]
+    steps = min(row["cell"]["distill"]["steps"] for row in mine)
+    students = [
+        row["students"].get("per-phase", [None] * 3) for row in mine if row["cell"]["distill"]["steps"] == steps
+    ]
+    return sum(student is None for found in students for student in found)
+
+
+def _undistilled(results: Path) -> list[str]:
+    """Lines of the pairs that distillation begins with."""
+    found = read(results, "undistilled")
+    if found is None:
+        return []
+    lines = []
+    for data in DATA:
+        by = by_seed(row for row in found["rows"] if row["cell"]["data"] == data)
+        lines.append(f"| real pairs, undistilled | {data} | {len(by)} | {mean(by.values()):.1f} | | | | | | |")
+    return lines
 
 
 def segments(results: Path) -> str:
@@ -281,8 +333,8 @@ def real_tower(results: Path) -> str:
 
 
 def forms(results: Path) -> str:
-    """Whether the form of evaluation matters: the same sets, three ways of training students on them."""
-    found, screened = both(results, "confirmation"), read(results, "screening")
+    """Whether the form of evaluation matters: Adam's sets, three ways of training students on them."""
+    found, screened = read(results, "confirmation"), read(results, "screening")
     if found is None or screened is None:
         return _NOT_YET
     best = best_side(screened["rows"])
@@ -290,7 +342,7 @@ def forms(results: Path) -> str:
     for form in FORMS:
         for data in DATA:
             recalls: dict[Side, dict[int, list[float]]] = {TRUNCATED: defaultdict(list), best: defaultdict(list)}
-            for setting in (setting for settings in SETTINGS.values() for setting in settings):
+            for setting in SETTINGS["adam"]:
                 by_side = runs(found["rows"], data, setting, form)
                 one, other = by_side.get((TRUNCATED, False), {}), by_side.get((best, False), {})
                 for seed in one.keys() & other.keys():
@@ -301,45 +353,76 @@ def forms(results: Path) -> str:
                 continue
             difference = Interval.of(paired(other, one))
             lines.append(f"| {form} | {data} | {mean(one.values()):.1f} | {mean(other.values()):.1f} | {difference} |")
-    about = "Means over all settings of the table above; differences paired by seed, with their 95 % interval."
+    about = "Means over all settings with Adam; differences paired by seed, with their 95 % interval."
     return "\n".join([*lines, "", _source(found, about)])
 
 
 def reasons(results: Path) -> str:
-    """What gradients are worth, side by side."""
+    """What gradients are worth, side by side; the first start point, at which the student is untrained, by itself."""
     found = read(results, "why")
     if found is None:
         return _NOT_YET
-    states = list(next(iter(found["rows"]))["states"])
-    sides = [name for name in found["rows"][0]["states"][states[0]] if name not in ("loss", "curvature")]
-    columns = {
-        "cosine with exact": "with the exact one",
-        "cosine of averages": "of averages",
-        "cosine between draws": "between draws",
-        "noise to signal": "noise / signal",
-        "largest over median norm": "largest / median norm",
-    }
+    states = list(found["rows"][0]["states"])
+    sides = [
+        name for name, of in found["rows"][0]["states"][states[0]].items() if isinstance(of, dict) and "gain" in of
+    ]
+    fixed = list(found["rows"][0]["states"][states[0]][sides[0]]["fixed"])
     lines = [
-        f"| pairs | side | {' | '.join(columns.values())} | ‖λ₁‖/‖λ_n‖ image, text | gain |",
-        f"|---|---|{'--:|' * (len(columns) + 2)}",
+        "| pairs | side | cosine with exact, start 0 / later | growth, start 0 / later | largest / median norm | "
+        f"average over batches, start {' / '.join(fixed)} | noise / signal | gain |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for state in states:
         for side in sides:
-            rows = [row["states"][state][side] for row in found["rows"]]
-            cells = [f"{mean(row['images'][name] for row in rows):.2f}" for name in columns]
-            grown = "–"
-            if "growth" in rows[0]:
-                grown = ", ".join(f"{mean(row['growth'][-1][group] for row in rows):.2f}" for group in (0, 1))
-            gain = mean(row["gain"] for row in rows)
-            lines.append(f"| {state} | {side} | {' | '.join(cells)} | {grown} | {gain:+.4f} |")
+            at = [row["states"][state] for row in found["rows"]]
+            rows = [one[side] for one in at]
+            cells = [
+                " / ".join(f"{mean(by_start(at, side, 'cosine with exact', first)):.2f}" for first in (True, False))
+            ]
+            growth = [last_growth(at, side, first) for first in (True, False)] if "growth" in rows[0] else []
+            cells.append(" / ".join(f"{quantile(values, 0.9):.1f}" for values in growth) or "–")
+            cells.append(f"{mean(max(row['norm']) / median(row['norm']) for row in rows):.0f}")
+            cells.append(
+                " / ".join(f"{mean(row['fixed'][s]['cosine of averages'] for row in rows):.2f}" for s in fixed)
+            )
+            ratios = []
+            for start in fixed:
+                noise, signal = (mean(row["fixed"][start][name] for row in rows) for name in ("noise", "signal"))
+                ratios.append(f"{noise / signal:.0f}" if signal > 0 else "∞")
+            cells.append(" / ".join(ratios))
+            cells.append(f"{mean(row['gain'] for row in rows):+.4f}")
+            lines.append(f"| {state} | {side} | {' | '.join(cells)} |")
     about = (
-        "Means over data sets and seeds, of the images' gradients of 48 outer steps at fixed pairs. Cosines: of each "
-        "gradient with the exact one of its step; of the average gradient with the average exact one; between "
-        "different steps. Noise / signal: mean squared distance from the average over the squared norm of the average. "
-        "Gain: how much the median matching loss of 24 other outer steps falls after a step of 0.02 (root mean square) "
-        "against the average gradient of 24."
+        "The images' gradients at fixed pairs, over data sets and seeds. Of 48 outer steps that differ in expert, "
+        "start point (0, 1 or 2) and batches: mean cosine with the exact gradient of the same step; 90th percentile of "
+        "‖λ₁‖/‖λ_n‖ in the image group; largest over median norm. Of one expert and start point: cosine of the average "
+        "over 32 draws of batches with the exact gradient's average over 32 others, and variance over the squared norm "
+        "of the mean. Gain: how much the median matching loss of 24 outer steps falls after a step of 0.02 (root mean "
+        "square) against the average gradient of 24 others."
     )
     return "\n".join([*lines, "", _source(found, about)])
+
+
+def by_start(at: Sequence[Mapping[str, Any]], side: str, name: str, first: bool) -> list[Any]:
+    """What every draw measured, of those that start at epoch 0, or of the later ones."""
+    return [
+        value
+        for one in at
+        for start, value in zip(one["starts"], one[side][name], strict=True)
+        if (start == 0) == first
+    ]
+
+
+def last_growth(at: Sequence[Mapping[str, Any]], side: str, first: bool) -> list[float]:
+    """‖λ₁‖/‖λ_n‖ of every draw, image group."""
+    return [growth[-1][0] for growth in by_start(at, side, "growth", first)]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """By linear interpolation, as numpy has it."""
+    import numpy as np
+
+    return float(np.quantile(values, share))
 
 
 def runs(rows: Rows, data: str, setting: str, form: Form = "per-phase") -> dict[tuple[Side, bool], dict[int, float]]:

@@ -12,6 +12,7 @@ from ptmst import files
 from ptmst.data.annotations import Annotations
 from ptmst.data.captions import clean_caption
 from ptmst.data.images import DECODERS, decode
+from ptmst.data.karpathy import Karpathy
 from ptmst.data.sources import source_of
 from ptmst.errors import InputError
 from ptmst.progress import bar
@@ -116,6 +117,8 @@ def check(name: str, root: Path | str, max_words: int = 30) -> Report:
             images_of.setdefault(look.digest, []).append((split, names[i]))
         splits.append(_report(split, found, len(empty), len(absent), len(unreadable), list(seen.values())))
     problems += [*_in_several_splits(splits_of), *_identical(images_of.values())]
+    if isinstance(source, Karpathy) and splits:
+        problems += _other_than_published(name, source.published, splits)
     # A file of all splits is read once for each of them.
     return Report(name, root, tuple(splits), tuple(dict.fromkeys(problems)))
 
@@ -159,6 +162,19 @@ def _report(
         smallest=sizes[0] if sizes else None,
         largest=sizes[-1] if sizes else None,
     )
+
+
+def _other_than_published(
+    name: str, published: Mapping[str, tuple[int, int]], splits: Sequence[SplitReport]
+) -> Iterator[str]:
+    """A download that is not whole, or of another version."""
+    found = {split.split: (split.images, split.captions) for split in splits}
+    for split, (images, captions) in published.items():
+        expected = f"{name} {split}: expected {images:,} images with {captions:,} captions"
+        if split not in found:
+            yield f"{expected}, found no annotations; add them"
+        elif found[split] != (images, captions):
+            yield f"{expected}, found {found[split][0]:,} with {found[split][1]:,}; fetch the annotations again"
 
 
 def _in_several_splits(splits_of: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -6,8 +6,8 @@ Where a split has no file of its own, the file that Karpathy published, with all
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from ptmst import files
@@ -36,6 +36,8 @@ class Karpathy:
     whole: Whole | None = None
     most: int | None = None
     """Entries of val and of test that count, from the first on; none = all."""
+    published: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Images and captions of every split, where the set has been published with so many."""
 
     def present(self, root: Path) -> tuple[str, ...]:
         if self.whole is not None and (root / self.whole.file).is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ptmst.data.annotations import SPLITS, Source
 from ptmst.data.karpathy import Karpathy, Whole
@@ -12,9 +12,15 @@ from ptmst.data.tables import Table
 from ptmst.errors import InputError
 
 
-def _published(file: str, where: str, whole: Whole | None = None, most: int | None = None) -> Karpathy:
+def _published(
+    file: str,
+    where: str,
+    whole: Whole | None = None,
+    most: int | None = None,
+    counts: Mapping[str, tuple[int, int]] | None = None,
+) -> Karpathy:
     either = f" (Karpathy's {whole.file} does in place of the JSON file)" if whole else ""
-    return Karpathy(file, ("train", "val", "test"), f"lay {where} in {{root}}{either}", whole, most)
+    return Karpathy(file, ("train", "val", "test"), f"lay {where} in {{root}}{either}", whole, most, counts or {})
 
 
 def _generated(name: str) -> Karpathy:
@@ -32,16 +38,19 @@ SOURCES = {
         "flickr8k_{split}.json",
         "{file} and Flickr8k's folder Flicker8k_Dataset",
         Whole("dataset_flickr8k.json", "Flicker8k_Dataset"),
+        counts={"train": (6_000, 30_000), "val": (1_000, 5_000), "test": (1_000, 5_000)},
     ),
     "flickr30k": _published(
         "flickr30k_{split}.json",
         f"{{file}} {_SALESFORCE} and Flickr30k's folder flickr30k-images",
         Whole("dataset_flickr30k.json", "flickr30k-images"),
+        counts={"train": (29_000, 145_000), "val": (1_014, 5_070), "test": (1_000, 5_000)},
     ),
     "coco": _published(
         "coco_karpathy_{split}.json",
         f"{{file}} {_SALESFORCE} and COCO's folders train2014 and val2014",
         Whole("dataset_coco.json"),
+        counts={"train": (113_287, 566_747), "val": (5_000, 25_010), "test": (5_000, 25_010)},
     ),
     "cc3m": _published(
         "cc3m_captions_{split}.json",

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ptmst import cli
+from ptmst.data import check as check_module
 from ptmst.data import write_scenes
 from ptmst.data.check import Report, SplitReport, check
 from ptmst.errors import InputError
@@ -37,6 +38,13 @@ def only(report: Report) -> str:
     return problem.replace(str(report.root), "ROOT")
 
 
+@pytest.fixture(autouse=True)
+def miniatures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published sets have as many images as here."""
+    if "published" not in request.node.name:
+        monkeypatch.setattr(check_module, "_other_than_published", lambda *_: ())
+
+
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
     """Flickr8k's form: two images with three captions in train, one in test."""
@@ -58,6 +66,14 @@ def test_a_sound_set_is_counted(sound: Path) -> None:
     head, train, test = report.rows()
     assert len(head) == len(train) == len(test)
     assert train == ("train", "2", "3", "1 / 1.50 / 2", "0", "0", "0", "0", "0", "20×10 … 20×11")
+
+
+def test_fewer_than_were_published_are_a_problem(sound: Path) -> None:
+    assert check("flickr8k", sound).problems == (
+        "flickr8k train: expected 6,000 images with 30,000 captions, found 2 with 3; fetch the annotations again",
+        "flickr8k val: expected 1,000 images with 5,000 captions, found no annotations; add them",
+        "flickr8k test: expected 1,000 images with 5,000 captions, found 1 with 2; fetch the annotations again",
+    )
 
 
 def test_how_images_are_stored_is_counted(tmp_path: Path) -> None:

@@ -295,6 +295,33 @@ def run(root: Path, name: str) -> tuple[bytes, Scores]:
     return b"".join(phase.images.numpy().tobytes() for phase in distilled), scores
 
 
+def odd_images(root: Path, names: list[str]) -> None:
+    """Noise, and the first of them grey, CMYK, turned, of one pixel, and large."""
+    lay_images(root, *names)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(9, 9)).save(root / names[0])
+    Image.fromarray(noise(8, 8, 4), mode="CMYK").save(root / names[1])
+    Image.fromarray(noise(5, 30, 3)).save(root / names[2], exif=exif)
+    Image.fromarray(noise(1, 1, 3)).save(root / names[3])
+    Image.fromarray(noise(1500, 2000, 3)).save(root / names[4])
+
+
+@pytest.mark.parametrize("name", PER_SPLIT)
+def test_a_whole_run_on_a_published_layout_equals_one_on_a_table(tmp_path: Path, name: str) -> None:
+    file, image = PER_SPLIT[name]
+    names = [image.format(i) for i in range(32)]
+    odd_images(tmp_path, names)
+    for split, mine in (("train", names[:24]), ("test", names[20:])):
+        captions = [(n, f"{CAPTIONS[i % 5]} {i}") for i, n in enumerate(mine)]
+        lay_json(tmp_path / file.format(split), [{"image": n, "caption": caption} for n, caption in captions])
+        with (tmp_path / f"{split}.csv").open("w", newline="", encoding="utf-8") as table:
+            csv.writer(table).writerows([("filepath", "title"), *captions])
+    images, scores = run(tmp_path, name)
+    expected_images, expected = run(tmp_path, "csv:{split}.csv")
+    assert images == expected_images and scores.students == expected.students
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scenes")
