@@ -18,7 +18,7 @@ from ptmst.ablation import FACTORS, REAL_LOSSES, REAL_LR, RESULTS, Run, ablate, 
 from ptmst.baselines import subset
 from ptmst.config import AblateConfig, Experiment, Phase, RenderConfig, TeachConfig, from_json
 from ptmst.errors import InputError
-from ptmst.presets import experiment
+from ptmst.presets import experiment, methods
 from ptmst.results import fraction_of_full
 from tiny import DISTILL, ENCODER
 
@@ -182,7 +182,7 @@ def test_methods_join_a_grid_and_leave_it(grid: AblateConfig, tmp_path: Path, mo
     fewer._save()
     again = ablation._Grid(replace(grid, out=tmp_path, methods=("lors", "st")), TINY, "ptmst ablate")
     assert set(again.found) == set(fewer.found)
-    changed = dict(ablation.methods()) | {"lors": replace(ablation.methods()["lors"], phases="as they are")}
+    changed = dict(methods()) | {"lors": replace(methods()["lors"], phases="as they are")}
     monkeypatch.setattr(ablation, "methods", lambda: changed)
     with pytest.raises(InputError, match="found one that differs in lors; choose another --out"):
         ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate")

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -388,7 +388,8 @@ def reasons(results: Path) -> str:
             ratios = []
             for start in fixed:
                 noise, signal = (mean(row["fixed"][start][name] for row in rows) for name in ("noise", "signal"))
-                ratios.append(f"{noise / signal:.0f}" if signal > 0 else "∞")
+                ratio = noise / signal if signal > 0 else inf
+                ratios.append(f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}" if ratio < 1000 else "∞")
             cells.append(" / ".join(ratios))
             cells.append(f"{mean(row['gain'] for row in rows):+.4f}")
             lines.append(f"| {state} | {side} | {' | '.join(cells)} |")
