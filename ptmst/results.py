@@ -50,7 +50,7 @@ class Row:
             return {"students": count, "split": provenance["split"], "protocol": "as taught", "selection": "last"}
         config = provenance["config"]
         found = {"students": count, "split": provenance["split"], "protocol": config["protocol"]}
-        found |= {"selection": config["select"], "loss": config["loss"]}
+        found |= {"selection": config["select"], **({"loss": config["loss"]} if config.get("loss") else {})}
         return found | ({"tower": config["student"]} if config.get("student") else {})
 
 
