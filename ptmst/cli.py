@@ -172,14 +172,15 @@ class Subset:
     """Where embeddings are computed; auto is CUDA where there is one."""
 
     def run(self) -> None:
-        from ptmst import checkpoints, distilled, files, store
+        from ptmst import files
         from ptmst.baselines import subset
+        from ptmst.store import TrajectoryStore
 
         with files.claimed(self.out, "a set"):
-            if any((self.out / name).exists() for name in (distilled.INDEX, checkpoints.RUN, store.INDEX)):
-                raise InputError(f"{self.out}: holds a set, a run or a store already; choose another --out")
-            found = store.TrajectoryStore.open(self.store)
-            subset(found, self.selection, self.pairs, self.lr, self.seed, self.device).save(self.out)
+            _refuse_taken(self.out)
+            subset(TrajectoryStore.open(self.store), self.selection, self.pairs, self.lr, self.seed, self.device).save(
+                self.out
+            )
         say(f"{self.out}: {self.pairs} real pairs, {self.selection}")
 
 
@@ -253,7 +254,7 @@ class Import:
 
     def run(self) -> None:
         if self.distilled:
-            from ptmst import checkpoints, distilled, files, store
+            from ptmst import files
             from ptmst.exchange import import_distilled
             from ptmst.legacy import set_settings
 
@@ -261,8 +262,7 @@ class Import:
                 raise InputError("distilled: expected them alone, found buffers beside them; import one kind at a time")
             out = self.settings.out
             with files.claimed(out, "a distilled set"):
-                if any((out / name).exists() for name in (distilled.INDEX, checkpoints.RUN, store.INDEX)):
-                    raise InputError(f"{out}: holds a set, a run or a store already; choose another --out")
+                _refuse_taken(out)
                 found = import_distilled(self.distilled, *set_settings(self.settings))
                 found.save(out)
             say(f"{out}: {found.num_pairs} pairs in {len(found)} phases")
@@ -271,6 +271,13 @@ class Import:
 
         made = import_buffers(self.settings)
         say(f"{made.path}: {len(made)} experts of {made.layers.num_params:,} parameters, {made.bytes / 1e6:.1f} MB")
+
+
+def _refuse_taken(out: Path) -> None:
+    from ptmst import checkpoints, distilled, store
+
+    if any((out / name).exists() for name in (distilled.INDEX, checkpoints.RUN, store.INDEX)):
+        raise InputError(f"{out}: holds a set, a run or a store already; choose another --out")
 
 
 @dataclass(frozen=True)
