@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench.adjoint.tables import Interval, paired
+from bench.adjoint.tables import NOT_YET, Interval, Rows, paired, read
 
 QUESTIONS = {
     "Do phases help, on shortcuts?": ("ptm-st", "st"),
@@ -21,15 +20,6 @@ QUESTIONS = {
     "The damped adjoint on top": ("ptmst", "ptm-st"),
 }
 """What is asked of each data set: one method against another."""
-NOT_YET = "Not measured yet."
-Rows = list[dict[str, Any]]
-
-
-def read(results: Path, data: str) -> dict[str, Any] | None:
-    """An ablation, or none where it was not run."""
-    file = results / f"ablation-{data}.json"
-    found: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
-    return found
 
 
 def recalls(rows: Rows) -> list[float]:
@@ -48,7 +38,7 @@ def measured(found: dict[str, Any]) -> dict[tuple[str, int], Rows]:
 
 def methods(results: Path, data: str) -> str:
     """A row a method: recall by number of pairs, share of all real pairs, what was tuned and what it cost."""
-    found = read(results, data)
+    found = read(results, f"ablation-{data}")
     if found is None:
         return NOT_YET
     cells = measured(found)
@@ -93,7 +83,7 @@ def methods(results: Path, data: str) -> str:
 
 def questions(results: Path, sets: Sequence[str]) -> str:
     """Differences in mean recall, paired by seed."""
-    found = {data: one for data in sets if (one := read(results, data)) is not None}
+    found = {data: one for data in sets if (one := read(results, f"ablation-{data}")) is not None}
     if not found:
         return NOT_YET
     sizes = sorted({pairs for one in found.values() for _, pairs in measured(one) if pairs})

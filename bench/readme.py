@@ -203,9 +203,9 @@ def codings_table(name: str, folder: str) -> str:
 
 def towers_table(name: str, folder: str) -> str:
     """Which image towers have an outer gradient, eager and compiled, and why not."""
-    if not (RESULTS / f"{name}.json").exists():
-        return ablation.NOT_YET
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    found = adjoint.read(RESULTS, name)
+    if found is None:
+        return adjoint.NOT_YET
     rows = {(row["tower"], row["compiled"]): row for row in found["rows"]}
     lines = ["| `--encoder.image-tower` | size | width | eager | compiled |", "|---|--:|--:|---|---|"]
     for (tower, compiled), row in rows.items():
@@ -235,9 +235,9 @@ def _tower_cell(row: dict[str, Any]) -> str:
 
 def presets_table(name: str, folder: str) -> str:
     """What a published setting is to type, needs on disk and costs."""
-    if not (RESULTS / f"{name}.json").exists():
-        return ablation.NOT_YET
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    found = adjoint.read(RESULTS, name)
+    if found is None:
+        return adjoint.NOT_YET
     lines = [
         "| `--preset` | tower | B | chunk | parameters | store | outer steps | s / outer step | peak memory | in all |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",

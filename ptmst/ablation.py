@@ -74,17 +74,16 @@ def ablate(config: AblateConfig, command: str) -> list[Row]:
             raise InputError(f"methods: expected methods, found {name}{configs.nearest(name, known)}")
     base = experiment(config.preset)
     _refuse_sizes(config, base)
-    seeds = range(config.seed, config.seed + config.seeds)
     with files.claimed(config.out, "an ablation"):
         grid = _Grid(config, base, command)
         grid.teach()
         best = grid.tuned()
         runs = [
             replace(best[method], pairs=pairs, seed=seed, split="test")
-            for seed, pairs, method in product(seeds, config.pairs, config.methods)
+            for seed, pairs, method in product(grid.seeds, config.pairs, config.methods)
         ]
         names = [_FULL, *([_FULL_HEADS] if True in grid.ways else [])]
-        full = [Run(name, 0, seed) for name in names for seed in seeds]
+        full = [Run(name, 0, seed) for name in names for seed in grid.seeds]
         grid.run("ablate", [*full, *runs])
         return grid.rows(runs, full)
 
@@ -101,6 +100,7 @@ class _Grid:
         self._measured = {"command": command, "machine": machine(), "versions": versions()}
         self.ways = {False} | {applied(m, base).teach.encoder.freeze_tower for m in config.methods if m in methods()}
         """Whether the tower is frozen, in any of the methods."""
+        self.seeds = range(config.seed, config.seed + config.seeds)
         self.found: dict[Run, dict[str, Any]] = {}
         if self._file.exists():
             before = files.read_json(self._file, _KIND, _VERSION)
@@ -120,7 +120,7 @@ class _Grid:
         """The data, and the experts of every seed."""
         base, config = self._base, self._config
         write_rendered(replace(base.data, name=config.data, root=_data(config).root))
-        seeds = [*range(config.seed, config.seed + config.seeds), _TUNING_SEED]
+        seeds = [*self.seeds, _TUNING_SEED]
         wanted = [(config, base, seed, way) for seed in seeds for way in sorted(self.ways)]
         with progress.bar("experts", len(wanted)) as bar:
             for path in pool.completed(_teach, wanted, config.workers):

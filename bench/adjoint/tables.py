@@ -16,7 +16,7 @@ from bench.adjoint.plans import ALTERNATIVES, FORMS, OPTIMISERS, SCREENED, SEGME
 from ptmst import config as configs
 
 Rows = list[dict[str, Any]]
-_NOT_YET = "Not measured yet."
+NOT_YET = "Not measured yet."
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
 def experts(results: Path) -> str:
     found = read(results, "experts")
     if found is None:
-        return _NOT_YET
+        return NOT_YET
     epochs = range(len(found["rows"][0]["recall"][0]))
     lines = [f"| data | experts | {' | '.join(map(str, epochs))} |", f"|---|--:|{'--:|' * len(epochs)}"]
     for data in DATA:
@@ -88,7 +88,7 @@ def screening(results: Path) -> str:
     """Every cell; the best mean of each column is bold."""
     found = read(results, "screening")
     if found is None:
-        return _NOT_YET
+        return NOT_YET
     return _sides(found, SCREENED, "Share c, clip κ")
 
 
@@ -96,7 +96,7 @@ def alternatives(results: Path) -> str:
     """The other recursions beside the truncated form and the best damped one of the same seeds."""
     found, before = read(results, "alternatives"), read(results, "screening")
     if found is None or before is None:
-        return _NOT_YET
+        return NOT_YET
     # With those of the engine's own that differ from an alternative in one thing alone.
     kept = list(
         dict.fromkeys([TRUNCATED, Side(adjoint=0.5), best_side(before["rows"]), EXACT, Side(adjoint=1, clip=1)])
@@ -147,7 +147,7 @@ def _sides(found: dict[str, Any], sides: Sequence[Side], title: str) -> str:
 def tuning(results: Path) -> str:
     found, screened = both(results, "tuning"), read(results, "screening")
     if found is None or screened is None:
-        return _NOT_YET
+        return NOT_YET
     sides = (TRUNCATED, best_side(screened["rows"]), EXACT)
     labels = [(name, factor) for name, (_, factors) in OPTIMISERS.items() for factor in factors]
     lines = [
@@ -174,7 +174,7 @@ def confirmation(results: Path) -> str:
     """All of Adam's settings together, then setting by setting: paired differences, undistilled pairs at the end."""
     found, screened = both(results, "confirmation"), read(results, "screening")
     if found is None or screened is None:
-        return _NOT_YET
+        return NOT_YET
     best, rows = best_side(screened["rows"]), found["rows"]
     sides = (TRUNCATED, best, EXACT)
     lines = [
@@ -253,7 +253,7 @@ def segments(results: Path) -> str:
     """Recall by the part of the teachers' trajectories that was matched."""
     found = read(results, "segments")
     if found is None:
-        return _NOT_YET
+        return NOT_YET
     lines = [
         f"| data | side | {' | '.join(f'{start} → {start + 1}' for start in SEGMENTS)} |",
         f"|---|---|{'--:|' * len(SEGMENTS)}",
@@ -263,14 +263,8 @@ def segments(results: Path) -> str:
         for side in sides:
             cells = []
             for start in SEGMENTS:
-                values = [
-                    value
-                    for row in found["rows"]
-                    if (row["cell"]["data"], row["cell"]["setting"]) == (data, f"epoch {start}")
-                    and side_of(row) == side
-                    for value in scored(row, "per-phase", "test")
-                ]
-                cells.append(f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else "–")
+                mine = [row for row in _case(found, data, f"epoch {start}") if side_of(row) == side]
+                cells.append(_spread(mine, "test"))
             lines.append(f"| {data} | {side.label} | {' | '.join(cells)} |")
     about = (
         "Mean recall on test in percent, mean ± standard deviation over the students of three seeds, by the one epoch "
@@ -279,11 +273,21 @@ def segments(results: Path) -> str:
     return "\n".join([*lines, "", _source(found, about)])
 
 
+def _case(found: Mapping[str, Any], data: str, setting: str) -> Rows:
+    return [row for row in found["rows"] if (row["cell"]["data"], row["cell"]["setting"]) == (data, setting)]
+
+
+def _spread(rows: Rows, split: str) -> str:
+    """Mean and standard deviation over the students of all seeds."""
+    values = [value for row in rows for value in scored(row, "per-phase", split)]
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else "–"
+
+
 def combination(results: Path) -> str:
     """What goes with the damped adjoint, on val, on which it is chosen, and on test."""
     found = read(results, "combination")
     if found is None:
-        return _NOT_YET
+        return NOT_YET
     lines = [
         f"| setting | {' | '.join(f'{data}, {split}' for data in DATA for split in ('val', 'test'))} |",
         f"|---|{'--:|' * (2 * len(DATA))}",
@@ -291,10 +295,7 @@ def combination(results: Path) -> str:
     for setting in dict.fromkeys(row["cell"]["setting"] for row in found["rows"]):
         cells = []
         for data in DATA:
-            mine = [r for r in found["rows"] if (r["cell"]["data"], r["cell"]["setting"]) == (data, setting)]
-            for split in ("val", "test"):
-                values = [value for row in mine for value in scored(row, "per-phase", split)]
-                cells.append(f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else "–")
+            cells += [_spread(_case(found, data, setting), split) for split in ("val", "test")]
         lines.append(f"| {setting} | {' | '.join(cells)} |")
     about = (
         "Mean recall in percent, mean ± standard deviation over the students of three seeds; shortcut trajectories, 50 "
@@ -307,7 +308,7 @@ def neighbours(results: Path) -> str:
     """The paper's measure of oscillation: gradients of start points side by side, in the truncated form."""
     found = read(results, "why")
     if found is None:
-        return _NOT_YET
+        return NOT_YET
     states = found["rows"][0]["states"]
     starts = range(len(next(iter(states.values()))[TRUNCATED.label]["neighbours"]["norm"]))
     lines = [f"| pairs | | {' | '.join(map(str, starts))} |", f"|---|---|{'--:|' * len(starts)}"]
@@ -327,7 +328,7 @@ def neighbours(results: Path) -> str:
 def real_tower(results: Path) -> str:
     found = read(results, "real-tower")
     if found is None:
-        return _NOT_YET
+        return NOT_YET
     sides = list(dict.fromkeys(side_of(row) for row in found["rows"]))
     return _sides(found, sides, "Side")
 
@@ -336,7 +337,7 @@ def forms(results: Path) -> str:
     """Whether the form of evaluation matters: Adam's sets, three ways of training students on them."""
     found, screened = read(results, "confirmation"), read(results, "screening")
     if found is None or screened is None:
-        return _NOT_YET
+        return NOT_YET
     best = best_side(screened["rows"])
     lines = ["| evaluation | data | truncated | damped | difference |", "|---|---|--:|--:|--:|"]
     for form in FORMS:
@@ -361,7 +362,7 @@ def reasons(results: Path) -> str:
     """What gradients are worth, side by side; the first start point, at which the student is untrained, by itself."""
     found = read(results, "why")
     if found is None:
-        return _NOT_YET
+        return NOT_YET
     states = list(found["rows"][0]["states"])
     sides = [
         name for name, of in found["rows"][0]["states"][states[0]].items() if isinstance(of, dict) and "gain" in of
