@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import Tensor
@@ -35,18 +35,20 @@ class Captured:
 
     What it returns are static buffers as well: the next call overwrites them. Inputs of other names, shapes, types or
     devices are recorded anew, with the function that comes with them, and the old recording goes first, with its
-    memory. For equal ones the function must be the same one in effect.
+    memory; so are other `constants`, whatever else the function depends on.
     """
 
     def __init__(self, record: Record = cuda_graph) -> None:
         self._record = record
+        self._constants: Hashable = None
         self._inputs: Tensors = {}
         self._outputs: Tensors = {}
         self._replay: Callable[[], None] | None = None
 
-    def __call__(self, function: Function, inputs: Mapping[str, Tensor]) -> Tensors:
-        if self._replay is None or _signature(inputs) != _signature(self._inputs):
-            self._replay, self._outputs = None, {}
+    def __call__(self, function: Function, inputs: Mapping[str, Tensor], constants: Hashable = None) -> Tensors:
+        same = constants == self._constants and _signature(inputs) == _signature(self._inputs)
+        if self._replay is None or not same:
+            self._replay, self._outputs, self._constants = None, {}, constants
             self._inputs = {name: value.clone() for name, value in inputs.items()}
             self._replay, self._outputs = self._record(lambda: function(self._inputs))
         for name, value in inputs.items():

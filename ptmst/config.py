@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -590,7 +590,7 @@ def _one_of(value: object, kind: object) -> object:
 
 def _no_choice(value: object, kind: object) -> str:
     choices = [str(choice) for choice in get_args(kind)]
-    return f"expected {', '.join(choices)}, found {value!r}{nearest(str(value), choices)}"
+    return f"expected {', '.join(choices)}, found {value!r}{nearest(str(value), choices, 'choose one of them')}"
 
 
 def _endpoints(value: object, _: object) -> Endpoints:
@@ -616,7 +616,9 @@ def _explain(error: BaseException, kind: Any) -> str:
     return str(error) or f"expected {kind}"
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """Advice that names the closest known words, to end an error message with."""
+def nearest(name: str, known: Sequence[str], otherwise: str = "") -> str:
+    """Advice that names the closest known words, to end an error message with; `otherwise`, or all, where none is."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; {otherwise or 'known: ' + ', '.join(known)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import logging
 import sys
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ptmst import files, kernels
-from ptmst.config import Channels, DataConfig, EncoderConfig
+from ptmst.config import Channels, DataConfig, EncoderConfig, nearest
 from ptmst.data import MEAN, STD
 from ptmst.errors import InputError
 from ptmst.seeds import seeded
@@ -167,14 +166,16 @@ def _refuse_unknown_timm(name: str) -> None:
     import timm
 
     if not timm.is_model(name):
-        raise InputError(f"image_tower timm:{name}: timm knows no such model{_nearest(name, timm.list_models())}")
+        advice = nearest(name, timm.list_models(), "check the name")
+        raise InputError(f"image_tower timm:{name}: timm knows no such model{advice}")
 
 
 def refuse_unknown_open_clip(kind: str, name: str) -> None:
     import open_clip
 
     if name not in open_clip.list_models():
-        raise InputError(f"{kind}_tower open_clip:{name}: unknown model{_nearest(name, open_clip.list_models())}")
+        advice = nearest(name, open_clip.list_models(), "check the name")
+        raise InputError(f"{kind}_tower open_clip:{name}: unknown model{advice}")
 
 
 class OpenClipImages(nn.Module):
@@ -212,11 +213,6 @@ def _plain_timm_attention() -> None:
     import timm
 
     timm.layers.set_fused_attn(False)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    return f"; did you mean {', '.join(close)}?" if close else "; check the name"
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:

@@ -19,6 +19,7 @@ from ptmst.errors import InputError
 from ptmst.features import Features, drawn
 from ptmst.flat import Student
 from ptmst.shortcut import RawSpan, Span
+from ptmst.similarity import LowRankSimilarity
 from ptmst.synthetic import SyntheticPairs
 
 
@@ -167,9 +168,10 @@ class OuterStep:
         inputs |= {f"leaf.{name}": value for name, value in pairs.leaves().items()} | {"batches": batches}
         if mixing is not None:
             inputs["mixing"] = mixing
+        alpha = pairs.similarity.alpha if isinstance(pairs.similarity, LowRankSimilarity) else None
         # A recording belongs to the current device, which need not be the student's.
         with torch.cuda.device_of(batches):
-            found = dict(self._captured(flat, inputs))
+            found = dict(self._captured(flat, inputs, constants=alpha))
         return OuterGradient(found.pop("loss"), found.pop("per_group"), found.pop("theta"), found)
 
     def _gradient(self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None) -> OuterGradient:

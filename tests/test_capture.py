@@ -12,6 +12,7 @@ import torch
 from ptmst.capture import Captured, Tensors
 from ptmst.flat import Student
 from ptmst.shortcut import Displacement, Expert, Span, Trajectory
+from ptmst.similarity import LowRankSimilarity
 from ptmst.unroll import OuterStep
 from tiny import LEAVES, OuterCase, outer_case, three_layers
 
@@ -189,3 +190,17 @@ def test_a_span_of_another_kind_is_recorded_anew() -> None:
         with torch.no_grad():
             found = step._replayed(span, c.pairs, c.batches, None)
         assert torch.equal(found.loss, OuterStep(student)(span, c.pairs, c.batches).loss)
+
+
+def test_another_alpha_is_recorded_anew() -> None:
+    """It is no tensor, so no copy into the recording's inputs could bring it."""
+    student = three_layers()
+    record, c = Recorder(), drawn(student, "low-rank", 6, 0)
+    step, span = recorded(OuterStep(student), record), experts(student, "raw")[0](0)
+    assert isinstance(c.pairs.similarity, LowRankSimilarity)
+    other = replace(c.pairs, similarity=replace(c.pairs.similarity, alpha=2 * c.pairs.similarity.alpha))
+    for pairs in (c.pairs, other, other):
+        with torch.no_grad():
+            found = step._replayed(span, pairs, c.batches, None)
+        assert torch.equal(found.loss, OuterStep(student)(span, pairs, c.batches).loss)
+    assert record.recordings == 2

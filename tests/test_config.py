@@ -268,7 +268,7 @@ def test_endpoints_of_another_type_are_refused() -> None:
         ),
         (
             DistillConfig(compile="yes"),  # type: ignore[arg-type]
-            "compile: expected auto, on, off, found 'yes'; known: auto, on, off",
+            "compile: expected auto, on, off, found 'yes'; choose one of them",
         ),
         (TeachConfig(data=DataConfig(max_words=0)), "data.max_words: expected a positive number, found 0; raise it"),
         (EvaluateConfig(weight_decay=-1e-4), "weight_decay: expected at least 0, found -0.0001; raise it"),
@@ -311,7 +311,7 @@ def test_a_word_that_is_no_choice_is_named_in_toml(tmp_path: Path) -> None:
         ("compile", "auto, on"),
     ):
         path = toml(tmp_path, f'{name} = "qqq"')
-        with pytest.raises(InputError, match=f"expected {choices}.*, found 'qqq'; known: .* @ \\$.{name}"):
+        with pytest.raises(InputError, match=f"expected {choices}.*, found 'qqq'; choose one of them @ \\$.{name}"):
             from_toml(DistillConfig, path)
 
 

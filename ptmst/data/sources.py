@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 
+from ptmst.config import nearest
 from ptmst.data.annotations import SPLITS, Source
 from ptmst.data.karpathy import Karpathy, Whole
 from ptmst.data.shards import Shards
@@ -84,6 +84,5 @@ def known(value: str, choices: Sequence[str], what: str, more: str = "") -> str:
     """`value`, if it is one of `choices`; `more` says what else it may be. Raises InputError with the nearest."""
     if value in choices:
         return value
-    nearest = difflib.get_close_matches(value, choices, n=2)
-    advice = f"did you mean {' or '.join(nearest)}?" if nearest else "choose one of them"
-    raise InputError(f"{what}: expected {', '.join([*choices, *filter(None, [more])])}, found {value!r}; {advice}")
+    expected, advice = ", ".join([*choices, *filter(None, [more])]), nearest(value, choices, "choose one of them")
+    raise InputError(f"{what}: expected {expected}, found {value!r}{advice}")
