@@ -75,7 +75,8 @@ def methods(results: Path, data: str) -> str:
         "diverged counts as 0 and is among the lost. Of all: at the most pairs, against all real pairs with the same "
         "layers trained. Tuned on val: the factor of all leaf rates but η's, or loss and η of real pairs; (end) is an "
         "end of the grid. CPU seconds of a distillation and memory of its process at the most pairs. "
-        f"{settings['distill']['steps']} outer steps a phase of two, or all in one. `{found['command']}` on "
+        f"{settings['distill']['steps']} outer steps a phase of two, or all in one. {_never_learned(found)}"
+        f"`{found['command']}` on "
         f"{machine['cpu']}, one thread a run; torch {found['versions']['torch']}.",
     ]
     return "\n".join(lines)
@@ -102,6 +103,13 @@ def questions(results: Path, sets: Sequence[str]) -> str:
             lines.append(f"| {question} | {' − '.join(names)} | {data} | {' | '.join(shown)} |")
     lines += ["", "Points of mean recall on test; 95 % intervals of Student's t over seeds, each line by itself."]
     return "\n".join(lines)
+
+
+def _never_learned(found: dict[str, Any]) -> str:
+    shares = [100 * row["never learned"] for row in found["rows"] if "never learned" in row]
+    if not shares:
+        return ""
+    return f"Pairs that an expert never learns, of all that forgetting chose from: {mean(shares):.0f} %. "
 
 
 def _tuned(row: dict[str, Any]) -> str:

@@ -267,6 +267,8 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
         with peak_memory() as peak:
             made = subset(store, selection, run.pairs, run.lr, run.seed, "cpu")
         cost = {"seconds": time.process_time() - began, "peak bytes": sum(peak)}
+        if "never_learned" in made.provenance:
+            cost["never learned"] = made.provenance["never_learned"]
     how = replace(how, seed=run.seed, split=run.split, device="cpu")
     provenance = {
         "split": run.split,

@@ -5,7 +5,7 @@ The careful ones see the data as the store's experts do. Each image has one capt
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,8 @@ def subset(
 
     `herding` keeps the mean of the embeddings (Welling 2009), `kcenter` covers them (Sener & Savarese 2018),
     `forgetting` takes the pairs that an expert learns and forgets most often, and those it never learns first
-    (Toneva et al. 2019). Embeddings are those of one expert, by `seed`.
+    (Toneva et al. 2019); the provenance has the share of all pairs that are never learned. Embeddings are those of one
+    expert, by `seed`.
 
     Raises InputError for an unknown selection, where the data hold fewer images or are no longer those of the store,
     and for `forgetting` where the store keeps fewer than two end points.
@@ -49,8 +50,12 @@ def subset(
     pairs, texts = real_pairs(store)
     _refuse_more(count, pairs)
     chosen = random_subset(pairs, seed, count if selection == "random" else len(pairs.image_names))
+    more: dict[str, Any] = {}
     if selection == "forgetting":
-        chosen = chosen[most_forgotten(_known(store, pairs, texts, chosen, seed, where))[:count]]
+        learned = _known(store, pairs, texts, chosen, seed, where)
+        chosen = chosen[most_forgotten(learned)[:count]]
+        # Where it is above count / N, the set is a draw from the pairs that are never learned.
+        more = {"never_learned": float((~learned.any(1)).float().mean())}
     elif selection != "random":
         embeds = torch.cat(_embeddings(store, pairs, texts, chosen, seed, max(store.endpoints), where), dim=1)
         chosen = chosen[(herded if selection == "herding" else k_centers)(embeds, count)]
@@ -59,7 +64,7 @@ def subset(
     synthetic = SyntheticPairs(images, texts[chosen].clone(), FullSimilarity.identity(count), rates)
     phase = DistilledPhase(synthetic, rates, tuple(pairs.captions[i] for i in chosen.tolist()))
     provenance = {"method": selection, "seed": seed, "store_sha256": store.fingerprint, "versions": versions()}
-    return DistilledSet((phase,), provenance, store.settings, tower_weights(store))
+    return DistilledSet((phase,), provenance | more, store.settings, tower_weights(store))
 
 
 def random_pairs(store: TrajectoryStore, count: int, lr: float, seed: int) -> DistilledSet:

@@ -107,3 +107,24 @@ def test_what_cannot_be_chosen_is_refused(tmp_path_factory: pytest.TempPathFacto
     assert isinstance(one, TrajectoryStore)
     with pytest.raises(InputError, match=r"expected at least two end points to see pairs forgotten, found 3; teach"):
         subset(one, "forgetting", 4, 0.1, 0)
+
+
+def test_forgetting_tells_how_many_were_never_learned(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All 24 images: scored by hand at every kept epoch, those never learned come first."""
+    store = tiny_store(tmp_path_factory)
+    made = subset(store, "forgetting", 24, 0.1, seed=1)
+    expert, student = store.expert(1), student_of(store, (1, "student"))
+    learned = set()
+    for epoch in store.endpoints:
+        theta = expert.raw().point(epoch)
+        with torch.no_grad():
+            z = F.normalize(student.embed_images(theta, made[0].images), dim=1)
+            scores = (z @ F.normalize(student.embed_texts(theta, made[0].texts), dim=1).T).tolist()
+        for i in range(24):
+            others = [scores[i][j] for j in range(24) if j != i] + [scores[j][i] for j in range(24) if j != i]
+            if all(scores[i][i] >= other for other in others):
+                learned.add(i)
+    assert 0 < len(learned) < 24
+    assert made.provenance["never_learned"] == pytest.approx(1 - len(learned) / 24)
+    assert min(learned) == 24 - len(learned)
+    assert "never_learned" not in subset(store, "herding", 6, 0.1, seed=1).provenance

@@ -89,7 +89,23 @@ def screening(results: Path) -> str:
     found = read(results, "screening")
     if found is None:
         return NOT_YET
-    return _sides(found, SCREENED, "Share c, clip κ")
+    return _sides(found, SCREENED, "Share c, clip κ", _rank_correlation(found["rows"]))
+
+
+def _rank_correlation(rows: Rows) -> str:
+    """Spearman's, over the sides of a column: does recall follow the matching loss?"""
+    from scipy.stats import spearmanr
+
+    found = []
+    for data, setting in _cases(rows):
+        mine = [row for row in rows if (row["cell"]["data"], row["cell"]["setting"]) == (data, setting)]
+        by_side: dict[Side, Rows] = defaultdict(list)
+        for row in mine:
+            by_side[side_of(row)].append(row)
+        recall = [mean(by_seed(one).values()) for one in by_side.values()]
+        loss = [mean(mean(row["loss"]) for row in one) for one in by_side.values()]
+        found.append(f"{float(spearmanr(recall, loss).statistic):.2f}")
+    return f" Rank correlation of recall and L over the sides, by column: {', '.join(found)}."
 
 
 def alternatives(results: Path) -> str:
@@ -105,8 +121,13 @@ def alternatives(results: Path) -> str:
     return _sides(found | {"rows": rows}, [*kept, *ALTERNATIVES], "Recursion")
 
 
-def _sides(found: dict[str, Any], sides: Sequence[Side], title: str) -> str:
-    cases = list(dict.fromkeys((row["cell"]["data"], row["cell"]["setting"]) for row in found["rows"]))
+def _cases(rows: Rows) -> list[tuple[str, str]]:
+    """Columns of a table of sides: data set and setting."""
+    return list(dict.fromkeys((row["cell"]["data"], row["cell"]["setting"]) for row in rows))
+
+
+def _sides(found: dict[str, Any], sides: Sequence[Side], title: str, more: str = "") -> str:
+    cases = _cases(found["rows"])
     lines = [
         f"| {title} | {' | '.join(f'{data}, {setting}' for data, setting in cases)} | worst | L | diverged | step |",
         f"|---|{'--:|' * (len(cases) + 4)}",
@@ -139,7 +160,7 @@ def _sides(found: dict[str, Any], sides: Sequence[Side], title: str) -> str:
     about = (
         "Mean recall on test in percent, mean ± standard deviation over all students of all seeds (3 each); the worst "
         "of all students; matching loss L of the last 20 outer steps; share of students that diverged (recall 0); CPU "
-        "time of an outer step."
+        "time of an outer step." + more
     )
     return "\n".join([*lines, "", _source(found, about)])
 
