@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from ptmst import config as configs
-from ptmst import files, pool, progress
+from ptmst import devices, files, pool, progress
 from ptmst.allocator import peak_memory
 from ptmst.baselines import subset
 from ptmst.config import (
+    TUNING_SEED,
     AblateConfig,
     DataConfig,
     DistillConfig,
@@ -26,7 +27,7 @@ from ptmst.config import (
     Selection,
 )
 from ptmst.data import write_rendered
-from ptmst.distillation import distill, shared_outer_step
+from ptmst.distillation import distill_with
 from ptmst.distilled import DistilledSet, versions
 from ptmst.doctor import machine
 from ptmst.errors import Diverged, InputError
@@ -34,7 +35,7 @@ from ptmst.evaluation import Scores, evaluate, evaluate_experts
 from ptmst.presets import applied, experiment, methods
 from ptmst.results import Row
 from ptmst.store import TrajectoryStore
-from ptmst.teachers import train_teachers
+from ptmst.teachers import student_of, train_teachers
 from ptmst.unroll import OuterStep
 
 RESULTS = "ablation.json"
@@ -44,7 +45,7 @@ FACTORS = (1 / 9, 1 / 3, 1.0, 3.0)
 REAL_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
 REAL_LR = (0.01, 0.03, 0.1, 0.3)
 """Losses and student learning rates that are tried for real pairs."""
-_TUNING_SEED = 1000
+Step = TypeVar("Step", bound=OuterStep)
 _FULL, _FULL_HEADS = "all real pairs", "all real pairs, heads alone"
 
 
@@ -82,7 +83,7 @@ def ablate(config: AblateConfig, command: str) -> list[Row]:
             replace(best[method], pairs=pairs, seed=seed, split="test")
             for seed, pairs, method in product(grid.seeds, config.pairs, config.methods)
         ]
-        names = [_FULL, *([_FULL_HEADS] if True in grid.ways else [])]
+        names = [_FULL, *([_FULL_HEADS] if True in grid.frozen else [])]
         full = [Run(name, 0, seed) for name in names for seed in grid.seeds]
         grid.run("ablate", [*full, *runs])
         return grid.rows(runs, full)
@@ -98,7 +99,7 @@ class _Grid:
         asked = {"data": config.data, "settings": configs.to_json(base), "methods": how, "tried": grids}
         self._head = {"format": "ptmst-ablation", "version": _VERSION, **json.loads(json.dumps(asked))}
         self._measured = {"command": command, "machine": machine(), "versions": versions()}
-        self.ways = {False} | {applied(m, base).teach.encoder.freeze_tower for m in config.methods if m in methods()}
+        self.frozen = {False} | {applied(m, base).teach.encoder.freeze_tower for m in config.methods if m in methods()}
         """Whether the tower is frozen, in any of the methods."""
         self.seeds = range(config.seed, config.seed + config.seeds)
         self.found: dict[Run, dict[str, Any]] = {}
@@ -120,8 +121,8 @@ class _Grid:
         """The data, and the experts of every seed."""
         base, config = self._base, self._config
         write_rendered(replace(base.data, name=config.data, root=_data(config).root))
-        seeds = [*self.seeds, _TUNING_SEED]
-        wanted = [(config, base, seed, way) for seed in seeds for way in sorted(self.ways)]
+        seeds = [*self.seeds, TUNING_SEED]
+        wanted = [(config, base, seed, frozen) for seed in seeds for frozen in sorted(self.frozen)]
         with progress.bar("experts", len(wanted)) as bar:
             for path in pool.completed(_teach, wanted, config.workers):
                 bar.advance(path.name)
@@ -131,7 +132,7 @@ class _Grid:
         size = sorted(self._config.pairs)[len(self._config.pairs) // 2]
         tried: dict[str, list[Run]] = {}
         for method in self._config.methods:
-            one = Run(method, size, _TUNING_SEED, split="val")
+            one = Run(method, size, TUNING_SEED, split="val")
             if method in methods():
                 tried[method] = [replace(one, factor=factor) for factor in FACTORS]
             else:
@@ -284,15 +285,32 @@ def _distilled(config: DistillConfig, store: TrajectoryStore) -> tuple[Distilled
     """The set, none where its distillation diverged, and what it cost, compilation apart."""
     step = shared_outer_step(config, store, OuterStep)
     if step.compiles:
-        distill(replace(config, steps=1), store, outer_step=step)
+        distill_with(step, replace(config, steps=1), store)
     began = time.process_time()
     try:
         with peak_memory() as peak:
-            made = distill(config, store, outer_step=step)
+            made = distill_with(step, config, store)
     except Diverged as error:
         return None, {"why": str(error)}
     losses = [round(float(phase.history["loss"][-20:].sum(1).mean()), 4) for phase in made.phases]
     return made, {"seconds": time.process_time() - began, "peak bytes": sum(peak), "loss": losses}
+
+
+_STEPS: dict[Any, OuterStep] = {}
+
+
+def shared_outer_step(config: DistillConfig, store: TrajectoryStore, kind: type[Step]) -> Step:
+    """One outer step a kind of graph, for all runs of this process: it compiles once."""
+    device = devices.pick(config.device)
+    # A frozen tower is a store's own.
+    own = store.fingerprint if store.settings["encoder"]["freeze_tower"] else store.layers
+    computed = (config.batch_size, config.loss, config.temperature, config.adjoint, config.adjoint_clip)
+    key = (kind, own, *computed, config.precision, config.keep, config.chunk, config.compile, device)
+    if key not in _STEPS:
+        _STEPS[key] = kind.of(student_of(store, (config.seed, "student")).to(device), config)
+    found = _STEPS[key]
+    assert isinstance(found, kind)
+    return found
 
 
 def _one_by_one(made: DistilledSet, config: EvaluateConfig) -> dict[str, Any]:

@@ -38,14 +38,18 @@ def subset(
     (Toneva et al. 2019); the provenance has the share of all pairs that are never learned. Embeddings are those of one
     expert, by `seed`.
 
-    Raises InputError for an unknown selection, where the data hold fewer images or are no longer those of the store,
-    and for `forgetting` where the store keeps fewer than two end points.
+    Raises InputError for an unknown selection, a count or rate that is not positive, where the data hold fewer images
+    or are no longer those of the store, and for `forgetting` where the store keeps fewer than two end points.
     """
     if selection not in get_args(Selection):
         known = list(get_args(Selection))
         raise InputError(
             f"selection: expected {', '.join(known)}, found {selection}{configs.nearest(selection, known)}"
         )
+    if count < 1:
+        raise InputError(f"pairs: expected at least 1, found {count}; raise it")
+    if not 0 < lr < float("inf"):
+        raise InputError(f"lr: expected a positive number, found {lr}; name one")
     where = devices.pick(device)
     pairs, texts = real_pairs(store)
     _refuse_more(count, pairs)
@@ -146,8 +150,9 @@ def _embeddings(
     expert = store.expert(numbers[seed % len(numbers)], (epoch,))
     theta, student = expert.raw().point(epoch).to(where), student_of(store, (seed, "student")).to(where)
     batches = (pairs.images(some).to(where) for some in pairs.image_of_text[chosen].split(_IMAGES_AT_ONCE))
-    images = torch.cat([student.embed_images(theta, batch) for batch in batches])
-    captions = student.embed_texts(theta, texts[chosen].to(where))
+    with devices.arithmetic("fp32"):
+        images = torch.cat([student.embed_images(theta, batch) for batch in batches])
+        captions = student.embed_texts(theta, texts[chosen].to(where))
     return F.normalize(images, dim=1).cpu(), F.normalize(captions, dim=1).cpu()
 
 

@@ -19,12 +19,11 @@ from torch import Tensor
 from ptmst import config as configs
 from ptmst import files
 from ptmst.config import DistillConfig
-from ptmst.distilled import INDEX
+from ptmst.distilled import INDEX, RUN
 from ptmst.errors import InputError
 from ptmst.store import TrajectoryStore
 from ptmst.synthetic import SyntheticPairs
 
-RUN = "run.json"
 _KIND, _VERSION = "distillation run", 1
 _KEEP = 2
 
@@ -86,29 +85,28 @@ def _named(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 class Checkpoints:
     """The newest two checkpoints of every phase in the output folder; nowhere, where there is no output folder."""
 
-    def __init__(self, folder: Path | None, every_s: float) -> None:
-        self._folder, self._every_s = folder, every_s
+    def __init__(self, folder: Path | None, config: DistillConfig, store: TrajectoryStore, resume: bool) -> None:
+        """Raises InputError where the folder holds another run, or one that was not to be resumed."""
+        self._folder, self._every_s = folder, 60 * config.checkpoint_minutes
         self._saved_at = time.monotonic()
+        self._record = {"format": "ptmst-distillation-run", "version": _VERSION, "store_sha256": store.fingerprint}
+        self._record["config"] = comparable(config)
+        if folder is None or not any((folder / name).exists() for name in (RUN, INDEX)):
+            return
+        if not resume:
+            raise InputError(
+                f"{folder}: holds a distillation already; continue it with --resume, or choose another --out"
+            )
+        if run_record(folder) != json.loads(json.dumps(self._record)):
+            raise InputError(
+                f"{folder}: expected a run of these settings and this store, found another; resume with the "
+                "settings it began with, or choose another --out"
+            )
 
-    @classmethod
-    def begin(cls, config: DistillConfig, store: TrajectoryStore, resume: bool) -> Checkpoints:
-        """Claim the output folder. Raises InputError where it holds another run, or one that was not to be resumed."""
-        if config.out is not None:
-            record = {"format": "ptmst-distillation-run", "version": _VERSION, "store_sha256": store.fingerprint}
-            record["config"] = comparable(config)
-            path = Path(config.out) / RUN
-            if not path.exists() and not (path.parent / INDEX).exists():
-                files.write_json(path, record)
-            elif not resume:
-                raise InputError(
-                    f"{config.out}: holds a distillation already; continue it with --resume, or choose another --out"
-                )
-            elif files.read_json(path, _KIND, _VERSION) != json.loads(json.dumps(record)):
-                raise InputError(
-                    f"{config.out}: expected a run of these settings and this store, found another; resume with the "
-                    "settings it began with, or choose another --out"
-                )
-        return cls(config.out, 60 * config.checkpoint_minutes)
+    def begin(self) -> None:
+        """Write what the folder is for, before anything else is written there."""
+        if self._folder is not None and not (self._folder / RUN).exists():
+            files.write_json(self._folder / RUN, self._record)
 
     @property
     def steps_done(self) -> int:
@@ -141,9 +139,8 @@ class Checkpoints:
             self.save(phase, state)
 
     def clear(self) -> None:
-        """Remove the checkpoints of a run whose distilled set is safe, and what kills left half-written."""
-        torn = self._folder.glob(".checkpoint-*.part") if self._folder else ()
-        for path in (*self._paths("*"), *torn):
+        """Remove the checkpoints of a run whose distilled set is safe."""
+        for path in self._paths("*"):
             path.unlink()
 
     def _paths(self, phase: str) -> list[Path]:
@@ -160,9 +157,10 @@ def comparable(config: DistillConfig) -> dict[str, Any]:
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Hold back Ctrl-C (and SIGTERM) until the caller asks; a second one interrupts at once.
 
-    The leaves are updated in place, so a step must not be cut in half before its state is saved.
+    The leaves are updated in place, so a step must not be cut in half before its state is saved. What comes after the
+    caller has asked for the last time interrupts at the end.
     """
-    asked = False
+    asked = told = False
 
     def note(number: int, frame: object) -> None:
         nonlocal asked
@@ -170,12 +168,19 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
+    def tell() -> bool:
+        nonlocal told
+        told = asked
+        return told
+
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield tell
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if asked and not told:
+        raise KeyboardInterrupt

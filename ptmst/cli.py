@@ -33,6 +33,8 @@ from ptmst.progress import say, show
 
 Source = Annotated[Path | None, arg(metavar="FILE")]
 PresetName = Annotated[str | None, arg(metavar="NAME[,NAME]")]
+_CONTINUES, _BEGINS_ANEW = "the same command continues", "the same command begins anew"
+"""After Ctrl-C; a command says which, as `stopped`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Demo:
     """Folder for everything that is written, where a stopped demo continues; none = runs/demo[-digits][-quick]."""
     quick: bool = False
     """At most 3 minutes on two cores, instead of 12: fewer experts and steps, and worse recall."""
+
+    stopped = _CONTINUES
 
     def run(self) -> None:
         from ptmst.demo import run_demo
@@ -111,6 +115,8 @@ class Teach:
     config: Source = None
     """TOML file; its [teach] table overrides the preset and gives defaults in its turn."""
 
+    stopped = _CONTINUES
+
     def run(self) -> None:
         from ptmst.teachers import train_teachers
 
@@ -131,6 +137,8 @@ class Distill:
     """TOML file; its [distill] table overrides the preset and gives defaults in its turn."""
     resume: bool = False
     """Continue a stopped run."""
+
+    stopped = "the same command with --resume continues"
 
     def run(self) -> None:
         from ptmst.distillation import distill
@@ -176,8 +184,7 @@ class Subset:
         from ptmst.baselines import subset
         from ptmst.store import TrajectoryStore
 
-        with files.claimed(self.out, "a set"):
-            _refuse_taken(self.out)
+        with files.claimed(self.out, "a distilled set", fresh=True):
             subset(TrajectoryStore.open(self.store), self.selection, self.pairs, self.lr, self.seed, self.device).save(
                 self.out
             )
@@ -199,9 +206,9 @@ class Evaluate:
     """JSON file for the scores; none = scores.json in the set's folder."""
 
     def run(self) -> None:
-        from ptmst import files, store
+        from ptmst import store
         from ptmst.distilled import DistilledSet
-        from ptmst.evaluation import SCORES, evaluate, evaluate_experts
+        from ptmst.evaluation import SCORES, evaluate, evaluate_experts, write_scores
         from ptmst.results import Row, recall_table
 
         if self.settings.student is not None and self.out is None:
@@ -214,7 +221,7 @@ class Evaluate:
             distilled = DistilledSet.load(self.set)
             scores = evaluate(distilled, self.settings)
             row = Row(self.set.name, scores, distilled.num_pairs)
-        files.write_json(out, scores.to_json())
+        write_scores(out, scores)
         show(recall_table([row]))
         say(f"{out}: scores of {len(scores.students)} {'experts' if row.is_full else 'students'}")
 
@@ -261,8 +268,7 @@ class Import:
             if self.settings.images or self.settings.texts or self.settings.networks:
                 raise InputError("distilled: expected them alone, found buffers beside them; import one kind at a time")
             out = self.settings.out
-            with files.claimed(out, "a distilled set"):
-                _refuse_taken(out)
+            with files.claimed(out, "a distilled set", fresh=True):
                 found = import_distilled(self.distilled, *set_settings(self.settings))
                 found.save(out)
             say(f"{out}: {found.num_pairs} pairs in {len(found)} phases")
@@ -271,13 +277,6 @@ class Import:
 
         made = import_buffers(self.settings)
         say(f"{made.path}: {len(made)} experts of {made.layers.num_params:,} parameters, {made.bytes / 1e6:.1f} MB")
-
-
-def _refuse_taken(out: Path) -> None:
-    from ptmst import checkpoints, distilled, store
-
-    if any((out / name).exists() for name in (distilled.INDEX, checkpoints.RUN, store.INDEX)):
-        raise InputError(f"{out}: holds a set, a run or a store already; choose another --out")
 
 
 @dataclass(frozen=True)
@@ -304,6 +303,8 @@ class Ablate:
     """Run a grid of methods, sizes and seeds on a rendered data set, each method's rates tuned alike, and table it."""
 
     settings: Annotated[AblateConfig, arg(name="")] = field(default_factory=AblateConfig)
+
+    stopped = _CONTINUES
 
     def run(self) -> None:
         from ptmst.ablation import ablate
@@ -392,7 +393,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ptmst: {_short_of_memory(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ptmst: stopped; the same command (distill: with --resume) continues", file=sys.stderr)
+        again = getattr(COMMANDS.get(arguments[0]), "stopped", _BEGINS_ANEW)
+        print(f"ptmst: stopped; {again}", file=sys.stderr)
         return 130
     return 0
 

@@ -233,6 +233,22 @@ class LeafRates:
         yield from _at_least(self, 0, "images", "texts", "lr", "similarity")
 
 
+def gradient_problems(adjoint: float, adjoint_clip: float | None, keep: Keep, chunk: int | None) -> Iterator[str]:
+    """What is wrong with how an outer step is to be taken."""
+    if not adjoint >= 0:
+        yield f"adjoint: expected at least 0, found {adjoint}; raise it"
+    if adjoint > 1:
+        yield f"adjoint: expected 0 (truncated) to 1 (exact), found {adjoint}; lower it"
+    if adjoint_clip is not None and not adjoint_clip > 0:
+        yield f"adjoint_clip: expected a positive number, found {adjoint_clip}; raise it or leave it out"
+    if keep == "nothing" and adjoint > 0:
+        yield f"keep: expected path or primals with adjoint {adjoint}, found nothing; keep the path, or set adjoint 0"
+    if chunk is not None and chunk < 1:
+        yield f"chunk: expected at least 1, found {chunk}; raise it"
+    if chunk is not None and keep == "primals":
+        yield "keep and chunk: expected one way to spend memory, found primals with chunks; drop one"
+
+
 @dataclass(frozen=True)
 class DistillConfig:
     """Phased distillation (paper §3; settings of Flickr30k 500 by default, but for the adjoint)."""
@@ -300,23 +316,13 @@ class DistillConfig:
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "expert_epochs", "steps", "inner_steps", "batch_size", "temperature", "rank")
         yield from _positive(self, "student_lr")
-        yield from _at_least(self, 0, "blend", "momentum", "adjoint", "ema", "checkpoint_minutes", "seed")
+        yield from _at_least(self, 0, "blend", "momentum", "ema", "checkpoint_minutes", "seed")
         if not self.phases:
             yield "phases: expected at least one, found none; name one, such as 99:5:0-2"
         yield from _below(self, 1, "momentum", "ema")
-        if self.adjoint > 1:
-            yield f"adjoint: expected 0 (truncated) to 1 (exact), found {self.adjoint}; lower it"
-        if self.adjoint_clip is not None and not self.adjoint_clip > 0:
-            yield f"adjoint_clip: expected a positive number, found {self.adjoint_clip}; raise it or leave it out"
-        if self.keep == "nothing" and self.adjoint > 0:
-            yield (
-                f"keep: expected path or primals with adjoint {self.adjoint}, found nothing; keep the path, or lower "
-                "adjoint to 0"
-            )
-        if self.chunk is not None and (self.chunk < 1 or self.batch_size % self.chunk):
+        yield from gradient_problems(self.adjoint, self.adjoint_clip, self.keep, self.chunk)
+        if self.chunk is not None and self.chunk > 0 and self.batch_size % self.chunk:
             yield f"chunk: expected a divisor of batch_size {self.batch_size}, found {self.chunk}; name one"
-        if self.chunk is not None and self.keep == "primals":
-            yield "keep and chunk: expected one way to spend memory, found primals with chunks; drop one"
         for i, phase in enumerate(self.phases):
             first, last = phase.start
             if not 0 <= first < last:
@@ -384,6 +390,10 @@ class EvaluateConfig:
         yield from _below(self, 1, "momentum")
 
 
+TUNING_SEED = 1000
+"""Of the experts, pairs and students that an ablation's rates are tuned on."""
+
+
 @dataclass(frozen=True)
 class AblateConfig:
     """A grid of methods, sizes and seeds on a rendered data set."""
@@ -403,10 +413,13 @@ class AblateConfig:
     preset: str = "ablation"
     """Preset of the other settings."""
     workers: int = 2
-    """Runs at once, a thread each."""
+    """Runs at once, a process of one thread each."""
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "seeds", "workers")
+        yield from _at_least(self, 0, "seed")
+        if self.seed <= TUNING_SEED < self.seed + self.seeds:
+            yield f"seed: expected seeds without {TUNING_SEED}, on which rates are tuned, found it; choose another"
         for name in ("methods", "pairs"):
             if not getattr(self, name):
                 yield f"{name}: expected at least one, found none; name some"

@@ -21,7 +21,7 @@ from ptmst.distillation import distill
 from ptmst.distilled import versions
 from ptmst.doctor import machine
 from ptmst.errors import InputError
-from ptmst.evaluation import Scores, evaluate, evaluate_experts, read_scores
+from ptmst.evaluation import Scores, evaluate, evaluate_experts, read_scores, write_scores
 from ptmst.presets import applied, experiment
 from ptmst.progress import say, show
 from ptmst.report import write_report
@@ -42,7 +42,8 @@ def run_demo(data: Literal["scenes", "digits"], out: Path, quick: bool, command:
     Raises InputError where `out` holds another demo, or cannot be written.
     """
     settings = experiment("demo-quick" if quick else "demo")
-    with _claimed(out, {"data": data, "settings": configs.to_json(settings)}) as seconds:
+    asked = {"data": data, "settings": configs.to_json(settings)}
+    with files.claimed(out, "a demo"), _timed(out, asked) as seconds:
         rows = _rows(data, out, settings)
         minutes = seconds() / 60
     if not (out / RESULTS).exists():
@@ -99,8 +100,11 @@ def _record_results(path: Path, command: str, minutes: float, rows: list[Row]) -
 
 
 @contextmanager
-def _claimed(out: Path, asked: dict[str, Any]) -> Iterator[Callable[[], float]]:
-    """Hold `out` for this demo; yields how many seconds it has taken, over all its runs until it was finished."""
+def _timed(out: Path, asked: dict[str, Any]) -> Iterator[Callable[[], float]]:
+    """Yields how many seconds this demo has taken, over all its runs until it was finished.
+
+    Raises InputError where `out` holds another.
+    """
     path, began, before = out / _RECORD, time.perf_counter(), 0.0
     record = {"format": "ptmst-demo", "version": _VERSION, **json.loads(json.dumps(asked))}
     if path.exists():
@@ -124,5 +128,5 @@ def _claimed(out: Path, asked: dict[str, Any]) -> Iterator[Callable[[], float]]:
 def _scored(folder: Path, name: str, score: Callable[[], Scores]) -> Scores:
     path = folder / f"{name}.json"
     if not path.exists():
-        files.write_json(path, score().to_json())
+        write_scores(path, score())
     return read_scores(path)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,48 +30,50 @@ from ptmst.synthetic import SyntheticPairs
 from ptmst.teachers import real_pairs, student_of, tower_weights
 from ptmst.unroll import OuterGradient, OuterStep
 
-Step = TypeVar("Step", bound=OuterStep)
 _ADAM_BETA2, _ADAM_EPS = 0.99, 1e-8
 
 
-def distill(
-    config: DistillConfig, store: TrajectoryStore, *, resume: bool = False, outer_step: OuterStep | None = None
-) -> DistilledSet:
+def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = False) -> DistilledSet:
     """Distil every phase of `config` from the experts of `store`.
 
-    `outer_step` serves where its gradient is what is studied, or where one that is compiled already saves time; its
-    settings then go before those of `config`. With `config.out` the set is saved there, with checkpoints on the way;
-    `resume` continues a stopped run, to the same bits. Raises InputError for settings the store cannot serve, and
-    Diverged with advice where a loss or gradient becomes non-finite; checkpoints stay.
+    With `config.out` the set is saved there, with checkpoints on the way; `resume` continues a stopped run, to the same
+    bits. Raises InputError for settings the store cannot serve and for a folder that is taken, and Diverged with advice
+    where a loss or gradient becomes non-finite; checkpoints stay.
     """
     configs.check(config)
     _check_against_store(config, store)
-    if config.out is not None and resume and (config.out / INDEX).exists():
-        Checkpoints.begin(config, store, resume).clear()  # refuses another run's set
-        return DistilledSet.load(config.out)
-    student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
-    outer_step = outer_step or OuterStep.of(student, config)
-    pairs, texts = real_pairs(store, config.root)
-    starts = [initial_pairs(config, n, pairs, texts, student.layers.num_groups) for n in range(len(config.phases))]
-    _refuse_underivable(config, student, starts[0], store.settings["encoder"]["image_tower"])
-    with _claimed(config.out):
-        return _distil_phases(config, store, outer_step, starts, (pairs, texts), resume)
+    out = None if config.out is None else Path(config.out)
+    with nullcontext() if out is None else files.claimed(out, "a distilled set"):
+        checkpoints = Checkpoints(out, config, store, resume)
+        if out is not None and (out / INDEX).exists():
+            checkpoints.clear()
+            return DistilledSet.load(out)
+        student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
+        real = real_pairs(store, config.root)
+        starts = _starts(config, student, real)
+        _refuse_underivable(config, student, starts[0], store.settings["encoder"]["image_tower"])
+        checkpoints.begin()
+        distilled = _distil_phases(config, store, OuterStep.of(student, config), starts, real, checkpoints)
+        if out is not None:
+            distilled.save(out)
+            checkpoints.clear()
+        return distilled
 
 
-_STEPS: dict[Any, OuterStep] = {}
+def distill_with(outer_step: OuterStep, config: DistillConfig, store: TrajectoryStore) -> DistilledSet:
+    """`distill`, into memory, by an outer step that is there: one that is compiled already, or is itself studied.
+
+    How the gradient is taken is its affair; `config` says the rest.
+    """
+    configs.check(config)
+    _check_against_store(config, store)
+    student, real = student_of(store, (config.seed, "student")), real_pairs(store, config.root)
+    checkpoints = Checkpoints(None, config, store, resume=False)
+    return _distil_phases(config, store, outer_step, _starts(config, student, real), real, checkpoints)
 
 
-def shared_outer_step(config: DistillConfig, store: TrajectoryStore, kind: type[Step]) -> Step:
-    """One outer step a kind of graph, for all runs of this process: it compiles once."""
-    # A frozen tower is a store's own.
-    own = store.fingerprint if store.settings["encoder"]["freeze_tower"] else store.layers
-    computed = (config.batch_size, config.loss, config.temperature, config.adjoint, config.adjoint_clip)
-    key = (kind, own, *computed, config.precision, config.keep, config.chunk, config.compile)
-    if key not in _STEPS:
-        _STEPS[key] = kind.of(student_of(store, (config.seed, "student")), config)
-    found = _STEPS[key]
-    assert isinstance(found, kind)
-    return found
+def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor]) -> list[SyntheticPairs]:
+    return [initial_pairs(config, n, *real, student.layers.num_groups) for n in range(len(config.phases))]
 
 
 def _refuse_underivable(config: DistillConfig, student: Student, pairs: SyntheticPairs, tower: str) -> None:
@@ -86,19 +87,14 @@ def _refuse_underivable(config: DistillConfig, student: Student, pairs: Syntheti
         )
 
 
-def _claimed(out: Path | None) -> AbstractContextManager[None]:
-    return nullcontext() if out is None else files.claimed(Path(out), "a distilled set")
-
-
 def _distil_phases(
     config: DistillConfig,
     store: TrajectoryStore,
     outer_step: OuterStep,
     starts: list[SyntheticPairs],
     real: tuple[Pairs, Tensor],
-    resume: bool,
+    checkpoints: Checkpoints,
 ) -> DistilledSet:
-    checkpoints = Checkpoints.begin(config, store, resume)
     with progress.bar("distil", config.steps * len(config.phases), checkpoints.steps_done) as bar:
         phases = []
         for number, start in enumerate(starts):
@@ -110,11 +106,7 @@ def _distil_phases(
         "store_sha256": store.fingerprint,
         "versions": versions(),
     }
-    distilled = DistilledSet(tuple(phases), provenance, store.settings, tower_weights(store))
-    if config.out is not None:
-        distilled.save(config.out)
-        checkpoints.clear()
-    return distilled
+    return DistilledSet(tuple(phases), provenance, store.settings, tower_weights(store))
 
 
 def initial_pairs(config: DistillConfig, number: int, pairs: Pairs, texts: Tensor, groups: int) -> SyntheticPairs:
@@ -214,8 +206,9 @@ def _distill_phase(
             if broken or bool((state.pairs.lr <= 0).any()):
                 raise _diverged(number, state.step - 1, eta, broken or ["η that is no longer positive"], config)
             bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {gradient.loss.item():.3f}")
-            checkpoints.save_when_due(number, state, now=interrupted() or state.step == config.steps)
-            if interrupted():
+            stop = interrupted()
+            checkpoints.save_when_due(number, state, now=stop or state.step == config.steps)
+            if stop:
                 raise KeyboardInterrupt
     return state
 

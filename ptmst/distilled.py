@@ -21,7 +21,7 @@ from ptmst.synthetic import SyntheticPairs
 
 VERSION = 1
 KIND = "distilled set"
-INDEX = "distilled.json"
+INDEX, RUN = files.FOLDERS["a distilled set"]
 TOWER = "tower.safetensors"
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,23 +16,25 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from ptmst import config as configs
-from ptmst import devices, progress
-from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, LossKind
+from ptmst import devices, files, progress
+from ptmst.config import EvaluateConfig, LossKind
 from ptmst.contrast import StudentLoss, student_loss
 from ptmst.data import Pairs
+from ptmst.devices import arithmetic
 from ptmst.distilled import DistilledSet
-from ptmst.encoders import TextTower, embed_captions, text_tower
+from ptmst.encoders import TextTower, embed_captions
 from ptmst.errors import Diverged, InputError
 from ptmst.flat import Student
 from ptmst.seeds import generator
 from ptmst.store import TrajectoryStore
-from ptmst.teachers import load, student_from_settings, student_of, with_another_tower
+from ptmst.teachers import data_of, load, student_from_settings, student_of, text_tower_of, with_another_tower
 
 SCORES = "scores.json"
 METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
 """Of retrieval, which every data set has."""
 ZERO_SHOT = "zero-shot"
 """Of data sets with classes: the accuracy of zero-shot classification."""
+_VERSION = 1
 _SCORES_AT_ONCE = 1 << 24
 _IMAGES_AT_ONCE = 256
 _HELD_BYTES = 4 << 30
@@ -62,19 +64,25 @@ class Scores:
         summary = {metric: {"mean": self.mean(metric), "std": self.std(metric)} for metric in self.metrics}
         return {"summary": summary, "students": [dict(s) for s in self.students], "provenance": dict(self.provenance)}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Scores:
-        return cls(tuple(value["students"]), value["provenance"])
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """Write scores as JSON, with their summary."""
+    files.write_json(path, {"format": "ptmst-score-file", "version": _VERSION, **scores.to_json()})
 
 
 def read_scores(path: Path) -> Scores:
-    """Scores that were written as JSON. Raises InputError for a file that holds none."""
+    """Scores that `write_scores` wrote. Raises InputError for a file that holds none."""
+    value = files.read_json(path, "score file", _VERSION)
     try:
-        return Scores.from_json(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: expected scores, found a damaged file ({error}); run `ptmst evaluate` anew"
-        ) from error
+        scores = Scores(tuple(value["students"]), value["provenance"])
+        whole = bool(scores.students) and all(set(METRICS) <= student.keys() for student in scores.students)
+        whole = whole and {"split", "pairs"} <= scores.provenance.keys()
+        whole = whole and bool({"config", "experts"} & scores.provenance.keys())
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: expected the recalls of students and how they came about, found others; score anew")
+    return scores
 
 
 def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: Tensor) -> dict[str, float]:
@@ -119,9 +127,8 @@ def zero_shot_accuracy(image_embeds: Tensor, prompt_embeds: Tensor, class_of_pro
     class_of_prompt int64 [T] and labels int64 [N] name classes from 0; -1 is an image that does not count. An image
     that is as near to another class counts as wrong.
     """
-    count = int(class_of_prompt.max()) + 1
-    sums = torch.zeros(count, prompt_embeds.shape[1], device=prompt_embeds.device)
-    centres = F.normalize(sums.index_add_(0, class_of_prompt, prompt_embeds), dim=1)
+    # A product, since a scattered sum has an order of its own every time on CUDA.
+    centres = F.normalize(F.one_hot(class_of_prompt).T.to(prompt_embeds) @ prompt_embeds, dim=1)
     counted = labels >= 0
     scores, own = image_embeds[counted] @ centres.T, labels[counted, None]
     others = scores.scatter(1, own, float("-inf")).amax(1)
@@ -138,39 +145,37 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     configs.check(config)
     config = replace(config, loss=loss_of(distilled, config))
     device = devices.pick(config.device)
-    data = configs.from_json(DataConfig, distilled.settings["data"])
-    data = replace(data, root=config.root) if config.root is not None else data
     settings, start = distilled.settings, distilled.tower
+    data, tower = data_of(settings, config.root), text_tower_of(settings)
     if config.student is not None:
-        settings, start = with_another_tower(settings, data, config.student, config.student_weights, device)
-    encoder = configs.from_json(EncoderConfig, settings["encoder"])
-    tower = text_tower(encoder)
+        with arithmetic("fp32"):
+            settings, start = with_another_tower(settings, data, config.student, config.student_weights, device)
+    frozen = settings["encoder"]["freeze_tower"]
     scored_on = Retrieval(load(data, config.split), tower, device)
     choose = Retrieval(load(data, "val"), tower, device) if config.select == "best-val" else scored_on
     began = time.perf_counter()
 
     students: list[dict[str, float]] = []
     epochs = (config.epochs + 1) * len(distilled)
-    with progress.bar("evaluate", config.students * epochs) as bar:
-        for numbers in _groups(config, encoder.freeze_tower or device.type == "cuda"):
+    with arithmetic("fp32"), progress.bar("evaluate", config.students * epochs) as bar:
+        for numbers in _groups(config, frozen or device.type == "cuda"):
             draws = [(config.seed, "student", number) for number in numbers]
             fresh = [student_from_settings(settings, draw, start) for draw in draws]
             thetas = torch.stack([student.flatten() for student in fresh]).to(device)
             # Students differ in θ alone: the functions of one serve all.
             student = fresh[0].to(device)
-            scored: list[list[dict[str, float]]] = [[] for _ in numbers]
-            chosen: list[list[float]] = [[] for _ in numbers]
+            # Of each, evaluation by evaluation: what it is chosen by, and its scores.
+            runs: list[list[tuple[float, dict[str, float]]]] = [[] for _ in numbers]
             for epoch, trained in train_students(student, thetas, distilled, config, draws):
                 bar.advance(f"student {numbers[-1] + 1}/{config.students}", steps=len(numbers))
                 last = epoch == epochs - 1
                 if last or (config.select != "last" and epoch % (config.epochs + 1) % config.every == 0):
-                    for k, theta in enumerate(trained):
+                    for run, theta in zip(runs, trained, strict=True):
                         found = scored_on.score(student, theta)
-                        scored[k].append(found)
-                        chosen[k].append((found if choose is scored_on else choose.score(student, theta))["mean"])
-            for all_scored, all_chosen in zip(scored, chosen, strict=True):
-                best = -1 if config.select == "last" else max(range(len(all_chosen)), key=all_chosen.__getitem__)
-                students.append(all_scored[best])
+                        by = found if choose is scored_on else choose.score(student, theta)
+                        run.append((by["mean"], found))
+            for run in runs:
+                students.append((run[-1] if config.select == "last" else max(run, key=itemgetter(0)))[1])
     recorded = {k: v for k, v in configs.to_json(config).items() if k not in ("root", "device")}
     provenance = {
         "split": config.split,
@@ -178,7 +183,7 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
         "set": dict(distilled.provenance),
         "pairs": distilled.num_pairs,
         "data_fingerprint": settings.get("data_fingerprint"),
-        "freeze_tower": encoder.freeze_tower,
+        "freeze_tower": frozen,
     }
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
 
@@ -200,13 +205,12 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
             f"{store.path}: expected a distilled set to train {config.student} on, found a store of experts"
         )
     where = devices.pick(config.device)
-    data = configs.from_json(DataConfig, store.settings["data"])
-    data = replace(data, root=config.root) if config.root is not None else data
-    tower = text_tower(configs.from_json(EncoderConfig, store.settings["encoder"]))
+    data, tower = data_of(store.settings, config.root), text_tower_of(store.settings)
     scored_on = Retrieval(load(data, config.split), tower, where)
     student = student_of(store, ("experts",)).to(where)
     numbers = sorted(store.experts)[: config.students]
-    scored = [scored_on.score(student, store.expert(n).raw().point(store.epochs).to(where)) for n in numbers]
+    with arithmetic("fp32"):
+        scored = [scored_on.score(student, store.expert(n).raw().point(store.epochs).to(where)) for n in numbers]
     provenance = {
         "split": config.split,
         "experts": numbers,

@@ -8,6 +8,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,10 +71,17 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
                 raise InputError(
                     f"phase {number}: expected finite {name}, found NaN or infinity, and wrote nothing; distil anew"
                 )
-    written = []
-    for name, content in writers[form](distilled):
-        files.write(out / name, content)
-        written.append(out / name)
+    written: list[Path] = []
+    try:
+        for name, content in writers[form](distilled):
+            written.append(out / name)
+            files.write(out / name, content)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it is `out`, or holds something still
+                path.parent.rmdir()
+        raise
     return written
 
 

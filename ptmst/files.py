@@ -17,6 +17,14 @@ from torch import Tensor
 
 from ptmst.errors import InputError
 
+FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "a trajectory store": ("store.json",),
+    "a distilled set": ("distilled.json", "run.json"),
+    "an ablation": ("ablation.json",),
+    "a demo": ("demo.json",),
+    "rendered data": (),
+}
+"""What a folder of ours holds, and the files that tell: one kind a folder."""
 _CONTENT = "content_sha256"
 _JSON_CONTENT = "sha256"
 
@@ -91,15 +99,46 @@ def _json_hash(value: Mapping[str, Any]) -> str:
     return sha256(json.dumps(value, sort_keys=True).encode())
 
 
-@contextmanager
-def claimed(folder: Path, what: str) -> Iterator[None]:
-    """Keep other processes of ours from writing `what` into a folder, which is made where there is none.
+def refuse_taken(folder: Path, but: str | None = None) -> None:
+    """Raise InputError where a folder holds one of FOLDERS, `but` for this one."""
+    for kind, names in FOLDERS.items():
+        if kind != but and any((folder / name).exists() for name in names):
+            raise InputError(f"{folder}: holds {kind} already; choose another --out")
 
-    Raises InputError where another process has it. The claim ends with this process, however it ends.
+
+@contextmanager
+def claimed(folder: Path, kind: str, *, fresh: bool = False) -> Iterator[None]:
+    """Write a folder of this kind, of FOLDERS, alone; it is made where there is none.
+
+    Raises InputError where it holds another kind (or, if it is to be `fresh`, this one), and where another process of
+    ours has it. The claim ends with this process, however it ends; what an earlier one left half-written is removed.
     """
+    # Before anything is made, and again when nobody else can make it.
+    refuse_taken(folder, None if fresh else kind)
+    with _locked(folder, kind):
+        refuse_taken(folder, None if fresh else kind)
+        for torn in folder.glob(".*.part"):
+            if not _alive(torn.name.split(".")[-2]):
+                torn.unlink(missing_ok=True)
+        yield
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+@contextmanager
+def _locked(folder: Path, kind: str) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # not on this system
+        folder.mkdir(parents=True, exist_ok=True)
         yield
         return
     made = not folder.exists()
@@ -113,7 +152,7 @@ def claimed(folder: Path, what: str) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{folder}: another process is writing {what} here; wait for its end, or choose another --out"
+                f"{folder}: another process is writing {kind} here; wait for its end, or choose another --out"
             ) from error
         yield
     except BaseException:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ptmst import distilled, files
-from ptmst.checkpoints import RUN, run_record
-from ptmst.distilled import DistilledSet
+from ptmst.checkpoints import run_record
+from ptmst.distilled import RUN, DistilledSet
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
 from ptmst.legacy import load_published

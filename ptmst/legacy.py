@@ -24,7 +24,7 @@ from ptmst.distilled import nearest_captions
 from ptmst.encoders import embed_captions, make_student, text_tower
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
-from ptmst.store import INDEX, TrajectoryStore
+from ptmst.store import TrajectoryStore
 from ptmst.teachers import Recorder, encoder_settings, load
 from ptmst.towers import prepared
 
@@ -41,18 +41,23 @@ def import_buffers(config: ImportConfig) -> TrajectoryStore:
     configs.check(config)
     if not config.images and not config.networks:
         raise InputError("images: expected buffers to import, found none; name img_replay_buffer_*.pt, or --networks")
-    if (config.out / INDEX).exists():
-        raise InputError(f"{config.out}: holds a trajectory store already; choose another --out")
-    layers, settings = _of_network(config) if config.networks else _of_encoder(config)
     sources: list[tuple[Path, ...]] = [(path,) for path in config.networks]
     sources += zip(config.images, config.texts, strict=True)
-    with files.claimed(config.out, "experts"), progress.bar("import", len(sources), 0) as bar:
-        store: TrajectoryStore | None = None
-        for paths in sources:
-            for trajectory in _trajectories(paths):
-                store = _add(trajectory, paths, layers, settings, config, store)
-            bar.advance(", ".join(path.name for path in paths))
-    assert store is not None
+    with files.claimed(Path(config.out), "a trajectory store", fresh=True):
+        layers, settings = _of_network(config) if config.networks else _of_encoder(config)
+        with progress.bar("import", len(sources), 0) as bar:
+            store: TrajectoryStore | None = None
+            try:
+                for paths in sources:
+                    for trajectory in _trajectories(paths):
+                        store = _add(trajectory, paths, layers, settings, config, store)
+                    bar.advance(", ".join(path.name for path in paths))
+                assert store is not None
+                store.save_index()
+            except BaseException:
+                if store is not None:
+                    store.discard()
+                raise
     return store
 
 
@@ -78,7 +83,7 @@ def _add(
     for epoch in range(epochs + 1):
         tensors = [tensor for part in trajectory for tensor in part[epoch]]
         recorder.record(_flat(tensors, layers, paths))
-    store.add(len(store), recorder.expert(), {"losses": [], "from": [path.name for path in paths]})
+    store.write_expert(len(store), recorder.expert(), {"losses": [], "from": [path.name for path in paths]})
     return store
 
 

@@ -34,7 +34,8 @@ def completed(function: Callable[[A], R], tasks: Iterable[A], workers: int) -> I
         ) from error
     except BaseException:
         for worker in list((pool._processes or {}).values()):
-            worker.terminate()
+            # A SIGTERM would only be noted inside an outer loop, and the next run begun. Files are whole or absent.
+            worker.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -20,7 +20,7 @@ VERSION = 2
 READABLE = (1, 2)
 """Version 1 knew no coding but fp16."""
 KIND = "trajectory store"
-INDEX = "store.json"
+(INDEX,) = files.FOLDERS["a trajectory store"]
 
 
 @dataclass
@@ -123,6 +123,11 @@ class TrajectoryStore:
 
     def add(self, number: int, expert: Expert, record: Mapping[str, Any]) -> None:
         """Write one expert, then the index that names it: a store is whole at every moment."""
+        self.write_expert(number, expert, record)
+        self.save_index()
+
+    def write_expert(self, number: int, expert: Expert, record: Mapping[str, Any]) -> None:
+        """The files of one expert; on disk the store is as it was until `save_index` names it."""
         bases = {}
         for group, part in zip(self.layers.group_names, expert.base.split(self.layers.group_sizes), strict=True):
             name = f"base-{group}-{files.sha256(part.cpu().numpy().tobytes())[:12]}.safetensors"
@@ -136,7 +141,6 @@ class TrajectoryStore:
         name = f"expert-{number:03d}.safetensors"
         self.hashes[name] = files.write_tensors(self.path / name, tensors)
         self.experts[number] = {"file": name, "bases": bases, **record}
-        self.save_index()
 
     def add_file(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors that belong to the experts, such as the warmed-up tower they share."""
@@ -144,6 +148,11 @@ class TrajectoryStore:
 
     def read_file(self, name: str) -> dict[str, Tensor]:
         return self._read(name)
+
+    def discard(self) -> None:
+        """Remove all files of the store."""
+        for name in (INDEX, *self.hashes):
+            (self.path / name).unlink(missing_ok=True)
 
     def save_index(self) -> None:
         files.write_json(

@@ -37,7 +37,8 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
     """
     configs.check(config)
     config = replace(config, data=prepared(config.data, config.encoder))
-    device = devices.pick(config.device)
+    out, device = Path(config.out), devices.pick(config.device)
+    files.refuse_taken(out, but="a trajectory store")
     pairs = load(config.data, "train")
     if len(pairs) < config.batch_size:
         raise InputError(
@@ -48,17 +49,15 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
     settings = _settings(config, pairs, tower)
 
     def opened() -> TrajectoryStore:
-        store = TrajectoryStore.open(config.out)
+        store = TrajectoryStore.open(out)
         _refuse_other_settings(store, settings, config.coding)
         return store
 
-    exists = (Path(config.out) / INDEX).exists()
     # A store that lacks nothing is only read, which many processes may do at once.
-    if exists and not _missing(store := opened(), config):
+    if (out / INDEX).exists() and not _missing(store := opened(), config):
         return store
-    with files.claimed(Path(config.out), "experts"):
-        exists = (Path(config.out) / INDEX).exists()
-        store = opened() if exists else _new_store(config, settings, tower.width, device)
+    with files.claimed(out, "a trajectory store"), devices.arithmetic("fp32"):
+        store = opened() if (out / INDEX).exists() else _new_store(config, settings, tower.width, device)
         if missing := _missing(store, config):
             _train(missing, store, config, pairs, tower, device)
     return store
@@ -76,9 +75,9 @@ def _train(
     tower: TextTower,
     device: torch.device,
 ) -> None:
-    texts = embed_captions(tower, pairs.captions).to(device)
     steps = -(-len(pairs) // config.batch_size)
     done = (config.experts - len(missing)) * config.epochs
+    texts = embed_captions(tower, pairs.captions).to(device)
     with progress.bar("teach", config.experts * config.epochs, done) as bar:
         for number in missing:
             student = student_of(store, (config.seed, "expert", number)).to(device)
@@ -170,18 +169,42 @@ def real_pairs(store: TrajectoryStore, root: Path | None = None) -> tuple[Pairs,
 
     Raises InputError where they have changed.
     """
-    data = configs.from_json(DataConfig, store.settings["data"])
-    data = replace(data, root=root) if root is not None else data
+    data = data_of(store.settings, root)
     pairs = load(data, "train")
     if pairs.fingerprint != store.settings["data_fingerprint"]:
         raise InputError(f"{data.folder}: expected the pairs that {store.path} was taught on, found others; teach anew")
-    tower = text_tower(configs.from_json(EncoderConfig, store.settings["encoder"]))
-    if tower.fingerprint != store.settings["text_fingerprint"]:
+    return pairs, embed_captions(text_tower_of(store.settings), pairs.captions)
+
+
+def data_of(settings: Mapping[str, Any], root: Path | None = None) -> DataConfig:
+    """The data that a store or a distilled set records; `root` is their folder, where it has moved.
+
+    Raises InputError where none is recorded.
+    """
+    _refuse_bare(settings)
+    data = configs.from_json(DataConfig, settings["data"])
+    return replace(data, root=root) if root is not None else data
+
+
+def text_tower_of(settings: Mapping[str, Any]) -> TextTower:
+    """The text tower that a store or a distilled set records. Raises InputError where it embeds otherwise by now."""
+    _refuse_bare(settings)
+    encoder = configs.from_json(EncoderConfig, settings["encoder"])
+    tower = text_tower(encoder)
+    if tower.fingerprint != settings["text_fingerprint"]:
         raise InputError(
-            f"{store.path}: expected text tower {store.settings['text_fingerprint']}, found {tower.fingerprint}; the "
-            "store was made with another encoder: teach anew or restore its weights"
+            f"text_tower {encoder.text_tower}: expected {settings['text_fingerprint']}, as the experts had it, found "
+            f"{tower.fingerprint}; restore its weights, or teach anew"
         )
-    return pairs, embed_captions(tower, pairs.captions)
+    return tower
+
+
+def _refuse_bare(settings: Mapping[str, Any]) -> None:
+    if "encoder" not in settings:
+        raise InputError(
+            "expected a store or set that records its data and encoder, found one that does not; what `ptmst import "
+            "--networks` makes serves TrajectoryMatchingLoss alone"
+        )
 
 
 def student_of(store: TrajectoryStore, draw: tuple[int | str, ...]) -> Student:
@@ -204,6 +227,7 @@ def student_from_settings(
 
     Raises InputError where the image tower's weights are no longer those of the settings.
     """
+    _refuse_bare(settings)
     encoder = configs.from_json(EncoderConfig, settings["encoder"])
     if _file_hash(encoder.image_weights) != settings["image_weights_sha256"]:
         raise InputError(

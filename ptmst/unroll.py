@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptmst.capture import Captured
 from ptmst.compilation import compiler
-from ptmst.config import Compile, DistillConfig, Keep, LossKind, Precision
+from ptmst.config import Compile, DistillConfig, Keep, LossKind, Precision, gradient_problems
 from ptmst.derivatives import Along, Batch, Step, derivatives
 from ptmst.devices import arithmetic
 from ptmst.errors import InputError
@@ -72,7 +72,8 @@ class OuterStep:
     The student stays on the device where it is; span, pairs and batches must be there too. Where the step is compiled
     on CUDA it is one CUDA graph: the tensors that it returns are overwritten by its next call.
 
-    Raises InputError for an unknown loss, for tf32 without CUDA, and for `compile="on"` without a compiler.
+    Raises InputError for an unknown loss, for settings that do not go together (as `DistillConfig` has them), for tf32
+    without CUDA, and for `compile="on"` without a compiler.
     """
 
     def __init__(
@@ -88,6 +89,8 @@ class OuterStep:
         chunk: int | None = None,
         compile: Compile = "off",
     ) -> None:
+        if mistakes := list(gradient_problems(adjoint, adjoint_clip, keep, chunk)):
+            raise InputError("\n".join(mistakes))
         if precision == "tf32" and student.device.type != "cuda":
             raise InputError("precision tf32: expected a CUDA device, found none; use fp32 or bf16 here")
         self._adjoint, self._clip = adjoint, adjoint_clip

@@ -82,7 +82,7 @@ def test_the_flow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     real = ["subset", "--store", "s", "--out", "real", "--selection", "herding", "--pairs", "7", "--device", "cpu"]
     assert run(capsys, *real)[:2] == (0, "real: 7 real pairs, herding\n")
-    assert "real: holds a set, a run or a store already; choose another --out" in mistake(capsys, *real)
+    assert "real: holds a distilled set already; choose another --out" in mistake(capsys, *real)
     assert run(capsys, "evaluate", "--set", "real", *EVALUATE)[0] == 0
     assert run(capsys, "report", "o/set", "real", "other.json", "--out", "table.csv")[:2] == (0, "table.csv: 3 rows\n")
     lines = (here / "table.csv").read_text().splitlines()
@@ -259,13 +259,20 @@ def test_a_disk_that_fills_up_later(
 
 
 def test_ctrl_c(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: object) -> None:
+    """What continues says so, and how; what does not, too."""
+
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(teachers, "train_teachers", interrupted)
-    code, out, err = run(capsys, "teach", "--out", "s")
-    assert (code, out) == (130, "") and len(err.splitlines()) == 1
-    assert "--resume" in err
+    monkeypatch.setattr(TrajectoryStore, "open", interrupted)
+    for command, again in (
+        ("teach --out s", "the same command continues"),
+        ("distill --store s --out o", "the same command with --resume continues"),
+        ("subset --store s --out o", "the same command begins anew"),
+    ):
+        code, out, err = run(capsys, *command.split())
+        assert (code, out, err) == (130, "", f"ptmst: stopped; {again}\n")
 
 
 # Help

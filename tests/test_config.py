@@ -246,12 +246,12 @@ def test_endpoints_of_another_type_are_refused() -> None:
         ),
         (
             DistillConfig(keep="nothing", adjoint=0.5),
-            "keep: expected path or primals with adjoint 0.5, found nothing; keep the path, or lower adjoint to 0",
+            "keep: expected path or primals with adjoint 0.5, found nothing; keep the path, or set adjoint 0",
         ),
         (DistillConfig(chunk=16), "chunk: expected a divisor of batch_size 40, found 16; name one"),
         (DistillConfig(chunk=80), "chunk: expected a divisor of batch_size 40, found 80; name one"),
-        (DistillConfig(chunk=0), "chunk: expected a divisor of batch_size 40, found 0; name one"),
-        (DistillConfig(chunk=-8), "chunk: expected a divisor of batch_size 40, found -8; name one"),
+        (DistillConfig(chunk=0), "chunk: expected at least 1, found 0; raise it"),
+        (DistillConfig(chunk=-8), "chunk: expected at least 1, found -8; raise it"),
         (
             DistillConfig(chunk=8, keep="primals"),
             "keep and chunk: expected one way to spend memory, found primals with chunks; drop one",

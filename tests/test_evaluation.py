@@ -30,6 +30,7 @@ from ptmst import (
     TrajectoryStore,
     evaluate,
     evaluation,
+    files,
     retrieval_recall,
 )
 from ptmst.data.classes import write_classes
@@ -42,6 +43,7 @@ from ptmst.evaluation import (
     evaluate_experts,
     read_scores,
     train_students,
+    write_scores,
     zero_shot_accuracy,
 )
 from ptmst.flat import Student
@@ -568,16 +570,47 @@ def test_means_and_deviations() -> None:
     assert Scores(students[:1], {}).std() == 0.0
 
 
+PROVENANCE: dict[str, Any] = {"split": "test", "pairs": 3, "config": {"seed": 3}}
+
+
 def test_scores_come_back_from_json(tmp_path: Path) -> None:
-    scores = Scores((dict.fromkeys(METRICS, 1 / 3), dict.fromkeys(METRICS, 2.5)), {"config": {"seed": 3}})
-    (tmp_path / "scores.json").write_text(json.dumps(scores.to_json()))
+    scores = Scores((dict.fromkeys(METRICS, 1 / 3), dict.fromkeys(METRICS, 2.5)), PROVENANCE)
+    write_scores(tmp_path / "scores.json", scores)
     again = read_scores(tmp_path / "scores.json")
     assert again == scores
     assert scores.to_json()["summary"]["ir5"] == {"mean": scores.mean("ir5"), "std": scores.std("ir5")}
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"students": 3, "provenance": {}}'])
-def test_damaged_scores_are_refused(tmp_path: Path, content: str) -> None:
+def test_what_is_no_score_file_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "scores.json").write_text(content)
-    with pytest.raises(InputError, match=r"scores\.json: expected scores, found a damaged file .*; run `ptmst evalu"):
+    with pytest.raises(InputError, match=r"scores\.json: expected a score file.*, found "):
         read_scores(tmp_path / "scores.json")
+
+
+def test_a_changed_score_is_seen(tmp_path: Path) -> None:
+    write_scores(tmp_path / "scores.json", Scores((dict.fromkeys(METRICS, 12.5),), PROVENANCE))
+    content = (tmp_path / "scores.json").read_text()
+    (tmp_path / "scores.json").write_text(content.replace("12.5", "92.5", 1))
+    with pytest.raises(InputError, match="expected the content it was written with, found other"):
+        read_scores(tmp_path / "scores.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"students": []},
+        {"students": 3},
+        {"students": [{"ir1": 3.0}]},
+        {"students": [3.0]},
+        {"provenance": {}},
+        {"provenance": None},
+        {"provenance": {"split": "test", "config": {}}},
+        {"provenance": {"split": "test", "pairs": 3}},
+    ],
+)
+def test_scores_without_all_that_a_report_needs_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    whole = {"students": [dict.fromkeys(METRICS, 1.0)], "provenance": PROVENANCE}
+    files.write_json(tmp_path / "s.json", {"format": "ptmst-score-file", "version": 1, **whole, **change})
+    with pytest.raises(InputError, match=r"s\.json: expected the recalls of students .*, found others; score anew"):
+        read_scores(tmp_path / "s.json")

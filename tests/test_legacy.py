@@ -168,12 +168,20 @@ def test_from_a_published_buffer_to_a_published_set(files_of: Any, tmp_path: Pat
     assert 0 <= scores.mean() <= 100
 
 
-@pytest.mark.parametrize("held", ["distilled.json", "run.json", "store.json"])
-def test_an_import_overwrites_no_set_and_no_run(tmp_path: Path, held: str) -> None:
+@pytest.mark.parametrize(
+    ("held", "what"),
+    [
+        ("distilled.json", "a distilled set"),
+        ("run.json", "a distilled set"),
+        ("store.json", "a trajectory store"),
+        ("ablation.json", "an ablation"),
+    ],
+)
+def test_an_import_overwrites_no_set_and_no_run(tmp_path: Path, held: str, what: str) -> None:
     out = tmp_path / "set"
     out.mkdir()
     (out / held).write_text("a user's own")
-    with pytest.raises(InputError, match=r"set: holds a set, a run or a store already; choose another --out"):
+    with pytest.raises(InputError, match=rf"set: holds {what} already; choose another --out"):
         Import(ImportConfig(out=out), distilled=(tmp_path / "d.pt",)).run()
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [(held, "a user's own")]
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from ptmst import DistilledSet, FullSimilarity, InputError, Scores, SyntheticPairs
 from ptmst.data import normalise
 from ptmst.distilled import DistilledPhase
-from ptmst.evaluation import METRICS
+from ptmst.evaluation import METRICS, write_scores
 from ptmst.report import write_report
 from ptmst.results import Row, read_row, recall_table
 
@@ -30,7 +30,7 @@ VOID = {"meta", "img", "br", "link", "path", "use", "rect"}
 def scores(first: float, students: int = 3) -> Scores:
     values = ({metric: first + 3 * i + i * i for i, metric in enumerate(METRICS, start=n)} for n in range(students))
     config = {"protocol": "per-phase", "select": "last", "seed": 7}
-    return Scores(tuple(values), {"split": "val", "config": config})
+    return Scores(tuple(values), {"split": "val", "config": config, "pairs": 7})
 
 
 def distilled(history: bool = True, phases: int = 2) -> DistilledSet:
@@ -166,7 +166,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_scored_set_is_read(tmp_path: Path) -> None:
     made = distilled()
     made.save(tmp_path / "ours")
-    (tmp_path / "ours" / "scores.json").write_text(json.dumps(scores(20.0).to_json()))
+    write_scores(tmp_path / "ours" / "scores.json", scores(20.0))
     row = read_row(tmp_path / "ours")
     assert (row.name, row.pairs, row.scores) == ("ours", 7, scores(20.0))
     assert page_of(tmp_path, [row]) == page_of(tmp_path, [replace(row, distilled=made)])

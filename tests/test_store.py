@@ -424,7 +424,7 @@ def test_a_crash_between_write_and_rename_loses_nothing(path: Path, monkeypatch:
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from ptmst import files\n"
-        "try:\n    with files.claimed(pathlib.Path(sys.argv[1]), 'experts'): print('claimed')\n"
+        "try:\n    with files.claimed(pathlib.Path(sys.argv[1]), 'a trajectory store'): print('claimed')\n"
         "except Exception as error: print(error)"
     )
 
@@ -433,8 +433,8 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
             [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    with files.claimed(tmp_path, "experts"):
-        message = "another process is writing experts here; wait for its end, or choose another --out"
+    with files.claimed(tmp_path, "a trajectory store"):
+        message = "another process is writing a trajectory store here; wait for its end, or choose another --out"
         assert other() == f"{tmp_path}: {message}"
     assert other() == "claimed"
     assert list(tmp_path.iterdir()) == []

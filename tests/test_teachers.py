@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from oracles import relative_error
 from ptmst import files
 from ptmst.baselines import random_pairs, random_subset
-from ptmst.config import DataConfig, EncoderConfig, TeachConfig
+from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, TeachConfig
 from ptmst.data import Pairs, load_pairs, write_scenes
 from ptmst.distilled import DistilledSet
 from ptmst.encoders import HashedText, make_student
 from ptmst.errors import Diverged, InputError
+from ptmst.evaluation import evaluate, evaluate_experts
 from ptmst.flat import Student
 from ptmst.seeds import generator, seeded
 from ptmst.store import TrajectoryStore
@@ -362,11 +363,14 @@ def test_data_that_changed_since_is_refused(own: Path, tmp_path: Path) -> None:
 
 def test_a_text_tower_that_changed_since_is_refused(config: TeachConfig) -> None:
     store = train_teachers(replace(config, experts=1))
+    real = random_pairs(store, 4, 0.1, 0)
     store.settings["text_fingerprint"] = "hashed:of old"
-    with pytest.raises(
-        InputError, match=r"expected text tower hashed:of old, found hashed:32; the store was made with"
-    ):
-        real_pairs(store)
+    message = r"text_tower hashed: expected hashed:of old, as the experts had it, found hashed:32; restore its weights"
+    for read in (real_pairs, lambda store: evaluate_experts(store, EvaluateConfig(device="cpu"))):
+        with pytest.raises(InputError, match=message):
+            read(store)
+    with pytest.raises(InputError, match=message):
+        evaluate(replace(real, settings=store.settings), EvaluateConfig(device="cpu"))
 
 
 def test_an_image_that_is_not_there_is_refused(own: Path, tmp_path: Path) -> None:
@@ -527,17 +531,17 @@ def test_random_pairs_are_real_ones(config: TeachConfig, tmp_path: Path) -> None
 
 
 def test_a_folder_that_is_being_written_is_refused(config: TeachConfig) -> None:
-    message = "another process is writing experts here; wait for its end, or choose"
-    with files.claimed(Path(config.out), "experts"), pytest.raises(InputError, match=message):
+    message = "another process is writing a trajectory store here; wait for its end, or choose"
+    with files.claimed(Path(config.out), "a trajectory store"), pytest.raises(InputError, match=message):
         train_teachers(config)
     assert list(Path(config.out).iterdir()) == []
 
 
 def test_a_store_that_lacks_nothing_is_read_while_another_process_has_it(config: TeachConfig) -> None:
     store = train_teachers(replace(config, experts=1))
-    with files.claimed(Path(config.out), "experts"):
+    with files.claimed(Path(config.out), "a trajectory store"):
         assert train_teachers(replace(config, experts=1)).fingerprint == store.fingerprint
-        with pytest.raises(InputError, match="another process is writing experts here"):
+        with pytest.raises(InputError, match="another process is writing a trajectory store here"):
             train_teachers(replace(config, experts=2))
 
 

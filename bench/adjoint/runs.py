@@ -16,12 +16,13 @@ from torch import Tensor
 from bench.adjoint import why
 from bench.adjoint.cells import STUDENTS, TRUNCATED, Cell, Data, Form, Side, Tower, images, teach_config
 from bench.adjoint.estimators import TimedStep
-from ptmst import TrajectoryStore, distill, train_teachers
+from ptmst import TrajectoryStore, train_teachers
 from ptmst import config as configs
+from ptmst.ablation import shared_outer_step
 from ptmst.config import DataConfig, DistillConfig, EncoderConfig, EvaluateConfig
 from ptmst.data import write_rendered
 from ptmst.devices import pick
-from ptmst.distillation import shared_outer_step
+from ptmst.distillation import distill_with
 from ptmst.distilled import DistilledSet
 from ptmst.encoders import text_tower
 from ptmst.errors import Diverged
@@ -77,7 +78,7 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"diverged at": None}
     began = time.process_time()
     try:
-        distilled = distill(cell.distill, store, outer_step=step)
+        distilled = distill_with(step, cell.distill, store)
     except Diverged as error:
         return found | {"diverged at": len(step.seconds), "why": str(error), "students": {}}
     losses = [phase.history["loss"].sum(1) for phase in distilled.phases]

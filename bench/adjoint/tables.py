@@ -104,7 +104,8 @@ def _rank_correlation(rows: Rows) -> str:
             by_side[side_of(row)].append(row)
         recall = [mean(by_seed(one).values()) for one in by_side.values()]
         loss = [mean(mean(row["loss"]) for row in one) for one in by_side.values()]
-        found.append(f"{float(spearmanr(recall, loss).statistic):.2f}")
+        alike = len(set(recall)) == 1 or len(set(loss)) == 1
+        found.append("–" if alike else f"{float(spearmanr(recall, loss).statistic):.2f}")
     return f" Rank correlation of recall and L over the sides, by column: {', '.join(found)}."
 
 

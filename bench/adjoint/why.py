@@ -14,10 +14,10 @@ from torch.func import grad, jvp
 
 from bench.adjoint.cells import EXACT, TRUNCATED, Cell, Side
 from bench.adjoint.estimators import TimedStep
-from ptmst import TrajectoryStore, distill
+from ptmst import TrajectoryStore
 from ptmst.config import DistillConfig
 from ptmst.contrast import student_loss
-from ptmst.distillation import draw_batches, initial_pairs
+from ptmst.distillation import distill_with, draw_batches, initial_pairs
 from ptmst.seeds import generator
 from ptmst.shortcut import RawSpan
 from ptmst.synthetic import SyntheticPairs
@@ -61,7 +61,7 @@ def measure(cell: Cell, store: TrajectoryStore, step_of: Callable[[Side], TimedS
     first = initial_pairs(config, 0, pairs, texts, store.layers.num_groups)
     found = {"initial": _at(first, cell, store, step_of)}
     for name, side in (("truncated", TRUNCATED), ("c = 0.5", Side(adjoint=0.5))):
-        made = distill(config, store, outer_step=step_of(side))
+        made = distill_with(step_of(side), config, store)
         found[f"distilled, {name}"] = _at(made.phases[0].pairs, cell, store, step_of)
     return found
 

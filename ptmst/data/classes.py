@@ -58,7 +58,7 @@ def read_classes(root: Path, image_names: Sequence[str], max_words: int = 30) ->
             raise InputError(f"{path}: expected a list of texts as prompts of {name}, found {kind(texts)}; mend it")
     names = tuple(prompts)
     for image, name in images.items():
-        if name not in prompts:
+        if not isinstance(name, str) or name not in prompts:
             raise InputError(f"{path}: expected a class with prompts for {image}, found {name!r}; add its prompts")
     labels = torch.tensor([names.index(images[name]) if name in images else -1 for name in image_names])
     if not bool((labels >= 0).any()):

@@ -83,14 +83,13 @@ def experiment(preset: str | None = None, file: Path | None = None) -> Experimen
     Each changes what those before it say; a file says only what it changes. Raises InputError for an unknown preset,
     with the nearest ones, and for every mistake in the file.
     """
-    found = Experiment()
-    for number, name in enumerate(preset.split(",") if preset else ()):
+    found, names = Experiment(), preset.split(",") if preset else []
+    for number, name in enumerate(names):
         if name in _experiments() and number == 0:
             found = _experiments()[name]
         elif name in methods():
-            named = preset.split(",")[:number] if preset else []
             # Published numbers are for the published data; elsewhere a method keeps the experiment's own.
-            published = all(before.startswith(BASE_DATA) for before in named)
+            published = all(before.startswith(BASE_DATA) for before in names[:number])
             found = applied(name, found if number else _experiments()[BASE], published=published)
         elif name in _experiments():
             raise InputError(f"preset {preset}: expected one experiment, and first, found {name} later; mend the order")
