@@ -275,6 +275,25 @@ def test_ctrl_c(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         assert (code, out, err) == (130, "", f"ptmst: stopped; {again}\n")
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["--pairs", "0"], "pairs: expected at least 1, found 0; raise it"),
+        (["--pairs", "-3"], "pairs: expected at least 1, found -3; raise it"),
+        (["--lr", "-1"], "lr: expected a positive number, found -1.0; name one"),
+        (["--lr", "inf"], "lr: expected a positive number, found inf; name one"),
+    ],
+)
+def test_a_subset_that_cannot_be_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], flags: list[str], found: str
+) -> None:
+    assert run(capsys, "data", "--root", "d", *DATA)[0] == 0
+    teach = ["--data.root", "d", "--out", "s", "--experts", "1", "--epochs", "2", "--endpoints", "2", *TEACH]
+    assert run(capsys, "teach", *teach)[0] == 0
+    assert mistake(capsys, "subset", "--store", "s", "--out", "o", *flags) == f"ptmst: {found}\n"
+    assert names(here) == ["d", "s"]
+
+
 # Help
 
 

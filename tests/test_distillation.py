@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -32,8 +33,11 @@ from ptmst import (
     distillation,
     files,
     outer_gradient,
+    teachers,
 )
-from ptmst.checkpoints import OuterState
+from ptmst import config as configs
+from ptmst.checkpoints import OuterState, interruptible
+from ptmst.config import TeachConfig
 from ptmst.distillation import draw_batches, initial_pairs, outer_update
 from ptmst.files import read_tensors
 from ptmst.flat import Student
@@ -41,7 +45,7 @@ from ptmst.shortcut import Span
 from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
 from ptmst.teachers import real_pairs, student_of
 from ptmst.unroll import OuterGradient, OuterStep
-from tiny import DISTILL, RATES, contents, finish, names, python, tiny_store
+from tiny import DISTILL, ENCODER, RATES, contents, finish, names, python, tiny_store
 
 Optimizer = Literal["sgd", "adam"]
 RATE = {"images": 0.1, "texts": 0.2, "lr": 0.003, "similarity": 0.5, "diag": 0.5, "left": 0.5, "right": 0.5}
@@ -460,6 +464,39 @@ def test_a_folder_that_holds_a_run_is_refused(store: TrajectoryStore, tmp_path: 
     assert contents(tmp_path / "out", "*") == {name: before[name] for name in before if name != "run.json"}
 
 
+def test_a_folder_of_another_kind_is_refused_before_anything_is_read(
+    store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store's tower and a set's have one file name: neither may be written over the other."""
+    taken, run = tmp_path / "store", tmp_path / "run"
+    shutil.copytree(store.path, taken)
+    distill(replace(DISTILL, out=run, steps=1), store)
+    before = {folder: contents(folder, "*") for folder in (taken, run)}
+
+    def unexpected(*_: Any) -> None:
+        raise AssertionError("work began")
+
+    for name in ("real_pairs", "student_of"):
+        monkeypatch.setattr(distillation, name, unexpected)
+    monkeypatch.setattr(teachers, "load", unexpected)
+    for resume in (False, True):
+        with pytest.raises(InputError, match="store: holds a trajectory store already; choose another --out"):
+            distill(replace(DISTILL, out=taken), store, resume=resume)
+    with pytest.raises(InputError, match="run: holds a distillation already"):
+        distill(replace(DISTILL, out=run), store)
+    teach = replace(configs.from_json(TeachConfig, {}), out=run, encoder=ENCODER)
+    with pytest.raises(InputError, match="run: holds a distilled set already; choose another --out"):
+        teachers.train_teachers(teach)
+    assert {folder: contents(folder, "*") for folder in (taken, run)} == before
+
+
+def test_data_that_changed_leave_no_trace_of_a_run(store: TrajectoryStore, tmp_path: Path) -> None:
+    other = replace(store, settings={**store.settings, "data_fingerprint": "another"})
+    with pytest.raises(InputError, match="expected the pairs that"):
+        distill(replace(DISTILL, out=tmp_path / "out"), other)
+    assert not (tmp_path / "out").exists()
+
+
 # Divergence
 
 
@@ -586,6 +623,21 @@ def test_a_signal_waits_for_the_end_of_the_step(
     distill(config, store, resume=True)
     assert len(steps) == 5
     assert contents(out, "phase-*") == expected
+
+
+def test_a_signal_that_comes_too_late_for_a_step_ends_the_phase() -> None:
+    """Nobody asks after the last step: it must not be swallowed."""
+
+    def last_step() -> None:
+        with interruptible() as interrupted:
+            assert not interrupted()
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        last_step()
+    with interruptible() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()  # the caller knows, and sees to it
 
 
 def test_a_second_signal_ends_at_once(store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ptmst import files
 from ptmst.distilled import DistilledPhase, DistilledSet
 from ptmst.errors import InputError
 from ptmst.exchange import Form, export, import_distilled
@@ -141,6 +142,29 @@ def test_what_is_exported_comes_back(tmp_path: Path, form: str) -> None:
         torch.testing.assert_close(theirs.pairs.similarity.dense(), ours.pairs.similarity.dense())
     found.save(tmp_path / "set")
     assert DistilledSet.load(tmp_path / "set").provenance == found.provenance
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_an_export_that_is_stopped_leaves_the_folder_as_it_was(
+    tmp_path: Path, existed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "out", files.write
+    written: list[Path] = []
+    if existed:
+        out.mkdir()
+
+    def stopped(path: Path, content: bytes) -> str:
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(path)
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            export(distilled("full"), out, "folder")
+    assert len(written) == 4 and not (out.exists() and list(out.iterdir()))
+    assert export(distilled("full"), out, "folder")
 
 
 def test_lors_is_one_file(tmp_path: Path) -> None:

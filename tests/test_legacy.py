@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from oracles import beta, relative_error
 from ptmst import DistillConfig, LayerTable, Phase, TrajectoryMatchingLoss, TrajectoryStore, distill, evaluate, files
-from ptmst.cli import Import
+from ptmst.cli import Import, main
 from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, ImportConfig
 from ptmst.encoders import make_student, text_tower
 from ptmst.errors import InputError
@@ -278,6 +278,42 @@ def test_settings_that_do_not_go_together_are_refused(files_of: Any, tmp_path: P
     import_buffers(config)
     with pytest.raises(InputError, match="store: holds a trajectory store already; choose another --out"):
         import_buffers(config)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_import_is_whole_or_absent(files_of: Any, stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of the first experts alone would distil without a word."""
+    config, _ = files_of
+    good = config.texts[1].read_bytes()
+    with monkeypatch.context() as patch:
+        if stopped:
+            patch.setattr(TrajectoryStore, "save_index", interrupted)
+        else:
+            config.texts[1].write_bytes(b"")
+        with pytest.raises(KeyboardInterrupt if stopped else InputError):
+            import_buffers(config)
+    assert not config.out.exists()
+    config.texts[1].write_bytes(good)
+    assert len(import_buffers(config)) == EXPERTS
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_store_of_one_network_serves_no_students(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save([[[torch.randn(50)], [torch.randn(50)]]], tmp_path / "replay_buffer_0.pt")
+    store = import_buffers(ImportConfig(out=tmp_path / "store", networks=(tmp_path / "replay_buffer_0.pt",)))
+    folder, out = str(store.path), str(tmp_path / "out")
+    for command in (
+        ["distill", "--store", folder, "--out", out, "--phases", "4:1:0-1", "--batch-size", "2"],
+        ["subset", "--store", folder, "--out", out, "--pairs", "3"],
+        ["evaluate", "--set", folder],
+    ):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert "records its data and encoder, found one that does not" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_flipped_byte_of_a_buffer_goes_unseen(tmp_path: Path) -> None:

@@ -366,6 +366,22 @@ def test_tf32_is_refused_without_cuda() -> None:
         OuterStep(three_layers(), precision="tf32")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adjoint": 0.5, "keep": "nothing"}, "keep: expected path or primals with adjoint 0.5, found nothing"),
+        ({"keep": "primals", "chunk": 2}, "keep and chunk: expected one way to spend memory, found primals"),
+        ({"chunk": 0}, "chunk: expected at least 1, found 0; raise it"),
+        ({"adjoint": -0.1}, "adjoint: expected at least 0, found -0.1; raise it"),
+        ({"adjoint": 1.1}, r"adjoint: expected 0 \(truncated\) to 1 \(exact\), found 1.1; lower it"),
+        ({"adjoint_clip": 0.0}, "adjoint_clip: expected a positive number, found 0.0; raise it or leave it out"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        OuterStep(three_layers(), **settings)
+
+
 Flags = tuple[bool, bool, bool, bool]
 
 

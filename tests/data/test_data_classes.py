@@ -73,6 +73,7 @@ def test_images_without_a_class(tmp_path: Path) -> None:
         ({"prompts": {"a": "text"}}, "expected a list of texts as prompts of a, found text"),
         ({"prompts": {"a": []}}, "expected a list of texts as prompts of a, found a list"),
         ({"images": {"x.png": "c"}}, "expected a class with prompts for x.png, found 'c'; add its prompts"),
+        ({"images": {"x.png": ["a"]}}, "expected a class with prompts for x.png, found ['a']; add its prompts"),
         ({"version": 2}, "expected version 1 of the classes format, found 2"),
     ],
 )
