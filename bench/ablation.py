@@ -55,7 +55,7 @@ def methods(results: Path, data: str) -> str:
         shown = [f"{mean(v):.1f} ± {stdev(v):.1f}" for v in values]
         shown = [f"**{text}**" if mean(v) == best[s] else text for text, v, s in zip(shown, values, sizes, strict=True)]
         largest = cells[name, sizes[-1]]
-        frozen = largest[0]["provenance"]["freeze_tower"]
+        frozen = largest[0]["provenance"]["encoder"]["freeze_tower"]
         whole = full["all real pairs, heads alone" if frozen else "all real pairs"]
         lost = sum(row["lost"] for size in sizes for row in cells[name, size])
         shown += [f"{100 * mean(values[-1]) / whole:.0f} %", _tuned(largest[0]), str(lost)]

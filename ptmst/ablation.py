@@ -35,7 +35,7 @@ from ptmst.evaluation import Scores, evaluate, evaluate_experts
 from ptmst.presets import applied, experiment, methods
 from ptmst.results import Row
 from ptmst.store import TrajectoryStore
-from ptmst.teachers import student_of, train_teachers
+from ptmst.teachers import made_of, student_of, train_teachers
 from ptmst.unroll import OuterStep
 
 RESULTS = "ablation.json"
@@ -168,14 +168,18 @@ class _Grid:
             lost = sum(row["lost"] for row in mine)
             students += [dict.fromkeys(measured, 0.0)] * lost
             (run, *_) = (run for run in runs if (run.method, run.pairs) == (method, pairs))
-            more = {"tuned": tuned(run), "lost": str(lost), **_cost(mine)}
-            found.append(Row(method, Scores(tuple(students), mine[0]["provenance"]), pairs, more=more))
+            more = {"tuned": tuned(run), "lost": lost, **_cost(mine)}
+            found.append(Row(method, Scores(tuple(students), self._provenance(mine)), pairs, more=more))
         for name in dict.fromkeys(run.method for run in full):
             mine = [self.found[run] for run in full if run.method == name]
             scored = tuple(student for row in mine for student in row["students"])
-            provenance = mine[0]["provenance"]
+            provenance = self._provenance(mine)
             found.append(Row(name, Scores(scored, provenance), provenance["pairs"]))
         return found
+
+    def _provenance(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Of a method's runs together."""
+        return {**rows[0]["provenance"], "seeds": list(self.seeds)}
 
 
 def tuned(run: Run) -> str:
@@ -185,11 +189,12 @@ def tuned(run: Run) -> str:
     return f"{run.loss}, η {run.lr:g}{' (end)' if run.lr in (REAL_LR[0], REAL_LR[-1]) else ''}"
 
 
-def _cost(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _cost(rows: Sequence[dict[str, Any]]) -> dict[str, str | float]:
     """Means over runs: CPU seconds of a distillation or selection, and the most memory of its process."""
     seconds = [row["seconds"] for row in rows if "seconds" in row]
     peaks = [row["peak bytes"] for row in rows if row.get("peak bytes")]
-    return {"s": f"{mean(seconds):.2g}" if seconds else "", "GB": f"{mean(peaks) / 1e9:.2f}" if peaks else ""}
+    cost: dict[str, str | float] = {"s": float(f"{mean(seconds):.3g}") if seconds else ""}
+    return cost | {"GB": round(mean(peaks) / 1e9, 2) if peaks else ""}
 
 
 def _refuse_sizes(config: AblateConfig, base: Experiment) -> None:
@@ -274,8 +279,7 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
     provenance = {
         "split": run.split,
         "config": configs.to_json(how),
-        "data_fingerprint": store.settings["data_fingerprint"],
-        "freeze_tower": store.settings["encoder"]["freeze_tower"],
+        **made_of(store.settings),
     }
     row |= {"provenance": provenance, **cost}
     return run, row | ({"lost": how.students} if made is None else _one_by_one(made, how))

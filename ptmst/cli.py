@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -54,7 +55,7 @@ class Demo:
         from ptmst.demo import run_demo
 
         folder = Path("runs") / f"demo{'-digits' * (self.data == 'digits')}{'-quick' * self.quick}"
-        run_demo(self.data, self.out or folder, self.quick, " ".join(["ptmst", *sys.argv[1:]]))
+        run_demo(self.data, self.out or folder, self.quick, _typed())
 
 
 @dataclass(frozen=True)
@@ -238,16 +239,16 @@ class Report:
     """Heading of the page."""
 
     def run(self) -> None:
-        from ptmst.results import read_row, write_table
+        from ptmst.results import read_rows, write_table
 
-        rows = [read_row(path) for path in self.sets]
+        rows = read_rows(self.sets)
         if self.out.suffix not in ("", ".html", ".htm"):
             write_table(self.out, rows)
             say(f"{self.out}: {len(rows)} rows")
             return
         from ptmst.report import write_report
 
-        write_report(self.out, self.title, rows, None)
+        write_report(self.out, self.title, rows, _typed())
         say(f"{self.out}: open it in a browser")
 
 
@@ -310,7 +311,7 @@ class Ablate:
         from ptmst.ablation import ablate
         from ptmst.results import recall_table, write_table
 
-        rows = ablate(self.settings, " ".join(["ptmst", *sys.argv[1:]]))
+        rows = ablate(self.settings, _typed())
         show(recall_table(rows))
         for suffix in (".csv", ".json", ".md", ".tex"):
             write_table(self.settings.out / f"recalls{suffix}", rows)
@@ -357,6 +358,11 @@ class Doctor:
 
         for what, finding in report():
             print(f"{what:28} {finding}")
+
+
+def _typed() -> str:
+    """The command line, as it is shown beside what it made."""
+    return shlex.join(["ptmst", *sys.argv[1:]])
 
 
 COMMANDS: dict[str, type] = {

@@ -21,13 +21,13 @@ from ptmst.config import EvaluateConfig, LossKind
 from ptmst.contrast import StudentLoss, student_loss
 from ptmst.data import Pairs
 from ptmst.devices import arithmetic
-from ptmst.distilled import DistilledSet
+from ptmst.distilled import DistilledSet, versions
 from ptmst.encoders import TextTower, embed_captions
 from ptmst.errors import Diverged, InputError
 from ptmst.flat import Student
 from ptmst.seeds import generator
 from ptmst.store import TrajectoryStore
-from ptmst.teachers import data_of, load, student_from_settings, student_of, text_tower_of, with_another_tower
+from ptmst.teachers import data_of, load, made_of, student_from_settings, student_of, text_tower_of, with_another_tower
 
 SCORES = "scores.json"
 METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
@@ -182,8 +182,8 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
         "config": recorded,
         "set": dict(distilled.provenance),
         "pairs": distilled.num_pairs,
-        "data_fingerprint": settings.get("data_fingerprint"),
-        "freeze_tower": frozen,
+        "versions": versions(),
+        **made_of(settings),
     }
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
 
@@ -217,8 +217,8 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
         "epochs": store.epochs,
         "pairs": len(load(data, "train")),
         "store_sha256": store.fingerprint,
-        "data_fingerprint": store.settings.get("data_fingerprint"),
-        "freeze_tower": store.settings["encoder"]["freeze_tower"],
+        "versions": versions(),
+        **made_of(store.settings),
     }
     return Scores(tuple(scored), provenance)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ptmst import files
 from ptmst.distilled import DistilledSet
-from ptmst.results import Row, cells, headings, how, split
+from ptmst.results import Row, lines, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,14 +28,14 @@ def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None
 
     template = resources.files("ptmst").joinpath("report.html.jinja").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    head, body = lines(rows, "±")
     page = environment.from_string(template).render(
         title=title,
         command=command,
-        headings=headings(rows),
-        split=split(rows),
-        rows=[{"name": row.name, "pairs": f"{row.pairs:,}", "cells": cells(row.scores, rows)} for row in rows],
+        note=note(rows),
+        head=head,
+        body=body,
         recall_figure=_recall_figure(rows),
-        how=how(rows),
         sets=[_set(row) for row in rows if row.distilled is not None],
         settings=[{"name": row.name, "json": _pretty(row)} for row in rows],
     )

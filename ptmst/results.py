@@ -6,11 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptmst import config as configs
 from ptmst import files
+from ptmst.config import EvaluateConfig
 from ptmst.distilled import INDEX, DistilledSet
 from ptmst.errors import InputError
 from ptmst.evaluation import METRICS, SCORES, ZERO_SHOT, Scores, read_scores
@@ -33,7 +35,7 @@ class Row:
     """Pairs that the students were trained on."""
     distilled: DistilledSet | None = None
     """The set, where there is one to show."""
-    more: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, str | float] = field(default_factory=dict)
     """Columns of its own: how it was tuned, what it cost."""
 
     @property
@@ -43,19 +45,48 @@ class Row:
 
     @property
     def evaluation(self) -> dict[str, str | int]:
-        """How many students, on which split, by which protocol and selection; and of which tower, if another's."""
+        """How many students of which seeds, scored on what, by which protocol and selection; what is not the default.
+
+        Of students of another tower than the set's: its name, and the weights that they begin with.
+        """
         provenance = self.scores.provenance
-        count = len(self.scores.students)
+        config: Mapping[str, Any] = provenance.get("config", {})
+        seeds = provenance.get("seeds", [config["seed"]] if "seed" in config else [])
+        found: dict[str, str | int] = {"students": len(self.scores.students)}
+        found |= {"seeds": ", ".join(map(str, seeds)), "data": provenance.get("data", ""), "split": provenance["split"]}
         if self.is_full:
-            return {"students": count, "split": provenance["split"], "protocol": "as taught", "selection": "last"}
-        config = provenance["config"]
-        found = {"students": count, "split": provenance["split"], "protocol": config["protocol"]}
-        found |= {"selection": config["select"], **({"loss": config["loss"]} if config.get("loss") else {})}
-        return found | ({"tower": config["student"]} if config.get("student") else {})
+            return found | {"protocol": "as taught", "selection": "last"}
+        found |= {"protocol": config["protocol"], "selection": config["select"]}
+        if config.get("loss"):
+            found["loss"] = config["loss"]
+        if config.get("student"):
+            found |= {"tower": config["student"], "weights": _weights(provenance)}
+        default = configs.to_json(EvaluateConfig())
+        told = ("students", "student", "student_weights", "protocol", "split", "select", "loss", "seed", "together")
+        changed = [f"{k} {v}" for k, v in config.items() if k in default and k not in told and v != default[k]]
+        return found | ({"changed": ", ".join(changed)} if changed else {})
+
+
+def _weights(provenance: Mapping[str, Any]) -> str:
+    if file := provenance.get("image_weights_sha256"):
+        return f"weights {file[:8]}"
+    epochs = provenance.get("encoder", {}).get("warmup_epochs")
+    return f"warmed up for {epochs} epochs" if epochs else "random weights"
+
+
+def read_rows(paths: Sequence[Path]) -> list[Row]:
+    """`read_row` of each; those of one name are called by their paths."""
+    rows = [read_row(path) for path in paths]
+    names = [row.name for row in rows]
+    return [
+        replace(row, name=str(path)) if names.count(row.name) > 1 else row
+        for path, row in zip(paths, rows, strict=True)
+    ]
 
 
 def read_row(path: Path) -> Row:
     """What `ptmst evaluate` has scored: the folder of a set, or of a store (all real pairs), or a file of scores."""
+    name = path.resolve().name
     if path.is_file():
         scores = read_scores(path)
         return Row(path.stem, scores, int(scores.provenance["pairs"]))
@@ -63,13 +94,13 @@ def read_row(path: Path) -> Row:
         raise InputError(f"{path}: expected {SCORES}, found none; run `ptmst evaluate --set {path}` first")
     if (path / STORE_INDEX).exists():
         scores = read_scores(path / SCORES)
-        return Row(f"all real pairs ({path.name})", scores, int(scores.provenance["pairs"]))
+        return Row(f"all real pairs ({name})", scores, int(scores.provenance["pairs"]))
     distilled = DistilledSet.load(path)
-    return Row(path.name, read_scores(path / SCORES), distilled.num_pairs, distilled)
+    return Row(name, read_scores(path / SCORES), distilled.num_pairs, distilled)
 
 
 def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
-    """A row's mean recall over that of all real pairs, percent: of the same data, split, tower and trained layers.
+    """A row's mean recall over that of all real pairs, percent: of the same data and split, and students made alike.
 
     None where no row, or more than one, is of these.
     """
@@ -80,15 +111,15 @@ def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
 def _measured_on(row: Row) -> tuple[Any, ...]:
     """What two rows must have in common to be compared."""
     found = row.scores.provenance
-    tower = found.get("config", {}).get("student")
-    return found.get("data_fingerprint"), found["split"], tower, found.get("freeze_tower", False)
+    keys = ("split", "data_fingerprint", "encoder", "text_fingerprint", "image_weights_sha256")
+    return tuple(found.get(key) for key in keys)
 
 
 def recall_table(rows: Sequence[Row]) -> Table:
     """Recall@1/5/10 of each row in percent, mean ± standard deviation over students, for a terminal."""
     from rich.table import Table
 
-    head, body = _lines(rows, "±")
+    head, body = lines(rows, "±")
     table = Table(
         title=f"Retrieval recall on the {split(rows)} split, percent (mean ± std over students)",
         caption="\n".join(how(rows)),
@@ -111,11 +142,7 @@ def measured(rows: Sequence[Row]) -> list[str]:
     return [metric for metric in HEADINGS if any(metric in row.scores.metrics for row in rows)]
 
 
-def headings(rows: Sequence[Row]) -> list[str]:
-    return [HEADINGS[metric] for metric in measured(rows)]
-
-
-def cells(scores: Scores, rows: Sequence[Row], between: str = "±") -> list[str]:
+def cells(scores: Scores, rows: Sequence[Row], between: str) -> list[str]:
     """Mean and deviation of every metric that any of the rows has."""
     return [
         f"{scores.mean(metric):.1f}{between}{scores.std(metric):.1f}" if metric in scores.metrics else ""
@@ -127,14 +154,22 @@ def how(rows: Sequence[Row]) -> list[str]:
     """A line for each way in which rows were evaluated, which names them where there are several ways."""
     by_way: dict[str, list[str]] = {}
     for row in rows:
-        e = row.evaluation
-        students = f"{e['students']} {'expert' if row.is_full else 'student'}{'s' if e['students'] != 1 else ''}"
-        tower = f" of {e['tower']}" if "tower" in e else ""
-        loss = f", loss {e['loss']}" if "loss" in e else ""
-        by_way.setdefault(f"{students}{tower}, {e['protocol']}, selection {e['selection']}{loss}", []).append(row.name)
+        by_way.setdefault(_way(row), []).append(row.name)
     if len(by_way) == 1:
         return list(by_way)
     return [f"{', '.join(names)}: {way}" for way, names in by_way.items()]
+
+
+def _way(row: Row) -> str:
+    e = row.evaluation
+    who = f"{e['students']} {'expert' if row.is_full else 'student'}{'s' if e['students'] != 1 else ''}"
+    if seeds := str(e["seeds"]).count(","):
+        who += f" of {seeds + 1} seeds"
+    if "tower" in e:
+        who += f" of {e['tower']} ({e['weights']})"
+    parts = [who, f"{e['data']} {e['split']}".strip(), e["protocol"], f"selection {e['selection']}"]
+    parts += [f"loss {e['loss']}"] if "loss" in e else []
+    return ", ".join(map(str, parts + ([e["changed"]] if "changed" in e else [])))
 
 
 def write_table(out: Path, rows: Sequence[Row]) -> None:
@@ -171,28 +206,31 @@ def _json(rows: Sequence[Row]) -> str:
     return json.dumps(_records(rows), indent=1, ensure_ascii=False) + "\n"
 
 
-def _lines(rows: Sequence[Row], between: str = " ± ") -> tuple[list[str], list[list[str]]]:
+def lines(rows: Sequence[Row], between: str = " ± ") -> tuple[list[str], list[list[str]]]:
+    """Head and body of the table of rows."""
     with_full = any(row.is_full for row in rows)
     own = list(dict.fromkeys(name for row in rows for name in row.more))
-    head = ["trained on", "pairs", *headings(rows), *(["of all"] if with_full else []), *own]
+    head = ["trained on", "pairs", *(HEADINGS[metric] for metric in measured(rows))]
+    head += [*(["of all"] if with_full else []), *own]
     body = []
     for row in rows:
         share = fraction_of_full(row, rows)
         more = [f"{share:.0f} %" if share is not None else ""] if with_full else []
-        more += [row.more.get(name, "") for name in own]
+        more += [str(row.more.get(name, "")) for name in own]
         body.append([row.name, f"{row.pairs:,}", *cells(row.scores, rows, between), *more])
     return head, body
 
 
-def _note(rows: Sequence[Row]) -> str:
+def note(rows: Sequence[Row]) -> str:
+    """What the numbers of a table are."""
     what = "Recall and zero-shot accuracy" if ZERO_SHOT in measured(rows) else "Recall"
     return f"{what} on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}."
 
 
 def _markdown(rows: Sequence[Row]) -> str:
-    head, body = _lines(rows)
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *([cell.replace("|", "\\|") for cell in row] for row in body)]
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in lines), "", _note(rows), ""])
+    head, body = lines(rows)
+    shown = [head, ["---", *["--:"] * (len(head) - 1)], *([cell.replace("|", "\\|") for cell in row] for row in body)]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in shown), "", note(rows), ""])
 
 
 _LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"}
@@ -200,12 +238,12 @@ _LATEX |= {"^": r"\textasciicircum{}", "±": r"$\pm$"}
 
 
 def _latex(rows: Sequence[Row]) -> str:
-    head, body = _lines(rows)
-    lines = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in (head, *body)]
-    note = "".join(_LATEX.get(c, c) for c in _note(rows))
+    head, body = lines(rows)
+    shown = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in (head, *body)]
+    told = "".join(_LATEX.get(c, c) for c in note(rows))
     start = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
-    return "\n".join([f"% {_note(rows)}", start, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"]) + (
-        f"\n\\end{{tabular}}\n\n{note}\n"
+    return "\n".join([f"% {note(rows)}", start, r"\hline", shown[0], r"\hline", *shown[1:], r"\hline"]) + (
+        f"\n\\end{{tabular}}\n\n{told}\n"
     )
 
 

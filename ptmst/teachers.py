@@ -199,6 +199,13 @@ def text_tower_of(settings: Mapping[str, Any]) -> TextTower:
     return tower
 
 
+def made_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What scores record of their data and students: content, not paths, so that alike is told from other."""
+    encoder = {k: v for k, v in settings["encoder"].items() if k not in ("image_weights", "text_weights")}
+    hashes = ("data_fingerprint", "text_fingerprint", "image_weights_sha256")
+    return {"data": settings["data"]["name"], "encoder": encoder, **{name: settings.get(name) for name in hashes}}
+
+
 def _refuse_bare(settings: Mapping[str, Any]) -> None:
     if "encoder" not in settings:
         raise InputError(

@@ -19,7 +19,7 @@ from ptmst.baselines import subset
 from ptmst.config import AblateConfig, Experiment, Phase, RenderConfig, TeachConfig, from_json
 from ptmst.errors import InputError
 from ptmst.presets import experiment, methods
-from ptmst.results import fraction_of_full
+from ptmst.results import fraction_of_full, how
 from tiny import DISTILL, ENCODER
 
 TINY = Experiment(
@@ -157,10 +157,11 @@ def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest
     for row, whole in ((herding, trained), (lors, trained), (repblend, heads)):
         expected = 100 * row.scores.mean() / whole.scores.mean() if whole.scores.mean() else None
         assert fraction_of_full(row, rows) == (expected if expected is None else pytest.approx(expected))
-        assert row.more["lost"] == "0" and float(row.more["s"]) > 0 and float(row.more["GB"]) > 0.1
+        assert row.scores.provenance["seeds"] == [0, 1] and "4 students of 2 seeds" in how([row])[0]
+        assert row.more["lost"] == 0 and float(row.more["s"]) > 0 and float(row.more["GB"]) > 0.1
     (factor,) = {row["run"]["factor"] for row in lost}
-    assert lors.more["tuned"].startswith(f"rates × {factor:.2g}")
-    assert lors.more["tuned"].endswith("(end)") == (factor in (FACTORS[0], FACTORS[-1]))
+    assert str(lors.more["tuned"]).startswith(f"rates × {factor:.2g}")
+    assert str(lors.more["tuned"]).endswith("(end)") == (factor in (FACTORS[0], FACTORS[-1]))
     assert lors.scores.mean() == pytest.approx(mean(s["mean"] for row in lost for s in row["students"]))
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from dataclasses import replace
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
@@ -22,7 +22,7 @@ from ptmst.data import normalise
 from ptmst.distilled import DistilledPhase
 from ptmst.evaluation import METRICS, write_scores
 from ptmst.report import write_report
-from ptmst.results import Row, read_row, recall_table
+from ptmst.results import Row, note, read_row, recall_table
 
 VOID = {"meta", "img", "br", "link", "path", "use", "rect"}
 
@@ -128,12 +128,14 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
 
 def test_the_page_shows_everything(tmp_path: Path) -> None:
     page = page_of(tmp_path, rows(), title="Pairs & <recalls>", command="ptmst report <x>")
-    assert "Recall on the val split in percent" in page
+    assert escape(note(rows()), quote=False) in page and "Recall on val in percent" in page
     parsed = Parsed(page)
     text = "".join(parsed.text)
     assert "Pairs & <recalls>" in text and "ptmst report <x>" in text
     for row in rows():
-        entry = "".join(f"<td>{cell}</td>" for cell in (f"{row.pairs:,}", *cells(row)))
+        full = mean(student["mean"] for student in rows()[2].scores.students)
+        share = f"{100 * mean(student['mean'] for student in row.scores.students) / full:.0f} %"
+        entry = "".join(f"<td>{cell}</td>" for cell in (f"{row.pairs:,}", *cells(row), share))
         assert entry in page
         assert row.name in text
     captions = [

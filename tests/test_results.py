@@ -17,20 +17,29 @@ from ptmst import EvaluateConfig, TrajectoryStore, cli, evaluate
 from ptmst.config import to_json
 from ptmst.distilled import DistilledSet
 from ptmst.errors import InputError
-from ptmst.evaluation import METRICS, ZERO_SHOT, Scores
-from ptmst.results import Row, fraction_of_full, how, read_row, recall_table, write_table
+from ptmst.evaluation import METRICS, ZERO_SHOT, Scores, write_scores
+from ptmst.results import Row, _json, fraction_of_full, how, read_row, read_rows, recall_table, write_table
 from ptmst.teachers import student_from_settings
 from tiny import DISTILL, contents, tiny_store
+
+MADE: dict[str, Any] = {
+    "data": "scenes",
+    "data_fingerprint": "of scenes",
+    "encoder": {"image_tower": "convnet", "image_width": 32, "freeze_tower": False, "warmup_epochs": 3},
+    "text_fingerprint": "hashed:32",
+    "image_weights_sha256": None,
+}
 
 
 def scores(first: float, students: int, **changes: Any) -> Scores:
     values = tuple({metric: first + 2.5 * i + n for i, metric in enumerate(METRICS)} for n in range(students))
     config = to_json(EvaluateConfig(**{"loss": "wbce", **changes}))
-    return Scores(values, {"split": "test", "config": config})
+    made = {**MADE, "encoder": {**MADE["encoder"], "image_tower": config["student"] or "convnet"}}
+    return Scores(values, {"split": "test", "config": config, **made})
 
 
 def rows() -> list[Row]:
-    full = replace(scores(40.0, 2), provenance={"split": "test", "experts": [0, 1], "epochs": 9, "pairs": 1000})
+    full = replace(scores(40.0, 2), provenance={"split": "test", "experts": [0, 1], "pairs": 1000, **MADE})
     return [
         Row("50 % | of_them & more", scores(10.0, 3), 50),
         Row("ours", scores(20.0, 3, protocol="reference", select="best-test"), 1234),
@@ -106,14 +115,52 @@ def test_latex_is_escaped_and_whole(tmp_path: Path) -> None:
 
 
 def test_how_rows_were_evaluated_is_told() -> None:
-    assert how(rows()[:1]) == ["3 students, per-phase, selection last, loss wbce"]
+    assert how(rows()[:1]) == ["3 students, scenes test, per-phase, selection last, loss wbce"]
     assert how(rows()) == [
-        "50 % | of_them & more: 3 students, per-phase, selection last, loss wbce",
-        "ours: 3 students, reference, selection best-test, loss wbce",
-        "elsewhere: 3 students of timm:nf_resnet50, per-phase, selection last, loss wbce",
-        "all: 2 experts, as taught, selection last",
+        "50 % | of_them & more: 3 students, scenes test, per-phase, selection last, loss wbce",
+        "ours: 3 students, scenes test, reference, selection best-test, loss wbce",
+        "elsewhere: 3 students of timm:nf_resnet50 (warmed up for 3 epochs), scenes test, per-phase, selection last, "
+        "loss wbce",
+        "all: 2 experts, scenes test, as taught, selection last",
     ]
     assert recall_table(rows()).caption == "\n".join(how(rows()))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data": "digits", "split": "val"}, "3 students, digits val, per-phase"),
+        ({"seeds": [4, 5]}, "3 students of 2 seeds, scenes test, per-phase"),
+        ({"image_weights_sha256": "0123456789abcdef"}, "3 students of timm:vit (weights 01234567), scenes test"),
+        ({"encoder": {"image_tower": "timm:vit", "warmup_epochs": 0}}, "3 students of timm:vit (random weights), "),
+        ({"config": {"epochs": 3, "weight_decay": 0.1}}, "selection last, loss wbce, epochs 3, weight_decay 0.1"),
+        ({"config": {"together": 2, "seed": 9}}, "3 students, scenes test, per-phase, selection last, loss wbce"),
+    ],
+)
+def test_whatever_decides_a_number_is_told_beside_it(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    row = replace(rows()[0], name="one")
+    provenance = {**row.scores.provenance, **change}
+    student = "timm:vit" if "timm:vit" in told else None
+    provenance["config"] = {**row.scores.provenance["config"], **change.get("config", {}), "student": student}
+    row = replace(row, scores=replace(row.scores, provenance=provenance))
+    for suffix in (".md", ".tex"):
+        write_table(tmp_path / f"t{suffix}", [row])
+        text = (tmp_path / f"t{suffix}").read_text("utf-8").splitlines()
+        (line,) = (line for line in text if line.startswith("Recall on "))
+        assert told in line.replace("\\_", "_")
+    (record,) = json.loads(_json([row]))
+    assert record["data"] == provenance["data"] and record["split"] == provenance["split"]
+    assert record["seeds"] == ("4, 5" if "seeds" in change else str(provenance["config"]["seed"]))
+
+
+def test_rows_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provenance = {**scores(10.0, 1).provenance, "pairs": 3}
+    for name in ("a/set", "b/set", "c/other"):
+        (tmp_path / name).parent.mkdir()
+        write_scores(tmp_path / f"{name}.json", replace(scores(10.0, 1), provenance=provenance))
+    monkeypatch.chdir(tmp_path)
+    paths = [Path(f"{name}.json") for name in ("a/set", "b/set", "c/other")]
+    assert [row.name for row in read_rows(paths)] == ["a/set.json", "b/set.json", "other"]
 
 
 def test_a_fraction_needs_one_row_of_all_pairs() -> None:
@@ -121,12 +168,28 @@ def test_a_fraction_needs_one_row_of_all_pairs() -> None:
     assert fraction_of_full(one, [one]) is None
     assert fraction_of_full(one, [one, full, full]) is None
     assert fraction_of_full(full, [one, full]) == 100.0
-    for other in ({"split": "val"}, {"data_fingerprint": "of other data"}, {"freeze_tower": True}):
+    encoder = MADE["encoder"]
+    others: tuple[dict[str, Any], ...] = (
+        {"split": "val"},
+        {"data_fingerprint": "of other data"},
+        {"text_fingerprint": "hashed:64"},
+        {"image_weights_sha256": "others"},
+        *({"encoder": {**encoder, **one}} for one in ({"freeze_tower": True}, {"image_width": 64})),
+    )
+    for other in others:
         elsewhere = replace(full, scores=replace(full.scores, provenance={**full.scores.provenance, **other}))
         assert fraction_of_full(one, [one, elsewhere]) is None
     assert fraction_of_full(rows()[2], rows()) is None  # students of another tower than the experts'
+    theirs = replace(full, scores=replace(full.scores, provenance={**full.scores.provenance, **made_of_other()}))
+    assert fraction_of_full(rows()[2], [*rows(), theirs]) == pytest.approx(
+        100 * expected(rows()[2])[-1][0] / expected(full)[-1][0]
+    )
     nothing = replace(full, scores=replace(full.scores, students=(dict.fromkeys(METRICS, 0.0),)))
     assert fraction_of_full(one, [one, nothing]) is None
+
+
+def made_of_other() -> dict[str, Any]:
+    return {"encoder": {**MADE["encoder"], "image_tower": "timm:nf_resnet50"}}
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
@@ -161,10 +224,15 @@ def test_sets_and_experts_are_written_up(
         row = read_row(store.path)
         assert (row.name, row.pairs, row.is_full) == ("all real pairs (store)", 48, True)
         assert cli.main(["report", "ours", str(store.path), "--out", "table.csv"]) == 0
+        said = scores_of_store.read_text()
     finally:
         scores_of_store.unlink()
     found = list(csv.DictReader(io.StringIO(Path("table.csv").read_text())))
     assert [record["trained on"] for record in found] == ["ours", "all real pairs (store)"]
+    ours, theirs = (
+        json.loads(text)["summary"]["mean"]["mean"] for text in (Path("ours/scores.json").read_text(), said)
+    )
+    assert float(found[0]["percent of all real pairs"]) == pytest.approx(100 * ours / theirs)
     assert float(found[1]["percent of all real pairs"]) == pytest.approx(100.0)
     assert contents(store.path, "*.safetensors") == before
     assert "table.csv: 2 rows" in capsys.readouterr().out
