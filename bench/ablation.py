@@ -15,6 +15,7 @@ QUESTIONS = {
     "Does the shortcut help, in phases?": ("ptm-st", "ptm"),
     "Do phases help, on raw trajectories?": ("ptm", "base"),
     "Does a shortcut help, in one phase?": ("st", "base"),
+    "Do both together?": ("ptm-st", "base"),
     "Both against LoRS": ("ptm-st", "lors"),
     "Both against RepBlend": ("ptm-st", "repblend"),
     "The damped adjoint on top": ("ptmst", "ptm-st"),

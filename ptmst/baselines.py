@@ -5,6 +5,7 @@ The careful ones see the data as the store's experts do. Each image has one capt
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -29,9 +30,17 @@ _TOGETHER = 128
 
 
 def subset(
-    store: TrajectoryStore, selection: Selection, count: int, lr: float, seed: int, device: Device = "auto"
+    store: TrajectoryStore,
+    selection: Selection,
+    count: int,
+    lr: float,
+    seed: int,
+    device: Device = "auto",
+    root: Path | None = None,
 ) -> DistilledSet:
     """`count` real pairs of the store's data, matched one to one, with student learning rate `lr` in every group.
+
+    `root` is the data's folder, where it has moved since teaching.
 
     `herding` keeps the mean of the embeddings (Welling 2009), `kcenter` covers them (Sener & Savarese 2018),
     `forgetting` takes the pairs that an expert learns and forgets most often, and those it never learns first
@@ -51,7 +60,7 @@ def subset(
     if not 0 < lr < float("inf"):
         raise InputError(f"lr: expected a positive number, found {lr}; name one")
     where = devices.pick(device)
-    pairs, texts = real_pairs(store)
+    pairs, texts = real_pairs(store, root)
     _refuse_more(count, pairs)
     chosen = random_subset(pairs, seed, count if selection == "random" else len(pairs.image_names))
     more: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from tyro.conf import Positional, arg
@@ -26,6 +26,7 @@ from ptmst.config import (
     ImportConfig,
     Phase,
     RenderConfig,
+    Rendered,
     Selection,
     TeachConfig,
 )
@@ -42,7 +43,7 @@ _CONTINUES, _BEGINS_ANEW = "the same command continues", "the same command begin
 class Demo:
     """Run everything on an embedded default: data, teachers, distillation, students, one HTML page."""
 
-    data: Literal["scenes", "digits"] = "scenes"
+    data: Rendered = "scenes"
     """Embedded data set."""
     out: Path | None = None
     """Folder for everything that is written, where a stopped demo continues; none = runs/demo[-digits][-quick]."""
@@ -64,13 +65,19 @@ class Data:
 
     settings: Annotated[RenderConfig, arg(name="")] = field(default_factory=RenderConfig)
     preset: PresetName = None
-    """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
+    """Preset that gives the defaults of the other flags, or one with a method: coco-200,lors; see `ptmst presets`."""
     config: Source = None
     """TOML file; its [data] table overrides the preset and gives defaults in its turn."""
 
     def run(self) -> None:
         from ptmst.data import write_rendered
 
+        wanted = presets.experiment(self.preset, self.config).teach.data.name if self.preset else self.settings.name
+        if wanted not in get_args(Rendered):
+            raise InputError(
+                f"preset {self.preset}: expected one on rendered data, found {wanted}, which is downloaded "
+                f"(docs/data.md); `ptmst data check {wanted}` verifies it"
+            )
         written = write_rendered(self.settings)
         say(f"{self.settings.folder}: {'written' if written else 'there already, nothing to do'}")
 
@@ -112,7 +119,7 @@ class Teach:
 
     settings: Annotated[TeachConfig, arg(name="")] = field(default_factory=TeachConfig)
     preset: PresetName = None
-    """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
+    """Preset that gives the defaults of the other flags, or one with a method: coco-200,lors; see `ptmst presets`."""
     config: Source = None
     """TOML file; its [teach] table overrides the preset and gives defaults in its turn."""
 
@@ -133,7 +140,7 @@ class Distill:
     """Folder of the trajectory store."""
     settings: Annotated[DistillConfig, arg(name="")] = field(default_factory=DistillConfig)
     preset: PresetName = None
-    """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
+    """Preset that gives the defaults of the other flags, or one with a method: coco-200,lors; see `ptmst presets`."""
     config: Source = None
     """TOML file; its [distill] table overrides the preset and gives defaults in its turn."""
     resume: bool = False
@@ -179,6 +186,8 @@ class Subset:
     """Seed of every random draw."""
     device: Device = "auto"
     """Where embeddings are computed; auto is CUDA where there is one."""
+    root: Path | None = None
+    """Data folder, where it has moved since teaching; none = the folder recorded in the store."""
 
     def run(self) -> None:
         from ptmst import files
@@ -186,9 +195,9 @@ class Subset:
         from ptmst.store import TrajectoryStore
 
         with files.claimed(self.out, "a distilled set", fresh=True):
-            subset(TrajectoryStore.open(self.store), self.selection, self.pairs, self.lr, self.seed, self.device).save(
-                self.out
-            )
+            store = TrajectoryStore.open(self.store)
+            made = subset(store, self.selection, self.pairs, self.lr, self.seed, self.device, self.root)
+            made.save(self.out)
         say(f"{self.out}: {self.pairs} real pairs, {self.selection}")
 
 
@@ -200,7 +209,7 @@ class Evaluate:
     """Folder of the distilled set; or of a trajectory store, whose experts are what all real pairs teach."""
     settings: Annotated[EvaluateConfig, arg(name="")] = field(default_factory=EvaluateConfig)
     preset: PresetName = None
-    """Preset that gives the defaults of the other flags, or several with commas between; see `ptmst presets`."""
+    """Preset that gives the defaults of the other flags, or one with a method: coco-200,lors; see `ptmst presets`."""
     config: Source = None
     """TOML file; its [evaluate] table overrides the preset and gives defaults in its turn."""
     out: Path | None = None

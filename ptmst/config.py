@@ -31,6 +31,7 @@ Keep = Literal["nothing", "path", "primals"]
 Compile = Literal["auto", "on", "off"]
 Selection = Literal["random", "herding", "kcenter", "forgetting"]
 """Of real pairs."""
+Rendered = Literal["scenes", "digits"]
 Endpoints = tuple[int, ...] | Literal["all"]
 Channels = tuple[float, float, float]
 
@@ -39,7 +40,7 @@ Channels = tuple[float, float, float]
 class RenderConfig:
     """A rendered data set, written to disk as image files and Karpathy-style JSON."""
 
-    name: Literal["scenes", "digits"] = "scenes"
+    name: Rendered = "scenes"
     """scenes (coloured shapes) or digits (real handwriting)."""
     root: Path | None = None
     """Folder to write; none = data/NAME."""
@@ -145,8 +146,8 @@ class TeachConfig:
     """Real pairs per batch."""
     temperature: float = 0.07
     """Divisor of the cosine similarities."""
-    endpoints: Endpoints = (5, 7)
-    """Epochs whose displacement is kept, such as 5,7; or all (needed for raw trajectories)."""
+    endpoints: Endpoints = (5, 7, 10)
+    """Epochs whose displacement is kept, or all (needed for raw trajectories); the last tells what real pairs teach."""
     coding: Coding = "fp16"
     """How displacements lie on disk: fp16 (relative error 2e-4) or int8 in blocks of 256 (7e-3, half the size)."""
     seed: int = 0
@@ -400,7 +401,7 @@ class AblateConfig:
 
     out: Path = Path("runs/ablation")
     """Folder for data, experts and results, where a stopped grid continues."""
-    data: Literal["scenes", "digits"] = "scenes"
+    data: Rendered = "scenes"
     """Embedded data set."""
     methods: tuple[str, ...] = ("random", "herding", "kcenter", "forgetting", "lors", "st", "ptm", "ptm-st")
     """Methods (see `ptmst presets`), and selections of real pairs: random, herding, kcenter, forgetting."""

@@ -27,7 +27,16 @@ from ptmst.errors import Diverged, InputError
 from ptmst.flat import Student
 from ptmst.seeds import generator
 from ptmst.store import TrajectoryStore
-from ptmst.teachers import data_of, load, made_of, student_from_settings, student_of, text_tower_of, with_another_tower
+from ptmst.teachers import (
+    data_of,
+    load,
+    made_of,
+    student_from_settings,
+    student_of,
+    tell_random_weights,
+    text_tower_of,
+    with_another_tower,
+)
 
 SCORES = "scores.json"
 METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
@@ -148,6 +157,8 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     settings, start = distilled.settings, distilled.tower
     data, tower = data_of(settings, config.root), text_tower_of(settings)
     if config.student is not None:
+        if config.student_weights is None:
+            tell_random_weights(config.student, settings["encoder"]["warmup_epochs"], "--student-weights")
         with arithmetic("fp32"):
             settings, start = with_another_tower(settings, data, config.student, config.student_weights, device)
     frozen = settings["encoder"]["freeze_tower"]
@@ -203,6 +214,11 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
     if config.student is not None:
         raise InputError(
             f"{store.path}: expected a distilled set to train {config.student} on, found a store of experts"
+        )
+    if store.epochs not in store.endpoints:
+        raise InputError(
+            f"{store.path}: expected the last epoch, {store.epochs}, among the kept end points, found "
+            f"{', '.join(map(str, store.endpoints))}; to score experts, teach with it among --endpoints"
         )
     where = devices.pick(config.device)
     data, tower = data_of(store.settings, config.root), text_tower_of(store.settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,6 +184,11 @@ def data_of(settings: Mapping[str, Any], root: Path | None = None) -> DataConfig
     """
     _refuse_bare(settings)
     data = configs.from_json(DataConfig, settings["data"])
+    if root is None and not data.folder.exists():
+        raise InputError(
+            f"{data.folder}: expected the data that experts were taught on, found no such folder; name the one they "
+            "moved to with --root, or restore it"
+        )
     return replace(data, root=root) if root is not None else data
 
 
@@ -273,6 +279,8 @@ def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, d
         # Before minutes of warm-up, and before experts are taught for days that nothing could be distilled from.
         student = make_student(config.encoder, config.data.image_size, text_width, (0,))
         _refuse_underivable(student, config.encoder.image_tower, config.data.image_size, text_width)
+    if config.encoder.image_weights is None:
+        tell_random_weights(config.encoder.image_tower, config.encoder.warmup_epochs, "--encoder.image-weights")
     weights = None
     if config.encoder.warmup_epochs:
         weights = warm_tower(config.encoder, load(config.data, "warmup"), config.seed, device)
@@ -283,6 +291,12 @@ def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, d
         store.add_file(TOWER, weights)
     store.save_index()
     return store
+
+
+def tell_random_weights(tower: str, warmup_epochs: int, flag: str) -> None:
+    """Say once that a published tower begins without its published weights, nor warmed up."""
+    if ":" in tower and not warmup_epochs:
+        print(f"image_tower {tower}: begins with random weights; name a file of its own with {flag}", file=sys.stderr)
 
 
 def _refuse_underivable(student: Student, tower: str, image_size: int, text_width: int) -> None:

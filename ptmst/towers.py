@@ -75,7 +75,7 @@ def image_tower(
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"image_tower {config.image_tower}: does not take images of {image_size}×{image_size} "
-            f"({str(error).splitlines()[0]}); set data.image_size to the tower's own"
+            f"({str(error).splitlines()[0]}); choose one that does, or teach at its own data.image_size"
         ) from error
     if not isinstance(features, Tensor) or features.ndim != 2:
         found = tuple(features.shape) if isinstance(features, Tensor) else f"{len(features)} outputs"
@@ -217,7 +217,7 @@ def _plain_timm_attention() -> None:
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
-        raise InputError(f"image_weights: expected a file, found none at {path}; check the path")
+        raise InputError(f"{path}: expected weights of the image tower, found no such file; check the path")
     if path.suffix == ".safetensors":
         return files.read_tensors(path)
     try:

@@ -275,6 +275,43 @@ def test_ctrl_c(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         assert (code, out, err) == (130, "", f"ptmst: stopped; {again}\n")
 
 
+def test_pictures_of_a_preset_on_published_data_are_not_rendered(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = "expected one on rendered data, found flickr30k, which is downloaded (docs/data.md); `ptmst data check"
+    assert message in mistake(capsys, "data", "--preset", "flickr30k-100")
+    assert not names(here)
+
+
+def test_data_that_moved_are_found_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "data", "--root", "d", *DATA)[0] == 0
+    teach = ["--data.root", "d", "--out", "s", "--experts", "1", "--epochs", "2", "--endpoints", "2", *TEACH]
+    assert run(capsys, "teach", *teach)[0] == 0
+    subset = ["subset", "--store", "s", "--pairs", "6", "--out"]
+    assert run(capsys, *subset, "before")[0] == 0
+    (here / "d").rename(here / "moved")
+    message = "ptmst: d: expected the data that experts were taught on, found no such folder; name the one they moved "
+    for command in (["evaluate", "--set", "s"], [*subset, "o"], ["evaluate", "--set", "before"]):
+        assert mistake(capsys, *command).startswith(message)
+    assert run(capsys, *subset, "after", "--root", "moved")[0] == 0
+    assert run(capsys, "evaluate", "--set", "after", "--root", "moved", *EVALUATE)[0] == 0
+    assert contents(here / "before", "phase-*") == contents(here / "after", "phase-*")
+
+
+def test_random_weights_of_a_published_tower_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "data", "--root", "d", *DATA)[0] == 0
+    teach = ["teach", "--data.root", "d", "--experts", "1", "--epochs", "2", "--endpoints", "2", *TEACH]
+    told = "image_tower timm:test_nfnet: begins with random weights; name a file of its own with "
+    assert told not in run(capsys, *teach, "--out", "s")[2]
+    err = run(capsys, *teach, "--out", "t", "--encoder.image-tower", "timm:test_nfnet", "--data.image-size", "64")[2]
+    assert err.count(f"{told}--encoder.image-weights") == 1
+    assert run(capsys, "subset", "--store", "t", "--pairs", "6", "--out", "o")[0] == 0
+    flags = ["--student", "timm:test_nfnet", "--out", "other.json", *EVALUATE]
+    code, out, err = run(capsys, "evaluate", "--set", "o", *flags)
+    assert code == 0 and err.count(f"{told}--student-weights") == 1
+    assert "of timm:test_nfnet (random weights)" in " ".join(out.split())
+
+
 @pytest.mark.parametrize(
     ("flags", "found"),
     [

@@ -237,7 +237,7 @@ def test_endpoints_of_another_type_are_refused() -> None:
         (DistillConfig(adjoint=1.5), "adjoint: expected 0 (truncated) to 1 (exact), found 1.5; lower it"),
         (DistillConfig(rates=LeafRates(texts=-1)), "rates.texts: expected at least 0, found -1; raise it"),
         (
-            TeachConfig(epochs=6),
+            TeachConfig(epochs=6, endpoints=(5, 7)),
             "endpoints: expected epochs in 1..6, found 7; lower it or raise epochs",
         ),
         (TeachConfig(endpoints=()), "endpoints: expected at least one epoch, found none; name some, such as 5,7"),

@@ -74,7 +74,7 @@ def test_an_unknown_image_tower_is_refused(name: str, message: str) -> None:
 
 @pytest.mark.parametrize(("tower", "size"), [("timm:test_vit3", 32), ("convnet", 4)])
 def test_images_of_another_size_are_refused(tower: str, size: int) -> None:
-    message = rf"image_tower {tower}: does not take images of {size}×{size} \(.+\); set data\.image_size to the tower's"
+    message = rf"image_tower {tower}: does not take images of {size}×{size} \(.+\); choose one that does, or teach"
     with pytest.raises(InputError, match=message):
         image_tower(replace(CONVNET, image_tower=tower), size)
 
@@ -124,7 +124,7 @@ def test_weights_of_another_tower_are_refused(
 
 def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(InputError, match=f"image_weights: expected a file, found none at {path}; check the path"):
+        with pytest.raises(InputError, match=f"{path}: expected weights of the image tower, found no such file; check"):
             image_tower(with_weights(path), 16)
 
 

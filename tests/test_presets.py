@@ -139,8 +139,9 @@ def test_a_method_is_what_its_paper_says_and_costs_the_same(name: str, base: str
 def test_methods_join_and_stand_alone() -> None:
     assert experiment("lors") == experiment("flickr30k-500,lors")
     assert experiment("lors").distill.steps == 3000
-    both = experiment("coco-200,repblend,ptm-st").distill
-    assert (both.trajectory, both.blend, both.batch_size) == ("shortcut", 0.0, 20)
+    # All pairs in one phase, over the start ranges of all, to the last end point.
+    for method in ("st", "base", "lors"):
+        assert experiment(f"flickr30k-500,{method}").distill.phases == (Phase(499, 7, (0, 3)),)
     # Numbers published for Flickr30k stay there.
     demo, coco = experiment("demo"), experiment("coco-200")
     assert experiment("demo,repblend") == applied("repblend", demo)
@@ -165,6 +166,8 @@ def test_a_file_changes_a_preset(tmp_path: Path) -> None:
         ("flickr30k-50", r"flickr30k-50: expected a preset, found none of that name; did you mean flickr30k-500"),
         ("lors,coco-100", r"lors,coco-100: expected one experiment, and first, found coco-100 later"),
         ("coco-100,", r": expected a preset, found none of that name"),
+        ("flickr30k-500,repblend,ptm-st", r"expected one method, found ptm-st after another; keep one, and set by"),
+        ("lors,ptm-st", r"preset lors,ptm-st: expected one method, found ptm-st after another"),
     ],
 )
 def test_what_is_no_preset_is_refused(preset: str, message: str) -> None:

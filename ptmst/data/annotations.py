@@ -145,7 +145,7 @@ def kind(value: object) -> str:
 
 def _files(folder: str) -> set[str]:
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(folder or ".") as entries:
             return {entry.name for entry in entries if entry.is_file()}
     except OSError:  # absent, no folder, or closed to us: none of its files can be had
         return set()

@@ -70,11 +70,6 @@ class Table:
     def _rows(self, root: Path, split: str) -> Iterator[tuple[str, object]]:
         """Rows and where each begins: a dict of cells, or a line of JSON as it is."""
         path = self._file(root, split)
-        if path.suffix in (".csv", ".tsv", ".jsonl") and path.suffix != f".{self.form}":
-            raise InputError(
-                f"{path}: expected a file that ends in .{self.form} with {self.form}:, found {path.suffix}; "
-                f"write {path.suffix[1:]}:{self.path}"
-            )
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 if self.form in _DELIMITERS:
@@ -117,6 +112,10 @@ class Table:
         return str(split)
 
 
+_BETWEEN = {"csv": "commas", "tsv": "tabs"}
+_OTHER = {"csv": "tsv", "tsv": "csv"}
+
+
 def _cells(file: TextIO, form: str, path: Path) -> Iterator[tuple[str, object]]:
     rows = csv.DictReader(file, delimiter=_DELIMITERS[form], strict=True)
     try:
@@ -125,7 +124,8 @@ def _cells(file: TextIO, form: str, path: Path) -> Iterator[tuple[str, object]]:
             if header.count(column) != 1 and (column in _KEYS or column in header):
                 raise InputError(
                     f"{path}: line 1: expected a header with one column {column}, found {header}; name the columns "
-                    f"{' and '.join(_KEYS)}, with {'tabs' if form == 'tsv' else 'commas'} between the cells"
+                    f"{' and '.join(_KEYS)}, with {_BETWEEN[form]} between the cells, or write {_OTHER[form]}: for a "
+                    f"file with {_BETWEEN[_OTHER[form]]}"
                 )
         for row in rows:
             first = rows.line_num - sum(cell.count("\n") for cell in row.values() if isinstance(cell, str))

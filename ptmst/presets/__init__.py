@@ -77,16 +77,21 @@ def _in_order(name: str) -> tuple[str, int]:
 
 
 def experiment(preset: str | None = None, file: Path | None = None) -> Experiment:
-    """The experiment of a preset, or of several with commas between (an experiment, then methods), then of a file.
+    """The experiment of a preset: an experiment, a method, or both with a comma between; then of a file.
 
-    On Flickr30k, or alone, a method brings the numbers that were published with it; elsewhere what makes it itself.
-    Each changes what those before it say; a file says only what it changes. Raises InputError for an unknown preset,
-    with the nearest ones, and for every mistake in the file.
+    On Flickr30k, or alone, a method brings the numbers that were published with it; elsewhere what makes it itself. A
+    file says only what it changes. Raises InputError for an unknown preset, with the nearest ones, for two of a kind,
+    and for every mistake in the file.
     """
     found, names = Experiment(), preset.split(",") if preset else []
     for number, name in enumerate(names):
         if name in _experiments() and number == 0:
             found = _experiments()[name]
+        elif name in methods() and any(before in methods() for before in names[:number]):
+            raise InputError(
+                f"preset {preset}: expected one method, found {name} after another; keep one, and set by flags what "
+                "else it shall have (--blend, --adjoint, …)"
+            )
         elif name in methods():
             # Published numbers are for the published data; elsewhere a method keeps the experiment's own.
             published = all(before.startswith(BASE_DATA) for before in names[:number])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tarfile
+from dataclasses import replace
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +18,8 @@ from ptmst import cli
 from ptmst.data import check as check_module
 from ptmst.data import write_scenes
 from ptmst.data.check import Report, SplitReport, check
+from ptmst.data.karpathy import Karpathy
+from ptmst.data.sources import SOURCES
 from ptmst.errors import InputError
 
 
@@ -74,6 +77,36 @@ def test_fewer_than_were_published_are_a_problem(sound: Path) -> None:
         "flickr8k val: expected 1,000 images with 5,000 captions, found no annotations; add them",
         "flickr8k test: expected 1,000 images with 5,000 captions, found 1 with 2; fetch the annotations again",
     )
+
+
+def test_as_many_as_were_published_are_sound(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(sound, "d.png", 13, 20, 3, seed=9)
+    lay(sound, "val", ("d.png", ["six"]))
+    source = SOURCES["flickr8k"]
+    assert isinstance(source, Karpathy)
+    counts = {"train": (2, 3), "val": (1, 1), "test": (1, 2)}
+    monkeypatch.setitem(SOURCES, "flickr8k", replace(source, published=counts))
+    assert check("flickr8k", sound).problems == ()
+
+
+def test_splits_that_were_published_are_missed_where_their_counts_are_not_known(tmp_path: Path) -> None:
+    save(tmp_path, "a.png", 9, 9, 3)
+    (tmp_path / "cc3m_captions_train.json").write_text(json.dumps([{"image": "a.png", "caption": "one"}]))
+    assert check("cc3m", tmp_path).problems == (
+        "cc3m val: expected annotations, found no annotations; add them",
+        "cc3m test: expected annotations, found no annotations; add them",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "captions"),
+    [("flickr8k", 8_000, 40_000), ("flickr30k", 31_014, 155_070), ("coco", 123_287, 616_767)],
+)
+def test_published_counts_add_up(name: str, images: int, captions: int) -> None:
+    """Karpathy's splits of all images of the set (Karpathy & Fei-Fei 2015; COCO with restval)."""
+    source = SOURCES[name]
+    assert isinstance(source, Karpathy)
+    assert tuple(map(sum, zip(*source.published.values(), strict=True))) == (images, captions)
 
 
 def test_how_images_are_stored_is_counted(tmp_path: Path) -> None:

@@ -194,9 +194,20 @@ def test_a_neighbour_of_the_root_is_outside_it(root: Path) -> None:
     assert "inside the root folder" in refused(root, "csv:x.csv", f"filepath,title\n{beside / 'a.jpg'},x\n")
 
 
-def test_a_file_of_another_form_is_refused(root: Path) -> None:
-    message = refused(root, "csv:x.tsv", "filepath\ttitle\na.jpg\tx\n")
-    assert message == "expected a file that ends in .csv with csv:, found .tsv; write tsv:x.tsv"
+@pytest.mark.parametrize(("form", "file", "between"), [("csv", "x.tsv", "\t"), ("tsv", "x.csv", ",")])
+def test_a_file_with_another_separator_is_refused(root: Path, form: str, file: str, between: str) -> None:
+    """The prefix decides, since open_clip's own .csv files have tabs."""
+    content = f"filepath{between}title\na.jpg{between}x\n"
+    message = refused(root, f"{form}:{file}", content)
+    other = {"csv": "tsv: for a file with tabs", "tsv": "csv: for a file with commas"}[form]
+    assert message.startswith("line 1: expected a header with one column filepath") and message.endswith(other)
+    assert len(load_pairs(f"{other[:3]}:{file}", root).captions) == 1
+
+
+def test_images_beside_the_table_are_found_from_their_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "x.csv").write_text("filepath,title\na.jpg,x\n")
+    monkeypatch.chdir(root)
+    assert len(load_pairs("csv:x.csv", Path()).captions) == len(load_pairs("csv:x.csv", root).captions) == 1
 
 
 def test_a_missing_table_is_named(root: Path) -> None:
