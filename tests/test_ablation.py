@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from bench import ablation as table
-from ptmst import EvaluateConfig, TrajectoryStore, ablation, evaluate, pool
+from ptmst import DistilledSet, EvaluateConfig, Scores, TrajectoryStore, ablation, distill, evaluate, pool
 from ptmst.ablation import FACTORS, REAL_LOSSES, REAL_LR, RESULTS, Run, ablate, evaluation, settings
 from ptmst.baselines import subset
-from ptmst.config import AblateConfig, Experiment, Phase, RenderConfig, TeachConfig, from_json
-from ptmst.errors import InputError
+from ptmst.config import AblateConfig, Experiment, LeafRates, Phase, RenderConfig, TeachConfig, from_json
+from ptmst.errors import Diverged, InputError
 from ptmst.presets import experiment, methods
 from ptmst.results import fraction_of_full, how
 from tiny import DISTILL, ENCODER
@@ -66,7 +66,8 @@ def test_students_take_as_many_steps_on_one_phase_as_on_two(pairs: int) -> None:
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
     folder = tmp_path_factory.mktemp("ablation")
-    config = AblateConfig(out=folder, methods=("herding", "lors", "repblend"), pairs=(8,), seeds=2, workers=1)
+    methods = ("herding", "lors", "repblend", "ptm-st")
+    config = AblateConfig(out=folder, methods=methods, pairs=(8,), seeds=2, workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMST_CACHE", str(folder / "cache"))
         patch.setattr(ablation, "experiment", lambda _: TINY)
@@ -82,13 +83,14 @@ def recorded(config: AblateConfig) -> list[dict[str, Any]]:
 def test_every_cell_is_run_once(grid: AblateConfig) -> None:
     runs = [from_json(Run, row["run"]) for row in recorded(grid)]
     tuning = [run for run in runs if run.split == "val"]
-    assert len(runs) == len(set(runs)) == len(tuning) + 2 + 2 + 3 * 2
+    assert len(runs) == len(set(runs)) == len(tuning) + 2 + 2 + 4 * 2
     assert [run.factor for run in tuning if run.method == "lors"] == list(FACTORS)
     assert len([run for run in tuning if run.method == "herding"]) == len(REAL_LOSSES) * len(REAL_LR)
     assert {run.seed for run in tuning}.isdisjoint(run.seed for run in runs if run.split == "test")
     for row in recorded(grid):
         assert len(row["students"]) + row["lost"] == (2 if row["run"]["method"] in grid.methods else 1)
         if row["run"]["method"] in grid.methods:
+            assert row["provenance"]["config"]["split"] == row["provenance"]["split"] == row["run"]["split"]
             first = 2 * row["run"]["seed"]
             assert row["seconds"] > 0 and row["peak bytes"] > 100e6 and row["student seeds"] == [first, first + 1]
 
@@ -126,6 +128,81 @@ def test_a_cell_is_what_one_would_run_by_hand(grid: AblateConfig, monkeypatch: p
         assert dict(evaluate(made, config).students[0]) == student
 
 
+@pytest.mark.parametrize(
+    ("method", "seed", "epochs"),
+    # Students of one phase train for twice as long as those of TINY's two phases.
+    [("lors", 1, (5, 3)), ("ptm-st", 0, (2, 1)), ("lors", 1000, (5, 3))],
+)
+def test_a_distilled_cell_is_what_one_would_run_by_hand(
+    grid: AblateConfig, method: str, seed: int, epochs: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the factor, seed and split that it says."""
+    monkeypatch.setenv("PTMST_CACHE", str(grid.out / "cache"))
+    row = next(r for r in recorded(grid) if (r["run"]["method"], r["run"]["seed"]) == (method, seed))
+    factor, split = row["run"]["factor"], row["run"]["split"]
+    assert split == ("val" if seed == 1000 else "test")
+    plain = settings(TINY, Run(method, 8, 0)).distill
+    rates = LeafRates(
+        images=factor * plain.rates.images,
+        texts=factor * plain.rates.texts,
+        similarity=factor * plain.rates.similarity,
+        lr=plain.rates.lr,
+    )
+    store = TrajectoryStore.open(grid.out / f"store-{seed}")
+    made = distill(replace(plain, rates=rates, seed=seed, device="cpu"), store)
+    for number, student in enumerate(row["students"]):
+        config = replace(TINY.evaluate, students=1, seed=2 * seed + number, loss=plain.loss, split=split, device="cpu")
+        config = replace(config, epochs=epochs[0], lr_drop=epochs[1])
+        assert dict(evaluate(made, config).students[0]) == student
+
+
+def test_a_lost_student_recalls_nothing(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever recalls are averaged: in tuning, in the table, on the page."""
+    monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
+    (row,) = (r for r in recorded(grid) if (r["run"]["method"], r["run"]["seed"]) == ("herding", 1))
+    run = from_json(Run, row["run"])
+    half = {**row, "students": [{**dict.fromkeys(row["students"][0], 30.0)}], "lost": 1}
+    one = ablation._Grid(replace(grid, methods=("herding",), seeds=1, seed=1), TINY, "ptmst ablate")
+    one.found[run] = half
+    assert one._mean(run) == 15.0
+    full = Run("all real pairs", 0, 1)
+    (found, _) = one.rows([run], [full])
+    assert [student["mean"] for student in found.scores.students] == [30.0, 0.0]
+    assert found.more["lost"] == 1 and found.scores.mean() == 15.0
+    assert table.recalls([half]) == [30.0, 0.0]
+
+
+def test_one_student_that_diverges_costs_the_others_nothing(
+    grid: AblateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTMST_CACHE", str(grid.out / "cache"))
+    (before,) = (r for r in recorded(grid) if (r["run"]["method"], r["run"]["seed"]) == ("herding", 1))
+
+    def diverging(made: DistilledSet, config: EvaluateConfig) -> Scores:
+        if config.seed == 2:
+            raise Diverged("the first of the two")
+        return evaluate(made, config)
+
+    monkeypatch.setattr(ablation, "evaluate", diverging)
+    _, row = ablation._measure((grid, TINY, from_json(Run, before["run"])))
+    assert row["lost"] == 1 and row["students"] == before["students"][1:]
+
+
+def test_rates_are_tuned_at_the_middle_size(grid: AblateConfig) -> None:
+    sized = ablation._Grid(replace(grid, out=grid.out / "sized", methods=("lors",), pairs=(12, 4, 8)), TINY, "ptmst")
+    asked: list[Run] = []
+
+    def run(label: str, runs: Iterable[Run]) -> None:
+        for number, one in enumerate(runs):
+            asked.append(one)
+            sized.found[one] = {"students": [{"mean": float(number == 2)}], "lost": 0}
+
+    sized.run = run  # type: ignore[method-assign]
+    best = sized.tuned()["lors"]
+    assert {one.pairs for one in asked} == {8} and {one.seed for one in asked} == {1000}
+    assert best == asked[2] and best.factor == FACTORS[2]
+
+
 def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTMST_CACHE", str(grid.out / "cache"))
     monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
@@ -152,8 +229,8 @@ def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest
         assert after["students"] == before["students"]
     full = [("all real pairs", 48), ("all real pairs, heads alone", 48)]
     assert [(row.name, row.pairs) for row in rows] == [*((m, 8) for m in grid.methods), *full]
-    assert [len(row.scores.students) for row in rows] == [4, 4, 4, 2, 2]
-    herding, lors, repblend, trained, heads = rows
+    assert [len(row.scores.students) for row in rows] == [4, 4, 4, 4, 2, 2]
+    herding, lors, repblend, _, trained, heads = rows
     for row, whole in ((herding, trained), (lors, trained), (repblend, heads)):
         expected = 100 * row.scores.mean() / whole.scores.mean() if whole.scores.mean() else None
         assert fraction_of_full(row, rows) == (expected if expected is None else pytest.approx(expected))
