@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +18,17 @@ from PIL import Image
 from torch import Tensor
 
 from bench import readme
-from bench.adjoint import figures, plans, tables, why
+from bench.adjoint import cells, figures, plans, runs, tables, why
 from bench.adjoint.cells import BASE, DATA, EXACT, TRUNCATED, Cell, Data, Side, cell, with_rates
 from bench.adjoint.estimators import TimedStep, bounded_share
 from bench.adjoint.plans import ALTERNATIVES, PLANS, SCREENED, best_side, tuned
 from oracles import relative_error
+from ptmst import TrajectoryStore, distill, evaluate
 from ptmst import config as configs
+from ptmst.config import EvaluateConfig, Phase, RenderConfig
+from ptmst.contrast import student_loss
 from ptmst.errors import InputError
-from tiny import OuterCase, tower_case
+from tiny import DISTILL, OuterCase, outer_case, three_layers, tower_case
 
 CASE = "convnet"
 
@@ -112,6 +118,108 @@ def test_bounds_hold(recursion: Any, clip: float) -> None:
     for norm in norms[1:]:
         assert (norm <= clip * norms[0] * (1 + 1e-6)).all()  # layer norms come in float32
     assert not torch.equal(kept[-1], kept[0])
+
+
+@pytest.mark.parametrize("clip", [1e9, 0.8])
+def test_the_clip_of_each_layer(clip: float) -> None:
+    """Against the recursion written out: without effect where the clip is wide, layer by layer where it is not."""
+    case, share = tower_case(CASE, "full"), 0.3
+    layers = case.student.layers
+    seen = step(case, Side("per-layer", adjoint=share, clip=clip))
+    steps: list[tuple[Tensor, Tensor, Tensor]] = []
+    carried = seen.carry
+
+    def watched(i: int, lam: Tensor, turned: Tensor, first: Tensor) -> Tensor:
+        steps.append((lam, turned, carried(i, lam, turned, first)))
+        return steps[-1][2]
+
+    seen.carry = watched  # type: ignore[method-assign]
+    found = seen(case.span, case.pairs, case.batches).grads
+    if clip > 1:
+        assert_alike(found, partly_detached(case, case.batches, lambda i: share))
+    offsets, first = layers.offsets.tolist(), steps[0][0]
+    clipped = 0
+    for lam, turned, after in steps:
+        for begin, end in pairwise(offsets):
+            expected = lam[begin:end] + share * turned[begin:end]
+            largest = clip * first[begin:end].norm()
+            if expected.norm() > largest:
+                expected, clipped = expected * (largest / expected.norm()), clipped + 1
+            assert relative_error(after[begin:end], expected) <= 1e-6  # layer norms come in float32
+    assert (clipped > 0) == (clip < 1)
+
+
+def test_averages_over_batches_against_brute_force() -> None:
+    draw = torch.Generator().manual_seed(0)
+    g = torch.randn(4, 3, generator=draw, dtype=torch.float64)
+    expected = torch.randn(3, generator=draw, dtype=torch.float64)
+    found = why._averaged(g, expected)
+    centre = [sum(float(row[k]) for row in g) / 4 for k in range(3)]
+    noise = sum(sum((float(row[k]) - centre[k]) ** 2 for row in g) / 3 for k in range(3))
+    assert found["noise"] == pytest.approx(noise)
+    assert found["signal"] == pytest.approx(sum(c * c for c in centre) - noise / 4)
+    dot = sum(c * float(e) for c, e in zip(centre, expected, strict=True))
+    assert found["cosine of averages"] == pytest.approx(
+        dot / sum(c * c for c in centre) ** 0.5 / float(expected.norm())
+    )
+    cosines = [float(a @ b / a.norm() / b.norm()) for a, b in combinations(g, 2)]
+    assert found["cosine between batches"] == pytest.approx(sum(cosines) / 6)
+
+
+def test_curvature_is_the_spectrum_of_the_whole_hessian(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = three_layers()
+    case = outer_case(student, 8, "full")
+    monkeypatch.setattr(why, "student_of", lambda *_: student)
+    store: Any = SimpleNamespace(layers=student.layers)
+    config = replace(DISTILL, temperature=0.5)
+    found = why._curvature(case.pairs, config, store, lambda _: case.span, [why.Draw(0, 0, case.batches)])
+    loss, theta = student_loss(student, config.loss, config.temperature), case.span.start
+    rate = student.layers.expand(case.pairs.lr)
+    for i, index in enumerate(case.batches):
+        batch = case.pairs.images[index], case.pairs.texts[index], case.pairs.similarity.batch(index)
+        hessian = torch.autograd.functional.hessian(partial(_loss, loss, batch), theta)
+        values = torch.linalg.eigvalsh(rate.sqrt()[:, None] * hessian * rate.sqrt())
+        ends = found["largest"][0][i], found["smallest"][0][i]
+        assert ends == pytest.approx((float(values[-1]), float(values[0])), rel=0.02)
+        theta = theta - rate * torch.autograd.functional.jacobian(partial(_loss, loss, batch), theta)
+
+
+def _loss(loss: Callable[..., Tensor], batch: tuple[Tensor, ...], theta: Tensor) -> Tensor:
+    return loss(theta, *batch)
+
+
+def test_a_cell_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest cell, by the study's own code, against the library's by hand."""
+    monkeypatch.setenv("PTMST_CACHE", str(tmp_path / "cache"))
+    small = RenderConfig(image_size=16, train=24, val=8, test=8, warmup=24, captions=2)
+    for module in (cells, runs):
+        monkeypatch.setattr(module, "images", lambda tower: small)
+    plain = cells.teach_config(3, "convnet")
+    teach = replace(plain, encoder=replace(plain.encoder, image_width=16, warmup_epochs=1), experts=2, batch_size=16)
+    monkeypatch.setattr(runs, "teach_config", lambda seed, tower: replace(teach, seed=seed))
+    config = replace(BASE, phases=(Phase(8, 5, (0, 2)),), steps=20, inner_steps=2, batch_size=4, compile="off")
+    one = cell("digits", 3, "small", Side(adjoint=0.5, clip=1.0), config, forms=plans.FORMS)
+    runs.prepare("digits", "convnet", tmp_path)
+    row = runs.measure((one, tmp_path))
+    assert configs.from_json(Cell, row["cell"]) == one and row["diverged at"] is None
+    store = TrajectoryStore.open(runs.store_path(one, tmp_path))
+    made = distill(one.distill, store)
+    (phase,) = made.phases
+    assert row["loss"] == [pytest.approx(float(phase.history["loss"].sum(1).mean()))]
+    assert row["lr"] == [phase.pairs.lr.tolist()]
+    eta = torch.full((2,), config.student_lr)
+    fixed = replace(phase, pairs=phase.pairs.replace(phase.pairs.leaves() | {"lr": eta}), last_lr=eta)
+    assert not torch.equal(phase.pairs.lr, eta)
+    for form, distilled, protocol in (
+        ("per-phase", made, "per-phase"),
+        ("reference", made, "reference"),
+        ("fixed", replace(made, phases=(fixed,)), "per-phase"),
+    ):
+        assert len(row["students"][form]) == cells.STUDENTS
+        for split in ("val", "test"):
+            how = EvaluateConfig(seed=3, students=3, device="cpu", split=split, protocol=protocol)  # type: ignore[arg-type]
+            recalls = [student["mean"] for student in evaluate(distilled, how).students]
+            assert [student[split] for student in row["students"][form]] == pytest.approx(recalls, abs=1e-3)
 
 
 def test_the_bounded_share_is_the_largest() -> None:
