@@ -325,6 +325,7 @@ TABLES: dict[str, Table] = {
     "adjoint-why": partial(adjoint_table, adjoint.reasons),
     "adjoint-real-tower": partial(adjoint_table, adjoint.real_tower),
     "adjoint-alternatives": partial(adjoint_table, adjoint.alternatives),
+    "adjoint-contest": partial(adjoint_table, adjoint.contest),
     "towers": partial(towers_table, "towers-cpu"),
     "presets": partial(presets_table, "presets-cpu"),
     "ablation-scenes": partial(ablation_table, "scenes"),

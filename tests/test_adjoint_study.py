@@ -326,6 +326,41 @@ def test_the_confirmations_numbers(whole: Path) -> None:
     assert base.startswith(shown), (base, shown)
 
 
+def test_the_contests_and_the_alternatives_numbers(whole: Path) -> None:
+    best = best_side(plans.rows(whole, "screening"))
+    other = best_side(plans.rows(whole, "screening") + plans.rows(whole, "alternatives"), ALTERNATIVES)
+    difference = 5 * (other.adjoint - best.adjoint)
+    interval = f"{difference:+.1f} [{difference:+.1f}, {difference:+.1f}]"
+    table = tables.contest(whole)
+    means = f"{12.45 + 5 * best.adjoint:.1f} | {12.45 + 5 * other.adjoint:.1f}"
+    for setting in ("| **all** | scenes and digits |", "| base | scenes |", "| 16 inner steps | digits |"):
+        assert f"{setting} {means} | {interval} |" in table
+    lines = tables.alternatives(whole).splitlines()
+    for side in (TRUNCATED, *ALTERNATIVES):
+        (line,) = (line for line in lines if line.startswith(f"| {side.label} |"))
+        less = 5 * (side.adjoint - best.adjoint)
+        assert f"| {less:+.1f} [{less:+.1f}, {less:+.1f}] |" in line, line
+
+
+def test_what_is_scored_on_test_is_shown(whole: Path) -> None:
+    """Recalls on val are one lower, and a quarter besides."""
+    (line,) = (line for line in tables.segments(whole).splitlines() if line.startswith("| scenes | c = 0 |"))
+    assert "| 10.3 ± 0.2 |" in line or "| 10.4 ± 0.2 |" in line
+    combined = tables.combination(whole).splitlines()[2]
+    best = best_side(plans.rows(whole, "screening")).adjoint
+    shown = [cell.split(" ±")[0].strip() for cell in combined.split("|")[2:-1]]
+    assert shown == [f"{recall + 5 * best:.1f}" for recall in (13.1, 14.35, 13.1, 14.35)]
+
+
+def test_the_confirmations_picture_has_its_differences(whole: Path) -> None:
+    (panel,) = figures._confirmation(whole).axes
+    best = best_side(plans.rows(whole, "screening")).adjoint
+    means = [float(x) for line in panel.lines if line.get_marker() == "o" for x in line.get_xdata()]
+    settings = [setting for of in plans.SETTINGS.values() for setting in of]
+    assert means == pytest.approx([5 * best] * len(settings) * len(DATA))
+    assert [label.get_text() for label in panel.get_yticklabels()] == settings[::-1]
+
+
 def test_every_figure_is_drawn(whole: Path, tmp_path: Path) -> None:
     written = figures.draw(whole, tmp_path / "figures")
     assert {path.name for path in written} == {"screening.png", "confirmation.png", "growth.png", "worth.png"}

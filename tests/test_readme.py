@@ -47,7 +47,7 @@ def test_the_example_runs_at_a_smaller_scale(tmp_path: Path, monkeypatch: pytest
     smaller = {
         'write_scenes("data/scenes"': 'write_scenes("data/scenes", train=120, val=20, test=20, warmup=20',
         "warmup_epochs=20": "warmup_epochs=1, image_width=16",
-        "experts=4": "experts=1, epochs=7",
+        "experts=4": "experts=1, epochs=7, endpoints=(5, 7)",
         "steps=250": "steps=2",
         "EvaluateConfig()": "EvaluateConfig(students=1, epochs=2)",
     }

@@ -130,16 +130,16 @@ def confirmed(results: Path) -> tuple[Side, Side, Side]:
     return TRUNCATED, best_side(finished(results, "screening")), EXACT
 
 
-def best_side(screened: list[dict[str, Any]]) -> Side:
-    """The damped side with the greatest recall on val, each setting's in units of the truncated form's.
+def best_side(screened: list[dict[str, Any]], sides: Sequence[Side] = ()) -> Side:
+    """The one of `sides` with the greatest recall on val, each setting's in units of the truncated form's.
 
-    The truncated and the exact form are not among those to be chosen: they are what it is compared with.
+    By default all that were screened, but for the truncated and the exact form: they are what it is compared with.
     """
     recall: dict[tuple[str, str], dict[Side, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in screened:
         side = configs.from_json(Side, row["cell"]["side"])
         recall[row["cell"]["data"], row["cell"]["setting"]][side] += scored(row, "per-phase", "val")
-    sides = [side for side in SCREENED if side not in (TRUNCATED, EXACT)]
+    sides = sides or [side for side in SCREENED if side not in (TRUNCATED, EXACT)]
     return max(sides, key=lambda side: mean(mean(by[side]) / mean(by[TRUNCATED]) for by in recall.values()))
 
 
@@ -178,6 +178,21 @@ ALTERNATIVES = [
 def alternatives(results: Path) -> list[Cell]:
     """Other recursions, on the screening's own seeds and settings."""
     return _screened(ALTERNATIVES)
+
+
+CONTESTED = ("base", "PTM-ST", "shortcut", "16 inner steps")
+
+
+def contest(results: Path) -> list[Cell]:
+    """The best of the alternatives on fresh seeds, at the settings and rates of the best that was screened."""
+    found = finished(results, "screening") + finished(results, "alternatives")
+    side, best = best_side(found, ALTERNATIVES), confirmed(results)[1]
+    return [
+        cell(data, seed, setting, side, _changed(tuned(results, data, "adam", best), SETTINGS["adam"][setting]))
+        for seed in CONFIRMED
+        for data in DATA
+        for setting in CONTESTED
+    ]
 
 
 def reasons(results: Path) -> list[Cell]:
@@ -237,6 +252,7 @@ PLANS: dict[str, Callable[[Path], list[Cell]]] = {
     "tuning-sgd": partial(tuning, name="sgd"),
     "confirmation-sgd": partial(confirmation, name="sgd"),
     "alternatives": alternatives,
+    "contest": contest,
     "why": reasons,
     "real-tower": real_tower,
     "segments": segments,

@@ -12,7 +12,17 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from bench.adjoint.cells import DATA, EXACT, TRUNCATED, Form, Side
-from bench.adjoint.plans import ALTERNATIVES, FORMS, OPTIMISERS, SCREENED, SEGMENTS, SETTINGS, best_side, scored
+from bench.adjoint.plans import (
+    ALTERNATIVES,
+    CONTESTED,
+    FORMS,
+    OPTIMISERS,
+    SCREENED,
+    SEGMENTS,
+    SETTINGS,
+    best_side,
+    scored,
+)
 from ptmst import config as configs
 
 Rows = list[dict[str, Any]]
@@ -119,7 +129,33 @@ def alternatives(results: Path) -> str:
         dict.fromkeys([TRUNCATED, Side(adjoint=0.5), best_side(before["rows"]), EXACT, Side(adjoint=1, clip=1)])
     )
     rows = [row for row in before["rows"] if side_of(row) in kept] + found["rows"]
-    return _sides(found | {"rows": rows}, [*kept, *ALTERNATIVES], "Recursion")
+    return _sides(found | {"rows": rows}, [*kept, *ALTERNATIVES], "Recursion", against=best_side(before["rows"]))
+
+
+def contest(results: Path) -> str:
+    """The best of the alternatives against the best that was screened, on the confirmation's seeds."""
+    found, confirmed, screened = (read(results, plan) for plan in ("contest", "confirmation", "screening"))
+    if found is None or confirmed is None or screened is None:
+        return NOT_YET
+    best, other = best_side(screened["rows"]), side_of(found["rows"][0])
+    rows = found["rows"] + [row for row in confirmed["rows"] if row["cell"]["setting"] in CONTESTED]
+    lines = [f"| setting | data | {best.label} | {other.label} | difference |", "|---|---|--:|--:|--:|"]
+
+    def compared(setting: str, data: str, mine: Mapping[int, float], its: Mapping[int, float]) -> str:
+        seeds = sorted(mine.keys() & its.keys())
+        means = [f"{mean(side[seed] for seed in seeds):.1f}" for side in (mine, its)]
+        return f"| {setting} | {data} | {' | '.join(means)} | {Interval.of(paired(its, mine))} |"
+
+    lines.append(compared("**all**", " and ".join(DATA), *(pooled(rows, CONTESTED, side) for side in (best, other))))
+    for setting in CONTESTED:
+        for data in DATA:
+            by_side = runs(rows, data, setting)
+            lines.append(compared(setting, data, by_side[best, False], by_side[other, False]))
+    about = (
+        "Mean recall on test in percent of 3 students a seed; differences paired by seed over five seeds, with the "
+        "95 % interval of Student's t (of the first line: of the seeds' means over all settings and both data sets)."
+    )
+    return "\n".join([*lines, "", _source(found, about)])
 
 
 def _cases(rows: Rows) -> list[tuple[str, str]]:
@@ -127,12 +163,14 @@ def _cases(rows: Rows) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row["cell"]["data"], row["cell"]["setting"]) for row in rows))
 
 
-def _sides(found: dict[str, Any], sides: Sequence[Side], title: str, more: str = "") -> str:
+def _sides(
+    found: dict[str, Any], sides: Sequence[Side], title: str, more: str = "", against: Side | None = None
+) -> str:
+    """A line a side; with `against`, its difference from that side, paired by seed."""
     cases = _cases(found["rows"])
-    lines = [
-        f"| {title} | {' | '.join(f'{data}, {setting}' for data, setting in cases)} | worst | L | diverged | step |",
-        f"|---|{'--:|' * (len(cases) + 4)}",
-    ]
+    columns = [*(f"{data}, {setting}" for data, setting in cases)]
+    columns += [*([f"− ({against.label})"] if against else []), "worst", "L", "diverged", "step"]
+    lines = [f"| {title} | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     rows: dict[Side, dict[tuple[str, str], Rows]] = defaultdict(lambda: defaultdict(list))
     for row in found["rows"]:
         rows[side_of(row)][row["cell"]["data"], row["cell"]["setting"]].append(row)
@@ -156,6 +194,11 @@ def _sides(found: dict[str, Any], sides: Sequence[Side], title: str, more: str =
         lost = sum(s is None for row in mine for s in row["students"].get("per-phase", [None] * 3)) / (3 * len(mine))
         loss = f"{mean(mean(row['loss']) for row in ended):.2f}" if ended else "–"
         step = f"{1e3 * mean(row['cpu s of a step'] for row in ended):.0f} ms" if ended else "–"
+        if against:
+            by = [{case: by_seed(rows[one][case]) for case in cases} for one in (side, against)]
+            seeds = sorted(by[0][cases[0]])
+            differences = [mean(by[0][case][seed] - by[1][case][seed] for case in cases) for seed in seeds]
+            cells.append(str(Interval.of(differences)) if side != against else "")
         cells += [f"{worst:.1f}", loss, f"{100 * lost:.0f} %"]
         lines.append(f"| {side.label} | {' | '.join(cells)} | {step} |")
     about = (
@@ -163,6 +206,8 @@ def _sides(found: dict[str, Any], sides: Sequence[Side], title: str, more: str =
         "of all students; matching loss L of the last 20 outer steps; share of students that diverged (recall 0); CPU "
         "time of an outer step." + more
     )
+    if against:
+        about += f" Differences from {against.label}: seeds' means over all columns, with their 95 % interval."
     return "\n".join([*lines, "", _source(found, about)])
 
 
