@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptmst import DistilledSet, TrajectoryStore
-from ptmst.baselines import herded, k_centers, most_forgotten, subset
+from ptmst import DistilledSet, TrajectoryStore, baselines
+from ptmst.baselines import herded, k_centers, most_forgotten, random_subset, subset
 from ptmst.config import Selection
 from ptmst.errors import InputError
 from ptmst.teachers import real_pairs, student_of
@@ -96,6 +96,21 @@ def test_herding_sees_what_an_expert_sees(tmp_path_factory: pytest.TempPathFacto
     assert len(pairs.image_names) == 24 and texts.shape[1] == found.texts.shape[1]
 
 
+def test_kcenter_covers_what_an_expert_sees(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All 24 images: each is the farthest from those before it, by hand."""
+    store = tiny_store(tmp_path_factory)
+    found = subset(store, "kcenter", 24, 0.1, seed=1)[0]
+    expert, student = store.expert(1), student_of(store, (1, "student"))
+    theta = expert.raw().point(3)
+    with torch.no_grad():
+        z = F.normalize(student.embed_images(theta, found.images), dim=1)
+        both = torch.cat([z, F.normalize(student.embed_texts(theta, found.texts), dim=1)], dim=1).double()
+    assert (both - both.mean(0)).norm(dim=1).argmin() == 0
+    for k in range(1, 24):
+        nearest = torch.cdist(both[k:], both[:k]).amin(1)
+        assert nearest[0] >= nearest.max() * (1 - 1e-5)
+
+
 def test_what_cannot_be_chosen_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     store = tiny_store(tmp_path_factory)
     with pytest.raises(InputError, match=r"selection: expected random, .*, found herdin; did you mean herding\?"):
@@ -109,10 +124,18 @@ def test_what_cannot_be_chosen_is_refused(tmp_path_factory: pytest.TempPathFacto
         subset(one, "forgetting", 4, 0.1, 0)
 
 
-def test_forgetting_tells_how_many_were_never_learned(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """All 24 images: scored by hand at every kept epoch, those never learned come first."""
+@pytest.mark.parametrize("together", [128, 7])
+def test_forgetting_tells_how_many_were_never_learned(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """All 24 images: scored by hand at every kept epoch among so many, those never learned come first."""
     store = tiny_store(tmp_path_factory)
+    monkeypatch.setattr(baselines, "_TOGETHER", together)
+    pairs, texts = real_pairs(store)
     made = subset(store, "forgetting", 24, 0.1, seed=1)
+    # In the order in which they are drawn, pairs are compared with those of their group.
+    drawn = [int((texts[n] == made[0].texts).all(1).nonzero()[0]) for n in random_subset(pairs, 1, 24).tolist()]
+    group_of = {number: place // together for place, number in enumerate(drawn)}
     expert, student = store.expert(1), student_of(store, (1, "student"))
     learned = set()
     for epoch in store.endpoints:
@@ -121,7 +144,8 @@ def test_forgetting_tells_how_many_were_never_learned(tmp_path_factory: pytest.T
             z = F.normalize(student.embed_images(theta, made[0].images), dim=1)
             scores = (z @ F.normalize(student.embed_texts(theta, made[0].texts), dim=1).T).tolist()
         for i in range(24):
-            others = [scores[i][j] for j in range(24) if j != i] + [scores[j][i] for j in range(24) if j != i]
+            group = [j for j in range(24) if j != i and group_of[j] == group_of[i]]
+            others = [scores[i][j] for j in group] + [scores[j][i] for j in group]
             if all(scores[i][i] >= other for other in others):
                 learned.add(i)
     assert 0 < len(learned) < 24

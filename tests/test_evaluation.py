@@ -570,6 +570,17 @@ def test_means_and_deviations() -> None:
     assert Scores(students[:1], {}).std() == 0.0
 
 
+def test_the_loss_is_the_sets_own_unless_another_is_asked_for(distilled: DistilledSet) -> None:
+    own = replace(distilled, provenance={"config": {"loss": "infonce"}})
+    short = EvaluateConfig(students=1, epochs=1, batch_size=5, device="cpu")
+    by_loss = {loss: evaluate(distilled, replace(short, loss=loss)).students for loss in ("wbce", "infonce")}
+    assert by_loss["wbce"] != by_loss["infonce"]
+    assert evaluate(own, short).students == by_loss["infonce"]
+    assert evaluate(own, replace(short, loss="wbce")).students == by_loss["wbce"]
+    assert evaluate(distilled, short).students == by_loss["wbce"]
+    assert evaluate(own, short).provenance["config"]["loss"] == "infonce"
+
+
 PROVENANCE: dict[str, Any] = {"split": "test", "pairs": 3, "config": {"seed": 3}}
 
 

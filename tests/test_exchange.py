@@ -167,6 +167,17 @@ def test_an_export_that_is_stopped_leaves_the_folder_as_it_was(
     assert export(distilled("full"), out, "folder")
 
 
+def test_pictures_are_written_as_published_code_normalises_them(tmp_path: Path) -> None:
+    """With CLIP's mean and deviation, whatever the set's own."""
+    mean, std = [0.5, 0.4, 0.3], [0.5, 0.25, 0.2]
+    given = replace(distilled(), settings={**SETTINGS, "data": {"image_size": 4, "mean": mean, "std": std}})
+    clip = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+    for path, pairs in zip(export(given, tmp_path / "out", "ptm-st"), given, strict=True):
+        own = [torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (mean, std, *clip)]
+        expected = (pairs.images.double() * own[1] + own[0] - own[2]) / own[3]
+        torch.testing.assert_close(PublishedReader(path).image.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_lors_is_one_file(tmp_path: Path) -> None:
     given = distilled("low-rank", (5,))
     (path,) = export(given, tmp_path / "out", "lors")

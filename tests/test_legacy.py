@@ -168,6 +168,17 @@ def test_from_a_published_buffer_to_a_published_set(files_of: Any, tmp_path: Pat
     assert 0 <= scores.mean() <= 100
 
 
+def test_published_pictures_have_clips_mean_whatever_the_tower(files_of: Any) -> None:
+    config, _ = files_of
+    data = replace(config.data, mean=None, std=None)
+    encoder = replace(config.encoder, image_tower="timm:test_nfnet")
+    settings, _ = set_settings(replace(config, data=data, encoder=encoder))
+    assert settings["data"]["mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+    assert settings["data"]["std"] == pytest.approx([0.26862954, 0.26130258, 0.27577711])
+    asked, _ = set_settings(replace(config, data=replace(data, mean=(0.1, 0.2, 0.3)), encoder=encoder))
+    assert asked["data"]["mean"] == pytest.approx([0.1, 0.2, 0.3])
+
+
 @pytest.mark.parametrize(
     ("held", "what"),
     [

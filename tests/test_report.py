@@ -11,13 +11,14 @@ from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
-from ptmst import DistilledSet, FullSimilarity, InputError, Scores, SyntheticPairs
+from ptmst import DistilledSet, FullSimilarity, InputError, Scores, SyntheticPairs, report
 from ptmst.data import normalise
 from ptmst.distilled import DistilledPhase
 from ptmst.evaluation import METRICS, write_scores
@@ -158,6 +159,47 @@ def test_the_pictures_are_the_images(tmp_path: Path) -> None:
             assert picture.size == (8, 8)
             pixels = picture.tobytes()
             assert abs(sum(pixels) / len(pixels) - (60 * i + 20 * number)) <= 2
+
+
+def test_the_pictures_stand_upright_in_their_colours() -> None:
+    corners = torch.tensor([[250, 20, 20], [20, 250, 20], [20, 20, 250], [240, 240, 240]])
+    pixels = corners.view(2, 2, 3).permute(2, 0, 1).repeat_interleave(32, 1).repeat_interleave(32, 2).byte()
+    picture = Image.open(io.BytesIO(base64.b64decode(report._picture(pixels).split(",")[1]))).convert("RGB")
+    for (row, column), colour in zip(((0, 0), (0, 1), (1, 0), (1, 1)), corners.tolist(), strict=True):
+        found = picture.getpixel((16 + 32 * column, 16 + 32 * row))
+        assert isinstance(found, tuple) and max(abs(a - b) for a, b in zip(found, colour, strict=True)) <= 12
+
+
+def test_curves_are_running_means() -> None:
+    values = torch.rand(61, generator=torch.Generator().manual_seed(0))
+    window = 61 // 20
+    expected = [mean(values[max(0, i + 1 - window) : i + 1].double().tolist()) for i in range(61)]
+    assert list(report._smoothed(values)) == pytest.approx(expected)
+    assert list(report._smoothed(values[:7])) == pytest.approx(values[:7].tolist())
+
+
+def test_figures_show_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    def kept(figure: Any) -> str:
+        drawn.append(figure)
+        return ""
+
+    monkeypatch.setattr(report, "_svg", kept)
+    report._recall_figure(rows())
+    (axes,) = drawn[0].axes
+    means = [mean(student["mean"] for student in row.scores.students) for row in rows()]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(means)
+    made = distilled()
+    report._curves(made)
+    loss, eta = drawn[1].axes
+    histories = [phase.history for phase in made.phases]
+    lines = [(history, group) for history in histories for group in range(2)]
+    assert len(loss.lines) == len(eta.lines) == 4
+    for line, (history, group) in zip(eta.lines, lines, strict=True):
+        assert list(line.get_ydata()) == pytest.approx(history["lr"][:, group].tolist())
+    for line, (history, group) in zip(loss.lines, lines, strict=True):
+        assert list(line.get_ydata()) == pytest.approx(list(report._smoothed(history["loss"][:, group])))
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

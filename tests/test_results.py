@@ -12,14 +12,19 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from ptmst import EvaluateConfig, TrajectoryStore, cli, evaluate
-from ptmst.config import to_json
+from ptmst import EvaluateConfig, TrajectoryStore, cli, evaluate, teachers
+from ptmst.baselines import subset
+from ptmst.config import EncoderConfig, to_json
 from ptmst.distilled import DistilledSet
 from ptmst.errors import InputError
 from ptmst.evaluation import METRICS, ZERO_SHOT, Scores, write_scores
+from ptmst.files import sha256
 from ptmst.results import Row, _json, fraction_of_full, how, read_row, read_rows, recall_table, write_table
 from ptmst.teachers import student_from_settings
+from ptmst.towers import image_tower
 from tiny import DISTILL, contents, tiny_store
 
 MADE: dict[str, Any] = {
@@ -266,3 +271,42 @@ def test_students_of_another_tower(
         evaluate(distilled, replace(short, student="timm:nfnet_l"))
     with pytest.raises(InputError, match=r"^student_weights: expected the tower they belong to, found none"):
         evaluate(distilled, replace(short, student_weights=Path("w.safetensors")))
+
+
+def test_students_of_another_tower_begin_as_the_sets_own_did(
+    store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warmed up for as long on the same split; or with weights that are named, and then not."""
+    from ptmst import evaluation
+
+    encoder = {**store.settings["encoder"], "warmup_epochs": 2}
+    made = replace(subset(store, "random", 6, 0.1, 0), settings={**store.settings, "encoder": encoder, "seed": 5})
+    plain, _ = image_tower(EncoderConfig(image_tower="timm:test_nfnet"), 64)
+    start = {name: torch.full_like(value, 0.01) for name, value in plain.state_dict().items()}
+    asked: list[tuple[Any, ...]] = []
+
+    def warmed(config: EncoderConfig, pairs: Any, seed: int, device: torch.device) -> dict[str, torch.Tensor]:
+        asked.append((config.image_tower, config.warmup_epochs, pairs, seed))
+        return start
+
+    seen: list[torch.Tensor] = []
+    trained = evaluation.train_students
+
+    def watched(student: Any, thetas: torch.Tensor, *rest: Any) -> Any:
+        seen.append(thetas.clone())
+        return trained(student, thetas, *rest)
+
+    monkeypatch.setattr(teachers, "warm_tower", warmed)
+    monkeypatch.setattr(teachers, "load", lambda data, split: (data.name, split))
+    monkeypatch.setattr(evaluation, "train_students", watched)
+    short = EvaluateConfig(students=1, epochs=0, lr_drop=0, batch_size=5, device="cpu", student="timm:test_nfnet")
+    found = evaluate(made, short)
+    assert asked == [("timm:test_nfnet", 2, ("scenes", "warmup"), 5)]
+    size = sum(value.numel() for value in plain.parameters())
+    assert bool((seen[0][0, :size] == 0.01).all())
+    assert "warmed up for 2 epochs" in how([Row("one", found, 6)])[0]
+    weights = tmp_path / "weights.safetensors"
+    save_file({name: torch.full_like(value, 0.02) for name, value in start.items()}, weights)
+    found = evaluate(made, replace(short, student_weights=weights))
+    assert len(asked) == 1 and bool((seen[1][0, :size] == 0.02).all())
+    assert f"weights {sha256(weights.read_bytes())[:8]}" in how([Row("one", found, 6)])[0]

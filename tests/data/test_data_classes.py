@@ -10,6 +10,8 @@ import pytest
 
 from ptmst.data import load_pairs, write_digits, write_scenes
 from ptmst.data.classes import FILE, read_classes, write_classes
+from ptmst.data.composition import Thing
+from ptmst.data.digits import FIRST
 from ptmst.errors import InputError
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -35,11 +37,22 @@ def test_the_class_of_digits_is_the_first_one_that_is_read(tmp_path: Path) -> No
 
 
 def test_prompts_are_true_of_a_first_digit(tmp_path: Path) -> None:
+    """Nothing lies before the first one: what is said of it, a digit in the top row or left of others can be."""
     write_digits(tmp_path, image_size=16, train=1, val=1, test=1, warmup=0, captions=1)
     prompts = json.loads((tmp_path / FILE).read_text())["prompts"]
     assert list(prompts) == list(NAMES)
+    top = {"in the top left corner", "at the upper left", "at the top centre"}
+    before = {"above a digit", "over a digit", "to the left of a digit", "left of a digit"}
     for name, texts in prompts.items():
-        assert len(set(texts)) == len(texts) and all(text.startswith(f"a {name} ") for text in texts)
+        assert sorted(texts) == sorted(f"a {name} {where}" for where in top | before)
+
+
+def test_the_first_digit_is_found_as_one_reads() -> None:
+    def digit(kind: str, row: int, column: int) -> Thing:
+        return Thing(kind, "red", "large", (row, column))
+
+    assert FIRST.class_of(frozenset({digit("five", 1, 0), digit("two", 0, 2)})) == "two"
+    assert FIRST.class_of(frozenset({digit("five", 1, 0), digit("two", 1, 1), digit("nine", 2, 0)})) == "five"
 
 
 def test_digits_without_their_classes_are_written_anew(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from ptmst.data import digits, load_pairs, write_digits, write_scenes
 from ptmst.data.composition import SYNONYMS, Scene, Thing, Vocabulary, compose, describe
 from ptmst.data.digits import DIGITS, split_scans
-from ptmst.data.generated import MOST_CAPTIONS, Layout, Placed
+from ptmst.data.generated import MOST_CAPTIONS, Layout, Placed, _lay_out
 from ptmst.data.scenes import RADII, SHAPES, _paint
 from ptmst.errors import InputError
 
@@ -264,6 +264,20 @@ def test_shapes_have_their_place_colour_and_area(kind: str, size: str) -> None:
     assert ink.sum() == pytest.approx(AREAS[kind] * (RADII[size] * 200) ** 2, rel=0.06)
     y, x = np.indices(ink.shape) + 0.5
     assert [(ink * x).sum() / ink.sum(), (ink * y).sum() / ink.sum()] == pytest.approx([160, 40], abs=1)
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (0, 2), (1, 0), (2, 1)])
+def test_a_thing_is_laid_out_where_and_as_its_captions_say(cell: tuple[int, int]) -> None:
+    row, column = cell
+    for seed in range(20):
+        thing = Thing("circle", "orange", "large", cell)
+        layout = _lay_out(frozenset({thing}), 90, np.random.default_rng(seed))
+        (placed,) = layout.placed
+        assert (placed.thing, layout.image_size) == (thing, 90)
+        assert placed.centre == pytest.approx(((column + 0.5) / 3, (row + 0.5) / 3), abs=0.02)
+        share = placed.ink[0] / 245
+        assert 0.84 <= share <= 1 and placed.ink == pytest.approx((245 * share, 140 * share, 25 * share), abs=1.1)
+        assert max(layout.background) <= 130 and max(layout.background) - min(layout.background) <= 20
 
 
 def test_every_scan_is_dealt_to_one_split() -> None:
