@@ -36,6 +36,12 @@ Endpoints = tuple[int, ...] | Literal["all"]
 Channels = tuple[float, float, float]
 
 
+SMALLEST_IMAGE = 16
+"""Pixels; below this, rendered shapes and digits are no longer told apart."""
+MOST_CAPTIONS = 20
+"""Captions of a rendered image that surely differ."""
+
+
 @dataclass(frozen=True)
 class RenderConfig:
     """A rendered data set, written to disk as image files and Karpathy-style JSON."""
@@ -62,6 +68,13 @@ class RenderConfig:
     @property
     def folder(self) -> Path:
         return self.root if self.root is not None else Path("data") / self.name
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, SMALLEST_IMAGE, "image_size")
+        yield from _at_least(self, 1, "train", "val", "test", "captions")
+        yield from _at_least(self, 0, "warmup", "seed")
+        if self.captions > MOST_CAPTIONS:
+            yield f"captions: expected at most {MOST_CAPTIONS}, found {self.captions}; lower it"
 
 
 @dataclass(frozen=True)

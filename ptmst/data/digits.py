@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ptmst.config import RenderConfig
 from ptmst.data.composition import Vocabulary, pick
-from ptmst.data.generated import Classified, Layout, Progress, Settings, write_generated
+from ptmst.data.generated import Classified, Layout, Progress, write_generated
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS = Vocabulary(generic="digit", kinds={name: (name,) for name in NAMES})
@@ -44,26 +46,16 @@ Scans = Mapping[str, Mapping[str, Sequence[np.ndarray]]]
 """Split → digit → masks uint8 [8, 8]; no scan is in two splits."""
 
 
-def write_digits(
-    root: Path | str,
-    *,
-    image_size: int = 32,
-    train: int = 4000,
-    val: int = 500,
-    test: int = 500,
-    warmup: int = 2000,
-    captions: int = 5,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> bool:
+def write_digits(root: Path | str, *, progress: Progress | None = None, **settings: Any) -> bool:
     """Write the data set "digits" under `root`; False if the same set was there already.
 
-    `train` … `warmup` count images, each with `captions` captions; no scene and no scan is in two splits. What an image
-    of val or test is to be classified as is its first digit, as one reads. The same settings give the same bytes.
-    Raises InputError for settings out of range and for a root that holds other settings.
+    Settings are those of `RenderConfig`: `train`, `val`, `test` and `warmup` count images, each with `captions`
+    captions; no scene and no scan is in two splits. What an image of val or test is to be classified as is its first
+    digit, as one reads. The same settings give the same bytes. Raises InputError for settings out of range and for a
+    root that holds other settings.
     """
-    settings = Settings(image_size, train, val, test, warmup, captions, seed)
-    return write_generated("digits", root, settings, DIGITS, _paint, progress, FIRST)
+    config = RenderConfig("digits", Path(root), **settings)
+    return write_generated(config, DIGITS, _paint, progress, FIRST)
 
 
 @cache

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ptmst import config as configs
 from ptmst import files
+from ptmst.config import RenderConfig
 from ptmst.data.classes import FILE as CLASSES
 from ptmst.data.classes import write_classes
 from ptmst.data.composition import COLOURS, GRID, Scene, Thing, Vocabulary, compose, describe
@@ -18,42 +20,12 @@ from ptmst.errors import InputError
 
 VERSION = 1
 """Raised whenever the same settings would give other bytes."""
-SMALLEST_IMAGE = 16
-"""Pixels; below this, shapes and digits are no longer told apart."""
-MOST_CAPTIONS = 20
-"""Captions of an image that surely differ."""
-
 JITTER = 0.02
 """How far a thing strays from the middle of its cell, image widths."""
 
 RGB = tuple[int, int, int]
 Progress = Callable[[int, int], None]
 """Called with (images written, images in all)."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a rendered data set depends on."""
-
-    image_size: int
-    """Height and width, pixels."""
-    train: int
-    val: int
-    test: int
-    """Images of these splits."""
-    warmup: int
-    """Images of a pool of its own, on which towers are warmed up; may be 0."""
-    captions: int
-    """Captions of each image."""
-    seed: int
-
-    def check(self) -> None:
-        bounds = {"image_size": SMALLEST_IMAGE, "train": 1, "val": 1, "test": 1, "warmup": 0, "captions": 1, "seed": 0}
-        for name, least in bounds.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: expected at least {least}, found {getattr(self, name)}; raise it")
-        if self.captions > MOST_CAPTIONS:
-            raise InputError(f"captions: expected at most {MOST_CAPTIONS}, found {self.captions}; lower it")
 
 
 @dataclass(frozen=True)
@@ -89,31 +61,31 @@ Painter = Callable[[Layout, str, np.random.Generator], Image.Image]
 
 
 def write_generated(
-    name: str,
-    root: Path | str,
-    settings: Settings,
+    config: RenderConfig,
     vocabulary: Vocabulary,
     paint: Painter,
     progress: Progress | None,
     classified: Classified | None = None,
 ) -> bool:
-    """Write images, then `{name}_{split}.json`, then `{name}.json`, under `root`; False if all that was there already.
+    """Write images, `{name}_{split}.json`, then `{name}.json` in the config's folder; False if all was there already.
 
     What is `classified` has a `classes.json` for the val and test splits beside them.
 
-    Raises InputError for settings out of range and for a root that holds other settings or cannot be written.
+    Raises InputError for settings out of range and for a folder that holds other settings or cannot be written.
     """
-    settings.check()
-    root, record = Path(root), Path(root) / f"{name}.json"
+    configs.check(config)
+    name, root = config.name, Path(config.folder)
+    record, settings = root / f"{name}.json", asdict(config)
+    del settings["name"], settings["root"]
     # The largest splits come last, so that their sizes do not change what the test split holds.
-    counts = {"test": settings.test, "val": settings.val, "warmup": settings.warmup, "train": settings.train}
+    counts = {"test": config.test, "val": config.val, "warmup": config.warmup, "train": config.train}
     annotations = {split: root / f"{name}_{split}.json" for split in counts if counts[split]}
     if record.exists():
         _refuse_other_settings(record, name, settings)
         wanted = [*annotations.values(), *([root / CLASSES] if classified else [])]
         if all(path.exists() for path in wanted):
             return False
-    composition, *seeds = np.random.SeedSequence(settings.seed).spawn(1 + len(counts))
+    composition, *seeds = np.random.SeedSequence(config.seed).spawn(1 + len(counts))
     scenes = compose(vocabulary, counts, composition)
     rngs = {split: np.random.default_rng(seed) for split, seed in zip(counts, seeds, strict=True)}
     captioned: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in annotations}
@@ -127,9 +99,9 @@ def write_generated(
         for split in annotations:
             for i, scene in enumerate(scenes[split]):
                 image_name = f"images/{split}/{i:05d}.png"
-                layout = _lay_out(scene, settings.image_size, rngs[split])
+                layout = _lay_out(scene, config.image_size, rngs[split])
                 paint(layout, split, rngs[split]).save(root / image_name)
-                captioned[split].append((image_name, describe(scene, vocabulary, settings.captions, rngs[split])))
+                captioned[split].append((image_name, describe(scene, vocabulary, config.captions, rngs[split])))
                 if classified and split in ("val", "test"):
                     classes[image_name] = classified.class_of(scene)
                 done += 1
@@ -141,16 +113,14 @@ def write_generated(
         write_annotations(path, captioned[split], entry_per_caption=split in ("train", "warmup"))
     if classified:
         write_classes(root, classified.prompts, classes)
-    files.write_json(record, {"format": f"ptmst-{name}", "version": VERSION, **asdict(settings)})
+    files.write_json(record, {"format": f"ptmst-{name}", "version": VERSION, **settings})
     return True
 
 
-def _refuse_other_settings(record: Path, name: str, settings: Settings) -> None:
+def _refuse_other_settings(record: Path, name: str, settings: Mapping[str, object]) -> None:
     there = files.read_json(record, name, VERSION)
     differing = [
-        f"{key} {there.get(key)} instead of {value}"
-        for key, value in asdict(settings).items()
-        if there.get(key) != value
+        f"{key} {there.get(key)} instead of {value}" for key, value in settings.items() if there.get(key) != value
     ]
     if differing:
         raise InputError(

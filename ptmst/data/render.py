@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from ptmst import config as configs
 from ptmst import progress
 from ptmst.config import RenderConfig
 from ptmst.data.digits import write_digits
@@ -18,7 +17,6 @@ def write_rendered(config: RenderConfig) -> bool:
 
     Raises InputError for settings out of range and for a folder that holds other settings or cannot be written.
     """
-    configs.check(config)
     settings = {key: value for key, value in asdict(config).items() if key not in ("name", "root")}
     total = config.train + config.val + config.test + config.warmup
     with progress.bar("data", total) as bar:

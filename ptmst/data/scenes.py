@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from math import cos, pi, sin
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ptmst.config import RenderConfig
 from ptmst.data.composition import Vocabulary
-from ptmst.data.generated import Layout, Progress, Settings, write_generated
+from ptmst.data.generated import Layout, Progress, write_generated
 
 SUPERSAMPLE = 4
 """Shapes are drawn at this many times the image size and averaged down: PIL draws hard edges."""
@@ -50,25 +52,15 @@ SHAPES = Vocabulary(
 )
 
 
-def write_scenes(
-    root: Path | str,
-    *,
-    image_size: int = 32,
-    train: int = 4000,
-    val: int = 500,
-    test: int = 500,
-    warmup: int = 2000,
-    captions: int = 5,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> bool:
+def write_scenes(root: Path | str, *, progress: Progress | None = None, **settings: Any) -> bool:
     """Write the data set "scenes" under `root`; False if the same set was there already.
 
-    `train` … `warmup` count images, each with `captions` captions; no scene is in two splits. The same settings give
-    the same bytes. Raises InputError for settings out of range and for a root that holds other settings.
+    Settings are those of `RenderConfig`: `train`, `val`, `test` and `warmup` count images, each with `captions`
+    captions; no scene is in two splits. The same settings give the same bytes. Raises InputError for settings out of
+    range and for a root that holds other settings.
     """
-    settings = Settings(image_size, train, val, test, warmup, captions, seed)
-    return write_generated("scenes", root, settings, SHAPES, _paint, progress)
+    config = RenderConfig("scenes", Path(root), **settings)
+    return write_generated(config, SHAPES, _paint, progress)
 
 
 def _paint(layout: Layout, split: str, rng: np.random.Generator) -> Image.Image:

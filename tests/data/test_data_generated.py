@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ptmst.config import MOST_CAPTIONS
 from ptmst.data import digits, load_pairs, write_digits, write_scenes
 from ptmst.data.composition import SYNONYMS, Scene, Thing, Vocabulary, compose, describe
 from ptmst.data.digits import DIGITS, split_scans
-from ptmst.data.generated import MOST_CAPTIONS, Layout, Placed, _lay_out
+from ptmst.data.generated import Layout, Placed, _lay_out
 from ptmst.data.scenes import RADII, SHAPES, _paint
 from ptmst.errors import InputError
 
@@ -146,6 +147,11 @@ def test_settings_out_of_range_are_refused(
     with pytest.raises(InputError, match=f"{setting}: {message}"):
         write(tmp_path / "root", **{setting: value})
     assert not (tmp_path / "root").exists()
+
+
+def test_all_settings_out_of_range_are_named_at_once(write: Writer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^2 settings cannot be used:\n  train: .+\n  val: "):
+        write(tmp_path / "root", train=0, val=-1)
 
 
 def test_a_root_that_is_a_file_is_refused(write: Writer, tmp_path: Path) -> None:
