@@ -39,7 +39,7 @@ def write_classes(root: Path, prompts: Mapping[str, Sequence[str]], images: Mapp
     files.write_json(root / FILE, {"format": "ptmst-classes", "version": _VERSION, "prompts": told, "images": images})
 
 
-def read_classes(root: Path, image_names: Sequence[str], max_words: int = 30) -> Classes | None:
+def read_classes(root: Path, image_names: Sequence[str]) -> Classes | None:
     """The classes of these images; none where the folder has no `classes.json`, or it names none of them.
 
     Raises InputError for a file that holds something else.
@@ -63,4 +63,4 @@ def read_classes(root: Path, image_names: Sequence[str], max_words: int = 30) ->
     labels = torch.tensor([names.index(images[name]) if name in images else -1 for name in image_names])
     if not bool((labels >= 0).any()):
         return None
-    return Classes(names, tuple(tuple(clean_caption(t, max_words) for t in prompts[name]) for name in names), labels)
+    return Classes(names, tuple(tuple(clean_caption(t) for t in prompts[name]) for name in names), labels)

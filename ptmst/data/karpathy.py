@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from ptmst import files
-from ptmst.data.annotations import Annotations, Fault, Item, Place, gather, kind, texts_of
+from ptmst.data.annotations import Annotations, Fault, Item, Place, gather, inside, kind, texts_of
 from ptmst.errors import InputError
 
 
@@ -62,7 +62,7 @@ class Karpathy:
 
         def item(numbered: tuple[int, object]) -> Item:
             where = f"{path}: entry {numbered[0]} of {len(entries)}"
-            name, captions = _read_entry(numbered[1], where)
+            name, captions = _read_entry(numbered[1], root, where)
             return Item(name, captions, Place(root / name))
 
         return gather(enumerate(entries, 1), item, fault, origin=str(path), remedy=remedy)
@@ -97,7 +97,9 @@ def _read_whole(path: Path, folder: str, root: Path, split: str, fault: Fault | 
         if not isinstance(sentences, list) or not all(isinstance(s, dict) and "raw" in s for s in sentences):
             raise InputError(f'{where}: expected sentences to be a list of {{"raw": text}}, found others; mend them')
         name = f"{above}/{entry['filename']}" if above else entry["filename"]
-        name, captions = _read_entry({"image": name, "caption": [sentence["raw"] for sentence in sentences]}, where)
+        name, captions = _read_entry(
+            {"image": name, "caption": [sentence["raw"] for sentence in sentences]}, root, where
+        )
         return Item(name, captions, Place(root / name))
 
     found = gather(enumerate(images, 1), item, fault, origin=str(path), remedy=remedy)
@@ -118,7 +120,7 @@ def _read_json(path: Path) -> object:
     raise InputError(f"{path}: expected JSON, found {found}; mend the file or fetch it again")
 
 
-def _read_entry(entry: object, where: str) -> tuple[str, list[str]]:
+def _read_entry(entry: object, root: Path, where: str) -> tuple[str, list[str]]:
     if not isinstance(entry, dict):
         raise InputError(f'{where}: expected {{"image": …, "caption": …}}, found {kind(entry)}; mend the entry')
     for key in ("image", "caption"):
@@ -127,7 +129,4 @@ def _read_entry(entry: object, where: str) -> tuple[str, list[str]]:
     name = entry["image"]
     if not isinstance(name, str):
         raise InputError(f"{where}: expected image to be a path, found {kind(name)}; mend the entry")
-    captions, path = texts_of(entry["caption"], where), PurePath(name)
-    if path.anchor or ".." in path.parts:
-        raise InputError(f"{where}: expected an image inside the root folder, found {name}; write a relative path")
-    return name, captions
+    return inside(name, root, where), texts_of(entry["caption"], where)
