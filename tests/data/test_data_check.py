@@ -109,6 +109,11 @@ def test_published_counts_add_up(name: str, images: int, captions: int) -> None:
     assert tuple(map(sum, zip(*source.published.values(), strict=True))) == (images, captions)
 
 
+def test_an_image_is_one_however_its_path_is_written(sound: Path) -> None:
+    lay(sound, "test", ("./a.png", ["four"]), (str(sound / "c.png"), ["five"]))
+    assert only(check("flickr8k", sound)).startswith("train and test: 1 image in each of them: a.png")
+
+
 def test_how_images_are_stored_is_counted(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
