@@ -16,7 +16,7 @@ from ptmst.checkpoints import run_record
 from ptmst.distilled import RUN, DistilledSet
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
-from ptmst.legacy import load_published
+from ptmst.published import load_published
 from ptmst.similarity import FullSimilarity
 from ptmst.store import INDEX, TrajectoryStore
 

@@ -5,8 +5,6 @@ A buffer is a list of trajectories, each a list of timestamps, each a list of th
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -24,6 +22,7 @@ from ptmst.distilled import nearest_captions
 from ptmst.encoders import embed_captions, make_student, text_tower
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
+from ptmst.published import load_published
 from ptmst.store import TrajectoryStore
 from ptmst.teachers import Recorder, encoder_settings, load
 from ptmst.towers import prepared
@@ -129,30 +128,6 @@ def _read(path: Path) -> list[Timestamps]:
             "check the path"
         )
     return list(buffer)
-
-
-def load_published(path: Path) -> Any:
-    """What torch.save wrote, tensors and plain containers only. Raises InputError for anything else, unexecuted."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if broken := archive.testzip():
-                    raise InputError(f"{path}: expected a whole file, found a damaged one ({broken}); fetch it anew")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected a file of torch.save, found none; check the path") from error
-    except pickle.UnpicklingError as error:
-        would_run = "safe_globals" in str(error)
-        found = "what would have to be executed" if would_run else "something else"
-        raise InputError(
-            f"{path}: expected tensors alone, as torch.save writes them, found {found}; it was not read"
-        ) from error
-    except InputError:
-        raise
-    except Exception as error:  # whatever a damaged pickle makes of itself
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: expected a file of torch.save, found a damaged one ({first})") from error
 
 
 def set_settings(config: ImportConfig) -> tuple[dict[str, Any], Callable[[Tensor], tuple[str, ...]]]:

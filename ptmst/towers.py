@@ -20,6 +20,7 @@ from ptmst import files, kernels
 from ptmst.config import Channels, DataConfig, EncoderConfig, nearest
 from ptmst.data import MEAN, STD
 from ptmst.errors import InputError
+from ptmst.published import load_published
 from ptmst.seeds import seeded
 
 
@@ -218,11 +219,6 @@ def _plain_timm_attention() -> None:
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: expected weights of the image tower, found no such file; check the path")
-    if path.suffix == ".safetensors":
-        return files.read_tensors(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a file that holds no weights
-        raise InputError(f"{path}: expected weights, found a file that holds more or is damaged; resave it") from error
+    loaded = files.read_tensors(path) if path.suffix == ".safetensors" else load_published(path)
     weights = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     return {k: v for k, v in weights.items() if isinstance(v, Tensor)} if isinstance(weights, dict) else {}

@@ -24,7 +24,8 @@ from ptmst.encoders import make_student, text_tower
 from ptmst.errors import InputError
 from ptmst.exchange import export, import_distilled
 from ptmst.inspection import inspect
-from ptmst.legacy import import_buffers, load_published, set_settings
+from ptmst.legacy import import_buffers, set_settings
+from ptmst.published import load_published
 from tiny import DISTILL, ENCODER, tiny_store
 
 EPOCHS, EXPERTS = 4, 2
