@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ptmst.config import DistillConfig as DistillConfig
     from ptmst.config import EncoderConfig as EncoderConfig
     from ptmst.config import EvaluateConfig as EvaluateConfig
+    from ptmst.config import ImportConfig as ImportConfig
     from ptmst.config import LeafRates as LeafRates
     from ptmst.config import Phase as Phase
     from ptmst.config import TeachConfig as TeachConfig
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
     from ptmst.errors import InputError as InputError
     from ptmst.evaluation import Scores as Scores
     from ptmst.evaluation import evaluate as evaluate
+    from ptmst.evaluation import evaluate_experts as evaluate_experts
     from ptmst.evaluation import retrieval_recall as retrieval_recall
+    from ptmst.exchange import export as export
+    from ptmst.exchange import import_set as import_set
     from ptmst.flat import LayerTable as LayerTable
     from ptmst.flat import Student as Student
+    from ptmst.legacy import import_buffers as import_buffers
     from ptmst.matching import TrajectoryMatchingLoss as TrajectoryMatchingLoss
     from ptmst.similarity import FullSimilarity as FullSimilarity
     from ptmst.similarity import LowRankSimilarity as LowRankSimilarity
@@ -52,6 +57,7 @@ _HOME = {
     "EncoderConfig": "config",
     "EvaluateConfig": "config",
     "FullSimilarity": "similarity",
+    "ImportConfig": "config",
     "InputError": "errors",
     "LayerTable": "flat",
     "LeafRates": "config",
@@ -69,6 +75,10 @@ _HOME = {
     "TrajectoryStore": "store",
     "distill": "distillation",
     "evaluate": "evaluation",
+    "evaluate_experts": "evaluation",
+    "export": "exchange",
+    "import_buffers": "legacy",
+    "import_set": "exchange",
     "load_pairs": "data",
     "outer_gradient": "unroll",
     "random_pairs": "baselines",

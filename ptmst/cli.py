@@ -266,22 +266,13 @@ class Import:
     """Read published replay buffers into a trajectory store, or published distilled sets into a set."""
 
     settings: Annotated[ImportConfig, arg(name="")] = field(default_factory=ImportConfig)
-    distilled: tuple[Path, ...] = ()
-    """Instead of buffers: published distilled .pt files, one for each phase in order."""
 
     def run(self) -> None:
-        if self.distilled:
-            from ptmst import files
-            from ptmst.exchange import import_distilled
-            from ptmst.legacy import set_settings
+        if self.settings.distilled:
+            from ptmst.exchange import import_set
 
-            if self.settings.images or self.settings.texts or self.settings.networks:
-                raise InputError("distilled: expected them alone, found buffers beside them; import one kind at a time")
-            out = self.settings.out
-            with files.claimed(out, "a distilled set", fresh=True):
-                found = import_distilled(self.distilled, *set_settings(self.settings))
-                found.save(out)
-            say(f"{out}: {found.num_pairs} pairs in {len(found)} phases")
+            found = import_set(self.settings)
+            say(f"{self.settings.out}: {found.num_pairs} pairs in {len(found)} phases")
             return
         from ptmst.legacy import import_buffers
 

@@ -184,16 +184,18 @@ class TeachConfig:
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Published replay buffers, and the encoder and data that they belong to."""
+    """Published replay buffers or distilled sets, and the encoder and data that they belong to."""
 
     out: Path = Path("runs/imported")
-    """Folder of the trajectory store."""
+    """Folder of the trajectory store, or of the distilled set."""
     images: tuple[Path, ...] = ()
     """Buffers of the image tower, such as img_replay_buffer_*.pt."""
     texts: tuple[Path, ...] = ()
     """Buffers of the text head, in the same order."""
     networks: tuple[Path, ...] = ()
     """Instead: buffers of one network, such as MTT's replay_buffer_*.pt."""
+    distilled: tuple[Path, ...] = ()
+    """Instead: published distilled .pt files, one for each phase in order."""
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     endpoints: Endpoints = "all"
@@ -204,6 +206,8 @@ class ImportConfig:
     def problems(self) -> Iterator[str]:
         if self.networks and (self.images or self.texts):
             yield "networks: expected them alone, found images or texts beside them; import one kind at a time"
+        elif self.distilled and (self.images or self.texts or self.networks):
+            yield "distilled: expected them alone, found buffers beside them; import one kind at a time"
         elif len(self.images) != len(self.texts):
             yield (
                 f"texts: expected one buffer for each of {len(self.images)} image buffers, found {len(self.texts)}; "

@@ -17,11 +17,13 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from ptmst import config as configs
 from ptmst import files
-from ptmst.config import Channels
+from ptmst.config import Channels, ImportConfig
 from ptmst.data import MEAN, STD
 from ptmst.distilled import DistilledPhase, DistilledSet
 from ptmst.errors import InputError
+from ptmst.legacy import set_settings
 from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
 from ptmst.synthetic import SyntheticPairs
 
@@ -276,6 +278,18 @@ def import_distilled(
         found = captions(pairs.texts) if captions else ("",) * len(pairs)
         phases.append(DistilledPhase(pairs, pairs.lr.clone(), found))
     return DistilledSet(tuple(phases), {"method": "imported", "files": hashes}, settings)
+
+
+def import_set(config: ImportConfig) -> DistilledSet:
+    """The published files of `config.distilled` as a distilled set, saved at `config.out`.
+
+    Raises InputError for a file that is no such set, settings it does not fit, and a folder that is taken.
+    """
+    configs.check(config)
+    with files.claimed(Path(config.out), "a distilled set", fresh=True):
+        found = import_distilled(config.distilled, *set_settings(config))
+        found.save(config.out)
+    return found
 
 
 def _dictionary(path: Path, content: bytes) -> dict[Any, Any]:

@@ -194,13 +194,13 @@ def test_an_import_overwrites_no_set_and_no_run(tmp_path: Path, held: str, what:
     out.mkdir()
     (out / held).write_text("a user's own")
     with pytest.raises(InputError, match=rf"set: holds {what} already; choose another --out"):
-        Import(ImportConfig(out=out), distilled=(tmp_path / "d.pt",)).run()
+        Import(ImportConfig(out=out, distilled=(tmp_path / "d.pt",))).run()
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [(held, "a user's own")]
 
 
 def test_an_import_waits_for_nobody(tmp_path: Path) -> None:
     with files.claimed(tmp_path / "set", "a distilled set"), pytest.raises(InputError, match="another process"):
-        Import(ImportConfig(out=tmp_path / "set"), distilled=(tmp_path / "d.pt",)).run()
+        Import(ImportConfig(out=tmp_path / "set", distilled=(tmp_path / "d.pt",))).run()
 
 
 # Refused
@@ -281,6 +281,7 @@ def test_settings_that_do_not_go_together_are_refused(files_of: Any, tmp_path: P
     for change, message in (
         ({"texts": config.texts[:1]}, "texts: expected one buffer for each of 2 image buffers, found 1; name both"),
         ({"networks": config.texts}, "networks: expected them alone, found images or texts beside them"),
+        ({"distilled": config.texts}, "distilled: expected them alone, found buffers beside them"),
         ({"images": (), "texts": ()}, "images: expected buffers to import, found none; name img_replay"),
         ({"endpoints": (0,)}, "endpoints: expected epochs from 1, found 0; raise it"),
         ({"endpoints": (2, 9)}, "expected an epoch 9 to keep, found 4 epochs; lower --endpoints, or keep all"),
