@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from bench.adjoint.tables import NOT_YET, Interval, Rows, paired, read
+from bench.reading import NOT_YET, Interval, Rows, paired, read, spread
 
 QUESTIONS = {
     "Do phases help, on shortcuts?": ("ptm-st", "st"),
@@ -53,7 +53,7 @@ def methods(results: Path, data: str) -> str:
     best = {size: max(mean(recalls(cells[name, size])) for name in names) for size in sizes}
     for name in names:
         values = [recalls(cells[name, size]) for size in sizes]
-        shown = [f"{mean(v):.1f} ± {stdev(v):.1f}" for v in values]
+        shown = [spread(v) for v in values]
         shown = [f"**{text}**" if mean(v) == best[s] else text for text, v, s in zip(shown, values, sizes, strict=True)]
         largest = cells[name, sizes[-1]]
         frozen = largest[0]["provenance"]["encoder"]["freeze_tower"]
@@ -63,8 +63,7 @@ def methods(results: Path, data: str) -> str:
         shown += [_mean(largest, "seconds", 1, ".0f"), _mean(largest, "peak bytes", 1e9, ".2f")]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     for name in full:
-        every = recalls(cells[name, 0])
-        lines.append(f"| {name} | {'| ' * (len(sizes) - 1)}{mean(every):.1f} ± {stdev(every):.1f} | 100 % | | | | |")
+        lines.append(f"| {name} | {'| ' * (len(sizes) - 1)}{spread(recalls(cells[name, 0]))} | 100 % | | | | |")
     settings, machine = found["settings"], found["machine"]
     seeds = len({row["run"]["seed"] for row in found["rows"] if row["run"]["split"] == "test"})
     config = largest[0]["provenance"]["config"]

@@ -9,7 +9,6 @@ continues: what FILE holds is not measured again.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from bench import reading
 from ptmst import TrajectoryStore, distill, evaluate, files, shortcut, train_teachers
 from ptmst.config import DataConfig, Experiment
 from ptmst.data import write_rendered
@@ -135,7 +135,7 @@ def main() -> int:
         "--work", type=Path, default=Path("runs/codings"), metavar="FOLDER", help="data and stores; may be removed"
     )
     asked = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(asked.json.read_text())["rows"] if asked.json.exists() else []
+    rows = reading.rows(asked.json)
     for name in DATA:
         for seed in SEEDS:
             if sum((row["data"], row["seed"]) == (name, seed) for row in rows) == len(CODINGS):

@@ -6,13 +6,13 @@ A published row is measured as it is, a method in the smallest row. What FILE ho
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench import reading
 from ptmst.allocator import keep_freed_memory, peak_memory
 
 SMALLEST = "flickr30k-100"
@@ -101,7 +101,7 @@ def main() -> int:
     from bench.measure import environment
     from ptmst import files, progress
 
-    rows: list[dict[str, Any]] = json.loads(asked.json.read_text())["rows"] if asked.json.exists() else []
+    rows = reading.rows(asked.json)
     left = [name for name in names() if name not in {row["preset"] for row in rows}]
     with progress.bar("presets", len(names()), len(rows)) as bar:
         for name in left:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import ablation
+from bench import ablation, reading
 from bench.adjoint import tables as adjoint
 from bench.adjoint.cells import DATA
 from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
@@ -20,9 +19,15 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 
 
+def _measured(name: str) -> dict[str, Any]:
+    found = reading.read(RESULTS, name)
+    assert found is not None, f"{name}: measure it first"
+    return found
+
+
 def demo_table(name: str, folder: str) -> str:
     """The recall table of a demo's results.json."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    found: dict[str, Any] = _measured(name)
     metrics = [metric for metric in HEADINGS if metric in found["rows"][0]["recall"]]
     head = " | ".join(HEADINGS[metric] for metric in metrics)
     lines = [f"| trained on | pairs | {head} |", f"|---|--:|{'--:|' * len(metrics)}"]
@@ -41,7 +46,7 @@ def demo_table(name: str, folder: str) -> str:
 
 def recall_line(name: str, folder: str) -> str:
     """The median time of the recall benchmark."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    found: dict[str, Any] = _measured(name)
     (benchmark,) = found["benchmarks"]
     extra = benchmark["extra_info"]
     return (
@@ -53,7 +58,7 @@ def recall_line(name: str, folder: str) -> str:
 
 def outer_table(name: str, folder: str, gradient: str, frozen: bool = False) -> str:
     """Seconds and memory of an outer step, way by way, for every case of the results that is asked for."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    found: dict[str, Any] = _measured(name)
     rows = [(b["extra_info"], b["stats"]["median"]) for b in found["benchmarks"]]
     rows = [(e, s) for e, s in rows if (e["gradient"], e["frozen"]) == (gradient, frozen)]
     lines = []
@@ -85,7 +90,7 @@ def outer_table(name: str, folder: str, gradient: str, frozen: bool = False) -> 
 
 def students_table(name: str, folder: str) -> str:
     """Seconds of training the students of one evaluation, one at a time and as one stack."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    found: dict[str, Any] = _measured(name)
     seconds = {
         (b["extra_info"]["frozen"], b["extra_info"]["together"]): b["stats"]["median"] for b in found["benchmarks"]
     }
@@ -140,7 +145,7 @@ def kernels_contrastive_table(name: str, folder: str) -> str:
 
 def ptx_table(name: str, folder: str) -> str:
     """Registers, spills and widths of memory accesses of every Triton kernel."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    found: dict[str, Any] = _measured(name)
     lines = ["| kernel | registers | bytes spilled | widest load, store |", "|---|--:|--:|--:|"]
     for row in found["kernels"]:
         widths = f"{row['widest load']}, {row['widest store']} bytes"
@@ -151,7 +156,7 @@ def ptx_table(name: str, folder: str) -> str:
 
 def store_table(name: str, folder: str) -> str:
     """Bytes of a store of twenty experts, and seconds to sample one."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    found: dict[str, Any] = _measured(name)
     lines = [
         "| layout | 20 experts | against 79.7 GB | open | first sample, hash compared | sample |",
         "|---|--:|--:|--:|--:|--:|",
@@ -178,7 +183,7 @@ def store_table(name: str, folder: str) -> str:
 
 def codings_table(name: str, folder: str) -> str:
     """Mean recall by coding, and the difference to float32 with its standard error over seeds."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    found: dict[str, Any] = _measured(name)
     recall = {(r["data"], r["seed"], r["coding"]): statistics.mean(r["mean recall"]) for r in found["rows"]}
     lines = ["| data | seeds | float32 | fp16 | int8 |", "|---|--:|--:|--:|--:|"]
     for data in dict.fromkeys(row["data"] for row in found["rows"]):
@@ -203,9 +208,9 @@ def codings_table(name: str, folder: str) -> str:
 
 def towers_table(name: str, folder: str) -> str:
     """Which image towers have an outer gradient, eager and compiled, and why not."""
-    found = adjoint.read(RESULTS, name)
+    found = reading.read(RESULTS, name)
     if found is None:
-        return adjoint.NOT_YET
+        return reading.NOT_YET
     rows = {(row["tower"], row["compiled"]): row for row in found["rows"]}
     lines = ["| `--encoder.image-tower` | size | width | eager | compiled |", "|---|--:|--:|---|---|"]
     for (tower, compiled), row in rows.items():
@@ -235,9 +240,9 @@ def _tower_cell(row: dict[str, Any]) -> str:
 
 def presets_table(name: str, folder: str) -> str:
     """What a published setting is to type, needs on disk and costs."""
-    found = adjoint.read(RESULTS, name)
+    found = reading.read(RESULTS, name)
     if found is None:
-        return adjoint.NOT_YET
+        return reading.NOT_YET
     lines = [
         "| `--preset` | tower | B | chunk | parameters | store | outer steps | s / outer step | peak memory | in all |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -266,7 +271,7 @@ def _short_time(seconds: float) -> str:
 
 
 def _kernels(name: str, of: str) -> list[tuple[dict[str, Any], float]]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    found: dict[str, Any] = _measured(name)
     return [(b["extra_info"], b["stats"]["median"]) for b in found["benchmarks"] if of in b["extra_info"]]
 
 

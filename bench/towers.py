@@ -7,12 +7,12 @@ holds already is kept.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from bench import reading
 from ptmst.config import Keep
 
 TOWERS = (
@@ -176,7 +176,7 @@ def main() -> int:
     from ptmst import files, pool, progress
 
     every = [*((tower, False) for tower in (*TOWERS, *FAMILIES)), *((tower, True) for tower in TOWERS)]
-    rows: list[dict[str, Any]] = json.loads(asked.json.read_text())["rows"] if asked.json.exists() else []
+    rows = reading.rows(asked.json)
     left = [one for one in every if one not in {(row["tower"], row["compiled"]) for row in rows}]
     with progress.bar("towers", len(every), len(rows)) as bar:
         for tower, compiled in left:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench import readme
+from bench import reading, readme
 from bench.adjoint import figures
 from bench.adjoint.cells import Cell
 from bench.adjoint.plans import PLANS
@@ -38,7 +36,7 @@ def main() -> int:
     file = asked.results / f"{asked.plan}.json"
     if file.exists() and not asked.resume:
         parser.error(f"{file}: expected no results, found some; continue with --resume, or remove the file")
-    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows = reading.rows(file)
     cells = PLANS[asked.plan](asked.results)
     # Read as cells, so that a setting which is new since then has its default.
     kept = {configs.from_json(Cell, row["cell"]): row for row in rows}

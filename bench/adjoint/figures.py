@@ -8,7 +8,8 @@ from typing import Any
 
 from bench.adjoint.cells import DATA, TRUNCATED, Side
 from bench.adjoint.plans import CLIPS, SETTINGS, SHARES, best_side, scored
-from bench.adjoint.tables import Interval, both, by_start, paired, quantile, read, runs, side_of
+from bench.adjoint.tables import both, by_start, quantile, runs, side_of
+from bench.reading import Interval, paired, read
 
 
 def draw(results: Path, folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from bench import reading
 from bench.adjoint.cells import BASE, DATA, EXACT, STUDENTS, TRUNCATED, Cell, Form, Side, cell, with_rates
 from ptmst import config as configs
 from ptmst.config import DistillConfig, LeafRates, Phase
@@ -272,6 +272,4 @@ def finished(results: Path, plan: str) -> list[dict[str, Any]]:
 
 def rows(results: Path, plan: str) -> list[dict[str, Any]]:
     """What a part has measured so far."""
-    file = results / f"{plan}.json"
-    found: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
-    return found
+    return reading.rows(results / f"{plan}.json")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
-from bench.adjoint.cells import DATA, EXACT, TRUNCATED, Form, Side
+from bench.adjoint.cells import DATA, EXACT, STUDENTS, TRUNCATED, Form, Side
 from bench.adjoint.plans import (
     ALTERNATIVES,
     CONTESTED,
@@ -23,39 +21,8 @@ from bench.adjoint.plans import (
     best_side,
     scored,
 )
+from bench.reading import NOT_YET, Interval, Rows, paired, read, spread
 from ptmst import config as configs
-
-Rows = list[dict[str, Any]]
-NOT_YET = "Not measured yet."
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean of paired differences and the ends of its 95 % confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, differences: Sequence[float]) -> Interval:
-        """By Student's t over the pairs, which are seeds; no interval of fewer than two."""
-        from scipy.stats import t
-
-        if len(differences) < 2:
-            return cls(mean(differences), float("-inf"), float("inf"))
-        half = float(t.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
-        return cls(mean(differences), mean(differences) - half, mean(differences) + half)
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f}" + (f" [{self.low:+.1f}, {self.high:+.1f}]" if isfinite(self.low) else "")
-
-
-def read(results: Path, plan: str) -> dict[str, Any] | None:
-    """A part of the study, or none where it was not run."""
-    file = results / f"{plan}.json"
-    found: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
-    return found
 
 
 def both(results: Path, plan: str) -> dict[str, Any] | None:
@@ -74,11 +41,6 @@ def side_of(row: Mapping[str, Any]) -> Side:
 def by_seed(rows: Iterable[Mapping[str, Any]], form: Form = "per-phase") -> dict[int, float]:
     """Mean recall on test of a seed's students."""
     return {row["cell"]["seed"]: mean(scored(row, form, "test")) for row in rows}
-
-
-def paired(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
-    """Differences over the seeds that both have."""
-    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
 def experts(results: Path) -> str:
@@ -108,9 +70,8 @@ def _rank_correlation(rows: Rows) -> str:
 
     found = []
     for data, setting in _cases(rows):
-        mine = [row for row in rows if (row["cell"]["data"], row["cell"]["setting"]) == (data, setting)]
         by_side: dict[Side, Rows] = defaultdict(list)
-        for row in mine:
+        for row in _case(rows, data, setting):
             by_side[side_of(row)].append(row)
         recall = [mean(by_seed(one).values()) for one in by_side.values()]
         loss = [mean(mean(row["loss"]) for row in one) for one in by_side.values()]
@@ -184,14 +145,14 @@ def _sides(
         cells = []
         for case in cases:
             values = recall[side, case]
-            text = f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else "–"
+            text = spread(values)
             cells.append(f"**{text}**" if values and mean(values) == best[case] else text)
         mine = [row for case in cases for row in rows[side][case]]
         if not mine:
             continue
         ended = [row for row in mine if row["diverged at"] is None]
         worst = min(value for case in cases for value in recall[side, case])
-        lost = sum(s is None for row in mine for s in row["students"].get("per-phase", [None] * 3)) / (3 * len(mine))
+        lost = mean(s is None for row in mine for s in row["students"].get("per-phase", [None] * STUDENTS))
         loss = f"{mean(mean(row['loss']) for row in ended):.2f}" if ended else "–"
         step = f"{1e3 * mean(row['cpu s of a step'] for row in ended):.0f} ms" if ended else "–"
         if against:
@@ -296,10 +257,10 @@ def _compared(
 
 
 def _lost(rows: Rows, data: str, setting: str, side: Side) -> int:
-    mine = [r for r in rows if (r["cell"]["data"], r["cell"]["setting"]) == (data, setting) and side_of(r) == side]
+    mine = [row for row in _case(rows, data, setting) if side_of(row) == side]
     steps = min(row["cell"]["distill"]["steps"] for row in mine)
     students = [
-        row["students"].get("per-phase", [None] * 3) for row in mine if row["cell"]["distill"]["steps"] == steps
+        row["students"].get("per-phase", [None] * STUDENTS) for row in mine if row["cell"]["distill"]["steps"] == steps
     ]
     return sum(student is None for found in students for student in found)
 
@@ -330,7 +291,7 @@ def segments(results: Path) -> str:
         for side in sides:
             cells = []
             for start in SEGMENTS:
-                mine = [row for row in _case(found, data, f"epoch {start}") if side_of(row) == side]
+                mine = [row for row in _case(found["rows"], data, f"epoch {start}") if side_of(row) == side]
                 cells.append(_spread(mine, "test"))
             lines.append(f"| {data} | {side.label} | {' | '.join(cells)} |")
     about = (
@@ -340,14 +301,13 @@ def segments(results: Path) -> str:
     return "\n".join([*lines, "", _source(found, about)])
 
 
-def _case(found: Mapping[str, Any], data: str, setting: str) -> Rows:
-    return [row for row in found["rows"] if (row["cell"]["data"], row["cell"]["setting"]) == (data, setting)]
+def _case(rows: Rows, data: str, setting: str) -> Rows:
+    return [row for row in rows if (row["cell"]["data"], row["cell"]["setting"]) == (data, setting)]
 
 
 def _spread(rows: Rows, split: str) -> str:
     """Mean and standard deviation over the students of all seeds."""
-    values = [value for row in rows for value in scored(row, "per-phase", split)]
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else "–"
+    return spread([value for row in rows for value in scored(row, "per-phase", split)])
 
 
 def combination(results: Path) -> str:
@@ -362,7 +322,7 @@ def combination(results: Path) -> str:
     for setting in dict.fromkeys(row["cell"]["setting"] for row in found["rows"]):
         cells = []
         for data in DATA:
-            cells += [_spread(_case(found, data, setting), split) for split in ("val", "test")]
+            cells += [_spread(_case(found["rows"], data, setting), split) for split in ("val", "test")]
         lines.append(f"| {setting} | {' | '.join(cells)} |")
     about = (
         "Mean recall in percent, mean ± standard deviation over the students of three seeds; shortcut trajectories, 50 "
@@ -498,9 +458,8 @@ def runs(rows: Rows, data: str, setting: str, form: Form = "per-phase") -> dict[
     """Mean recall by seed, of each side; and of the truncated one with more outer steps."""
     steps = min((row["cell"]["distill"]["steps"] for row in rows), default=0)
     found: dict[tuple[Side, bool], Rows] = defaultdict(list)
-    for row in rows:
-        if (row["cell"]["data"], row["cell"]["setting"]) == (data, setting):
-            found[side_of(row), row["cell"]["distill"]["steps"] > steps].append(row)
+    for row in _case(rows, data, setting):
+        found[side_of(row), row["cell"]["distill"]["steps"] > steps].append(row)
     return {key: by_seed(mine, form) for key, mine in found.items()}
 
 
