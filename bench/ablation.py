@@ -66,7 +66,7 @@ def methods(results: Path, data: str) -> str:
         lines.append(f"| {name} | {'| ' * (len(sizes) - 1)}{spread(recalls(cells[name, 0]))} | 100 % | | | | |")
     settings, machine = found["settings"], found["machine"]
     seeds = len({row["run"]["seed"] for row in found["rows"] if row["run"]["split"] == "test"})
-    config = largest[0]["provenance"]["config"]
+    config, real = largest[0]["provenance"]["config"], cells[next(iter(full)), 0][0]["provenance"]["pairs"]
     students = f"{seeds} seeds × {config['students']} students"
     evaluated = f"protocol {config['protocol']}, selection {config['select']}"
     lines += [
@@ -75,9 +75,9 @@ def methods(results: Path, data: str) -> str:
         "diverged counts as 0 and is among the lost. Of all: at the most pairs, against all real pairs with the same "
         "layers trained. Tuned on val: the factor of all leaf rates but η's, or loss and η of real pairs; (end) is an "
         "end of the grid. CPU seconds of a distillation and memory of its process at the most pairs. "
-        f"{settings['distill']['steps']} outer steps a phase of two, or all in one. {_never_learned(found)}"
-        f"`{found['command']}` on "
-        f"{machine['cpu']}, one thread a run; torch {found['versions']['torch']}.",
+        f"{sizes[-1]} pairs are {100 * sizes[-1] / real:.1f} % of {real:,}. {settings['distill']['steps']} outer steps "
+        f"a phase of two, or all in one. {_never_learned(found)}`{found['command']}` on {machine['cpu']}, one thread a "
+        f"run; torch {found['versions']['torch']}.",
     ]
     return "\n".join(lines)
 
@@ -101,7 +101,13 @@ def questions(results: Path, sets: Sequence[str]) -> str:
                 differences = paired(mine, its)
                 shown.append(str(Interval.of(differences)) if differences else "–")
             lines.append(f"| {question} | {' − '.join(names)} | {data} | {' | '.join(shown)} |")
-    lines += ["", "Points of mean recall on test; 95 % intervals of Student's t over seeds, each line by itself."]
+    commands = "`, `".join(one["command"] for one in found.values())
+    machine, versions = next((one["machine"], one["versions"]) for one in found.values())
+    lines += [
+        "",
+        "Points of mean recall on test; 95 % intervals of Student's t over seeds, each line by itself. "
+        f"`{commands}` on {machine['cpu']}; torch {versions['torch']}.",
+    ]
     return "\n".join(lines)
 
 

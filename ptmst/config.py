@@ -141,6 +141,11 @@ class EncoderConfig:
             yield "image_weights and warmup_epochs: expected one of them, found both; drop one"
 
 
+def kept(endpoints: Endpoints, epochs: int) -> tuple[int, ...]:
+    """The end points of a trajectory of so many epochs, in order."""
+    return tuple(range(1, epochs + 1)) if endpoints == "all" else tuple(sorted(set(endpoints)))
+
+
 @dataclass(frozen=True)
 class TeachConfig:
     """Expert training on real pairs (paper §3; SGD without momentum)."""
@@ -170,7 +175,7 @@ class TeachConfig:
 
     @property
     def kept_endpoints(self) -> tuple[int, ...]:
-        return tuple(range(1, self.epochs + 1)) if self.endpoints == "all" else tuple(sorted(set(self.endpoints)))
+        return kept(self.endpoints, self.epochs)
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "experts", "epochs", "lr", "batch_size", "temperature")

@@ -69,7 +69,7 @@ def _add(
     store: TrajectoryStore | None,
 ) -> TrajectoryStore:
     epochs = len(trajectory[0]) - 1
-    kept = tuple(range(1, epochs + 1)) if config.endpoints == "all" else tuple(sorted(set(config.endpoints)))
+    kept = configs.kept(config.endpoints, epochs)
     if past := [k for k in kept if k > epochs]:
         raise InputError(
             f"{paths[0]}: expected an epoch {past[0]} to keep, found {epochs} epochs; lower --endpoints, or keep all"
