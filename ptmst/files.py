@@ -117,10 +117,14 @@ def claimed(folder: Path, kind: str, *, fresh: bool = False) -> Iterator[None]:
     refuse_taken(folder, None if fresh else kind)
     with _locked(folder, kind):
         refuse_taken(folder, None if fresh else kind)
-        for torn in folder.glob(".*.part"):
-            if not _alive(torn.name.split(".")[-2]):
-                torn.unlink(missing_ok=True)
         yield
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers that are gone left half-written."""
+    for torn in folder.glob(".*.part"):
+        if not _alive(torn.name.split(".")[-2]):
+            torn.unlink(missing_ok=True)
 
 
 def _alive(pid: str) -> bool:
@@ -154,6 +158,7 @@ def _locked(folder: Path, kind: str) -> Iterator[None]:
             raise InputError(
                 f"{folder}: another process is writing {kind} here; wait for its end, or choose another --out"
             ) from error
+        _sweep(folder)
         yield
     except BaseException:
         if made:

@@ -77,14 +77,32 @@ def write_generated(
     name, root = config.name, Path(config.folder)
     record, settings = root / f"{name}.json", asdict(config)
     del settings["name"], settings["root"]
-    # The largest splits come last, so that their sizes do not change what the test split holds.
-    counts = {"test": config.test, "val": config.val, "warmup": config.warmup, "train": config.train}
-    annotations = {split: root / f"{name}_{split}.json" for split in counts if counts[split]}
+    annotations = {split: root / f"{name}_{split}.json" for split, count in _counts(config).items() if count}
     if record.exists():
         _refuse_other_settings(record, name, settings)
         wanted = [*annotations.values(), *([root / CLASSES] if classified else [])]
         if all(path.exists() for path in wanted):
             return False
+    with files.claimed(root, "rendered data"):
+        _write(config, vocabulary, paint, progress, classified, annotations)
+        files.write_json(record, {"format": f"ptmst-{name}", "version": VERSION, **settings})
+    return True
+
+
+def _counts(config: RenderConfig) -> dict[str, int]:
+    """Images by split: the largest come last, so that their sizes do not change what the test split holds."""
+    return {"test": config.test, "val": config.val, "warmup": config.warmup, "train": config.train}
+
+
+def _write(
+    config: RenderConfig,
+    vocabulary: Vocabulary,
+    paint: Painter,
+    progress: Progress | None,
+    classified: Classified | None,
+    annotations: Mapping[str, Path],
+) -> None:
+    root, counts = Path(config.folder), _counts(config)
     composition, *seeds = np.random.SeedSequence(config.seed).spawn(1 + len(counts))
     scenes = compose(vocabulary, counts, composition)
     rngs = {split: np.random.default_rng(seed) for split, seed in zip(counts, seeds, strict=True)}
@@ -113,8 +131,6 @@ def write_generated(
         write_annotations(path, captioned[split], entry_per_caption=split in ("train", "warmup"))
     if classified:
         write_classes(root, classified.prompts, classes)
-    files.write_json(record, {"format": f"ptmst-{name}", "version": VERSION, **settings})
-    return True
 
 
 def _refuse_other_settings(record: Path, name: str, settings: Mapping[str, object]) -> None:

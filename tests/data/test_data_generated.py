@@ -156,7 +156,7 @@ def test_all_settings_out_of_range_are_named_at_once(write: Writer, tmp_path: Pa
 
 def test_a_root_that_is_a_file_is_refused(write: Writer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file: expected a folder to write to, found .+; choose another root"):
+    with pytest.raises(InputError, match=r"file: cannot be used \(File exists\); choose another output folder"):
         write(tmp_path / "file")
 
 
