@@ -93,11 +93,14 @@ def confirmation(results: Path, name: str = "adam") -> list[Cell]:
     return found
 
 
+UNDISTILLED = "undistilled"
+STILL = replace(BASE, rates=LeafRates(0.0, 0.0, 0.0, 0.0), steps=20)
+"""Settings under which pairs stay as they are."""
+
+
 def undistilled(results: Path) -> list[Cell]:
     """The pairs that all of the confirmation begins with, left as they are."""
-    still = _changed(BASE, {"rates": dict.fromkeys(("images", "texts", "lr", "similarity"), 0.0)})
-    still = replace(still, steps=20)
-    return [cell(data, seed, "undistilled", TRUNCATED, still, forms=FORMS) for seed in CONFIRMED for data in DATA]
+    return [cell(data, seed, UNDISTILLED, TRUNCATED, STILL, forms=FORMS) for seed in CONFIRMED for data in DATA]
 
 
 def _changed(config: DistillConfig, changes: Mapping[str, Any]) -> DistillConfig:
@@ -201,10 +204,13 @@ def reasons(results: Path) -> list[Cell]:
 
 
 def real_tower(results: Path) -> list[Cell]:
-    """A tower of timm's at 64 px on scenes: the truncated form against the best."""
-    sides = confirmed(results)[:2]
+    """A tower of timm's at 64 px on scenes: the truncated form against the best, undistilled pairs and all of them."""
+    seed = 30
+    taught = replace(cell("scenes", seed, "experts", TRUNCATED, BASE, tower="timm"), measure="experts")
     return [
-        cell("scenes", seed, "nf_regnet_b0, 64 px", side, BASE, tower="timm") for seed in (30, 31) for side in sides
+        *(cell("scenes", seed, "nf_regnet_b0, 64 px", side, BASE, tower="timm") for side in confirmed(results)[:2]),
+        cell("scenes", seed, UNDISTILLED, TRUNCATED, STILL, tower="timm"),
+        taught,
     ]
 
 

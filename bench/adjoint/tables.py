@@ -18,6 +18,7 @@ from bench.adjoint.plans import (
     SCREENED,
     SEGMENTS,
     SETTINGS,
+    UNDISTILLED,
     best_side,
     scored,
 )
@@ -356,8 +357,22 @@ def real_tower(results: Path) -> str:
     found = read(results, "real-tower")
     if found is None:
         return NOT_YET
-    sides = list(dict.fromkeys(side_of(row) for row in found["rows"]))
-    return _sides(found, sides, "Side")
+    distilled = [row for row in found["rows"] if row["cell"]["measure"] == "recall"]
+    lines = ["| trained on | recall | worst | L | step |", "|---|--:|--:|--:|--:|"]
+    for row in sorted(distilled, key=lambda row: row["cell"]["setting"] != UNDISTILLED):
+        values, still = scored(row, "per-phase", "test"), row["cell"]["setting"] == UNDISTILLED
+        name = "real pairs, undistilled" if still else side_of(row).label
+        cells = [spread(values), f"{min(values):.1f}"]
+        cells += ["", ""] if still else [f"{mean(row['loss']):.2f}", f"{row['cpu s of a step']:.1f} s"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for row in (row for row in found["rows"] if row["cell"]["measure"] == "experts"):
+        last = [recalls[-1] for recalls in row["recall"]]
+        lines.append(f"| all real pairs ({len(last)} experts) | {spread(last)} | {min(last):.1f} | | |")
+    about = (
+        f"Mean recall on test in percent of {STUDENTS} students on the set of one seed, mean ± standard deviation; "
+        "matching loss L of the last 20 outer steps; CPU time of an outer step."
+    )
+    return "\n".join([*lines, "", _source(found, about)])
 
 
 def forms(results: Path) -> str:
