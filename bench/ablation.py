@@ -18,7 +18,8 @@ QUESTIONS = {
     "Do both together?": ("ptm-st", "base"),
     "Both against LoRS": ("ptm-st", "lors"),
     "Both against RepBlend": ("ptm-st", "repblend"),
-    "The damped adjoint on top": ("ptmst", "ptm-st"),
+    "The damped adjoint, on a shortcut": ("ptmst", "st"),
+    "Ours against PTM-ST": ("ptmst", "ptm-st"),
 }
 """What is asked of each data set: one method against another."""
 

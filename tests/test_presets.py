@@ -105,7 +105,7 @@ IS = {
     "ptm": ("raw", 2, "wbce", "full", False, 0.0, 0.0, True, False),
     "st": ("shortcut", 1, "wbce", "full", False, 0.0, 0.0, True, False),
     "ptm-st": ("shortcut", 2, "wbce", "full", False, 0.0, 0.0, True, False),
-    "ptmst": ("shortcut", 2, "wbce", "full", False, 0.5, 0.0, True, False),
+    "ptmst": ("shortcut", 1, "wbce", "full", False, 0.5, 0.0, True, False),
 }
 
 
