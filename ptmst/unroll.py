@@ -89,7 +89,10 @@ class OuterStep:
         chunk: int | None = None,
         compile: Compile = "off",
     ) -> None:
-        if mistakes := list(gradient_problems(adjoint, adjoint_clip, keep, chunk)):
+        self._frozen = student.tower is not None
+        # Behind a frozen tower chunks are of its features, which go with whatever is kept.
+        together: Keep = "path" if self._frozen and keep == "primals" else keep
+        if mistakes := list(gradient_problems(adjoint, adjoint_clip, together, chunk)):
             raise InputError("\n".join(mistakes))
         if precision == "tf32" and student.device.type != "cuda":
             raise InputError("precision tf32: expected a CUDA device, found none; use fp32 or bf16 here")
@@ -97,7 +100,6 @@ class OuterStep:
         self._precision, self._keep, self._chunk = precision, keep, chunk
         self._student = student.in_bf16() if precision == "bf16" else student
         self._compiler = compiler(compile, student.device)
-        self._frozen = student.tower is not None
         self._derivatives = derivatives(
             self._student.heads,
             loss,

@@ -81,5 +81,5 @@ def test_what_cannot_be_used_is_refused() -> None:
         image_tower(EncoderConfig(image_tower="open_clip:ViT-B-33"), 32)
     with pytest.raises(InputError, match=r"expected features \[B, H\], found 2 outputs; choose another"):
         image_tower(EncoderConfig(image_tower="open_clip:ptmst-coca"), 32)
-    with pytest.raises(InputError, match=r"does not take images of 48×48 .*; set data\.image_size to the tower's own"):
+    with pytest.raises(InputError, match=r"does not take images of 48×48 .*; choose one that does, or teach"):
         image_tower(EncoderConfig(image_tower=f"open_clip:{NAME}"), 48)
