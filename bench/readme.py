@@ -339,6 +339,7 @@ TABLES: dict[str, Table] = {
     "adjoint-neighbours": partial(adjoint_table, adjoint.neighbours),
     "adjoint-segments": partial(adjoint_table, adjoint.segments),
     "adjoint-combination": partial(adjoint_table, adjoint.combination),
+    "adjoint-phases": partial(adjoint_table, adjoint.phases),
     "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),
 }
 PAGES = {

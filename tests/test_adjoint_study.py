@@ -27,7 +27,10 @@ from ptmst import TrajectoryStore, distill, evaluate
 from ptmst import config as configs
 from ptmst.config import EvaluateConfig, Phase, RenderConfig
 from ptmst.contrast import student_loss
+from ptmst.distilled import DistilledPhase, DistilledSet
 from ptmst.errors import InputError
+from ptmst.similarity import FullSimilarity
+from ptmst.synthetic import SyntheticPairs
 from tiny import DISTILL, OuterCase, outer_case, three_layers, tower_case
 
 CASE = "convnet"
@@ -236,7 +239,7 @@ def test_the_bounded_share_is_the_largest() -> None:
 
 
 def test_a_cell_is_found_again_in_the_results(tmp_path: Path) -> None:
-    for name in ("experts", "screening", "alternatives", "why"):
+    for name in ("experts", "screening", "alternatives", "why", "phases"):
         cells = PLANS[name](tmp_path)
         assert len(set(cells)) == len(cells), name
         assert [configs.from_json(Cell, json.loads(json.dumps(configs.to_json(one)))) for one in cells] == cells
@@ -350,6 +353,55 @@ def test_what_is_scored_on_test_is_shown(whole: Path) -> None:
     best = best_side(plans.rows(whole, "screening")).adjoint
     shown = [cell.split(" ±")[0].strip() for cell in combined.split("|")[2:-1]]
     assert shown == [f"{recall + 5 * best:.1f}" for recall in (13.1, 14.35, 13.1, 14.35)]
+
+
+def test_the_table_of_phases_shows_each_form_of_each_size(whole: Path, tmp_path: Path) -> None:
+    found = json.loads((whole / "phases.json").read_text())
+    where = {(setting, form): line for line, (_, setting, form) in enumerate(tables.PHASES)}
+    for row in found["rows"]:
+        setting, _, size = row["cell"]["setting"].rpartition(", ")
+        more = {"50 pairs": 20, "100 pairs": 40}[size] + {"scenes": 0, "digits": 0.5}[row["cell"]["data"]]
+        for form in row["students"]:
+            value = where.get((setting, form), -1) + more
+            row["students"][form] = [{"val": 0.0, "test": value}] * 3
+    (tmp_path / "phases.json").write_text(json.dumps(found))
+    lines = tables.phases(tmp_path).splitlines()
+    columns = "scenes, 50 pairs | digits, 50 pairs | scenes, 100 pairs | digits, 100 pairs"
+    assert lines[0] == f"| students train on | {columns} |"
+    for number, line in enumerate(lines[2 : 2 + len(tables.PHASES)]):
+        shown = [cell.strip() for cell in line.split("|")[2:-1]]
+        assert shown == [f"{number + more:.1f} ± 0.0" for more in (20, 20.5, 40, 40.5)], line
+
+
+def test_parts_of_a_set_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One phase alone, and all pairs as one: blocks of S on the diagonal, the mean of η, nothing else changed."""
+    draw = torch.Generator().manual_seed(0)
+
+    def phase(n: int) -> DistilledPhase:
+        images, texts, s = (torch.randn(size, generator=draw) for size in ((n, 3, 2, 2), (n, 5), (n, n)))
+        lr = torch.rand(2, generator=draw)
+        return DistilledPhase(SyntheticPairs(images, texts, FullSimilarity(s), lr), 2 * lr, tuple("abc"[:n]))
+
+    first, second = phase(2), phase(3)
+    made = DistilledSet((first, second), {}, {})
+    monkeypatch.setattr(runs, "_students", lambda distilled, config: (distilled, config))
+    one = cell("scenes", 0, "two, 5 pairs", TRUNCATED, BASE, forms=("per-phase", "first", "second", "at once"))
+    found: dict[Any, Any] = runs.evaluations(one, made)
+    assert {form: distilled.phases for form, (distilled, _) in found.items() if form != "at once"} == {
+        "per-phase": (first, second),
+        "first": (first,),
+        "second": (second,),
+    }
+    ((merged,), config) = (found["at once"][0].phases, found["at once"][1])
+    assert config == EvaluateConfig(seed=0, device="cpu")
+    s = torch.zeros(5, 5)
+    s[:2, :2], s[2:, 2:] = (part.pairs.similarity.dense() for part in (first, second))
+    assert torch.equal(merged.pairs.similarity.dense(), s)
+    for name in ("images", "texts"):
+        both = torch.cat([getattr(part.pairs, name) for part in (first, second)])
+        assert torch.equal(getattr(merged.pairs, name), both)
+    assert torch.equal(merged.pairs.lr, (first.pairs.lr + second.pairs.lr) / 2)
+    assert torch.equal(merged.last_lr, first.pairs.lr + second.pairs.lr) and merged.captions == tuple("ababc")
 
 
 def test_the_confirmations_picture_has_its_differences(whole: Path) -> None:

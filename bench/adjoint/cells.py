@@ -11,8 +11,9 @@ from ptmst.presets import experiment
 Data = Literal["scenes", "digits"]
 DATA: tuple[Data, ...] = ("scenes", "digits")
 Tower = Literal["convnet", "timm"]
-Form = Literal["per-phase", "reference", "fixed"]
-"""Of evaluation: the two protocols with the learned η; per-phase with the η that every set began with."""
+Form = Literal["per-phase", "reference", "fixed", "first", "second", "at once"]
+"""Of evaluation: the two protocols with the learned η; per-phase with the η that every set began with, on the first or
+the second phase alone, and on the pairs of all phases as one."""
 STUDENTS = 3
 """Fresh students a set."""
 IMAGES = RenderConfig(train=1000, val=200, test=200, warmup=2000)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -234,6 +235,26 @@ def combination(results: Path) -> list[Cell]:
     ]
 
 
+IN_TWO: tuple[Form, ...] = ("per-phase", "first", "second", "at once")
+
+
+def phases(results: Path) -> list[Cell]:
+    """What two phases lose against one, on shortcuts in the truncated form: by pairs, steps and matched span."""
+    found = []
+    for seed, pairs, data in product((0, 1, 2), (50, 100), DATA):
+        first, second = (replace(phase, pairs=pairs // 2) for phase in TWO)
+        two = replace(BASE, trajectory="shortcut", phases=(first, second))
+        variants: dict[str, tuple[DistillConfig, tuple[Form, ...]]] = {
+            "one": (in_one_phase(two), ("per-phase",)),
+            "two": (two, IN_TWO),
+            "two, longer": (replace(two, steps=2 * two.steps), IN_TWO),
+            "two alike": (replace(two, phases=(first, first)), IN_TWO),
+        }
+        for name, (config, forms) in variants.items():
+            found.append(cell(data, seed, f"{name}, {pairs} pairs", TRUNCATED, config, forms=forms))
+    return found
+
+
 SEGMENTS = (0, 1, 2, 4, 6, 8)
 """Epochs that a matched span of one epoch starts from."""
 
@@ -263,6 +284,7 @@ PLANS: dict[str, Callable[[Path], list[Cell]]] = {
     "real-tower": real_tower,
     "segments": segments,
     "combination": combination,
+    "phases": phases,
     "undistilled": undistilled,
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ from ptmst.config import DataConfig, DistillConfig, EncoderConfig, EvaluateConfi
 from ptmst.data import write_rendered
 from ptmst.devices import pick
 from ptmst.distillation import distill_with
-from ptmst.distilled import DistilledSet
+from ptmst.distilled import DistilledPhase, DistilledSet
 from ptmst.encoders import text_tower
 from ptmst.errors import Diverged
 from ptmst.evaluation import Retrieval, train_students
+from ptmst.similarity import FullSimilarity
+from ptmst.synthetic import SyntheticPairs
 from ptmst.teachers import load, student_from_settings, student_of
 
 SPLITS = ("val", "test")
@@ -103,20 +105,35 @@ def _outer_step(config: DistillConfig, side: Side, *, seed: int, store: Trajecto
 def evaluations(cell: Cell, distilled: DistilledSet) -> dict[Form, list[dict[str, float] | None]]:
     """Mean recall of every student on val and test, by form of evaluation; none for a student that diverged."""
     config = EvaluateConfig(seed=cell.seed, device="cpu")
-    eta = torch.full((2,), cell.distill.student_lr)
-    fixed = replace(
-        distilled,
-        phases=tuple(
-            replace(phase, pairs=phase.pairs.replace(phase.pairs.leaves() | {"lr": eta}), last_lr=eta)
-            for phase in distilled.phases
-        ),
-    )
-    ways: dict[Form, tuple[DistilledSet, EvaluateConfig]] = {
-        "per-phase": (distilled, config),
-        "reference": (distilled, replace(config, protocol="reference")),
-        "fixed": (fixed, config),
+    ways: dict[Form, Callable[[], tuple[DistilledSet, EvaluateConfig]]] = {
+        "per-phase": lambda: (distilled, config),
+        "reference": lambda: (distilled, replace(config, protocol="reference")),
+        "fixed": lambda: (_at_rate(distilled, cell.distill.student_lr), config),
+        "first": lambda: (replace(distilled, phases=distilled.phases[:1]), config),
+        "second": lambda: (replace(distilled, phases=distilled.phases[1:]), config),
+        "at once": lambda: (at_once(distilled), config),
     }
-    return {form: _students(*ways[form]) for form in cell.forms}
+    return {form: _students(*ways[form]()) for form in cell.forms}
+
+
+def _at_rate(distilled: DistilledSet, student_lr: float) -> DistilledSet:
+    eta = torch.full((2,), student_lr)
+    alike = (replace(one, pairs=one.pairs.replace(one.pairs.leaves() | {"lr": eta})) for one in distilled.phases)
+    return replace(distilled, phases=tuple(replace(phase, last_lr=eta) for phase in alike))
+
+
+def at_once(distilled: DistilledSet) -> DistilledSet:
+    """The pairs of all phases as one: none matches one of another phase; η is the phases' mean."""
+    phases, pairs = distilled.phases, list(distilled)
+    merged = SyntheticPairs(
+        torch.cat([one.images for one in pairs]),
+        torch.cat([one.texts for one in pairs]),
+        FullSimilarity(torch.block_diag(*(one.similarity.dense() for one in pairs))),
+        torch.stack([one.lr for one in pairs]).mean(0),
+    )
+    last_lr = torch.stack([phase.last_lr for phase in phases]).mean(0)
+    captions = tuple(caption for phase in phases for caption in phase.captions)
+    return replace(distilled, phases=(DistilledPhase(merged, last_lr, captions),))
 
 
 def experts(store: TrajectoryStore) -> list[list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from math import inf
 from pathlib import Path
 from statistics import mean, median
@@ -306,9 +307,9 @@ def _case(rows: Rows, data: str, setting: str) -> Rows:
     return [row for row in rows if (row["cell"]["data"], row["cell"]["setting"]) == (data, setting)]
 
 
-def _spread(rows: Rows, split: str) -> str:
+def _spread(rows: Rows, split: str, form: Form = "per-phase") -> str:
     """Mean and standard deviation over the students of all seeds."""
-    return spread([value for row in rows for value in scored(row, "per-phase", split)])
+    return spread([value for row in rows for value in scored(row, form, split)])
 
 
 def combination(results: Path) -> str:
@@ -328,6 +329,42 @@ def combination(results: Path) -> str:
     about = (
         "Mean recall in percent, mean ± standard deviation over the students of three seeds; shortcut trajectories, 50 "
         f"pairs, 400 outer steps in all, {side_of(found['rows'][0]).label}."
+    )
+    return "\n".join([*lines, "", _source(found, about)])
+
+
+PHASES: list[tuple[str, str, Form]] = [
+    ("one phase, 400 steps", "one", "per-phase"),
+    ("two phases, 200 steps each", "two", "per-phase"),
+    ("– the first alone", "two", "first"),
+    ("– the second alone", "two", "second"),
+    ("– the pairs of both at once", "two", "at once"),
+    ("two phases, 400 steps each", "two, longer", "per-phase"),
+    ("– the pairs of both at once", "two, longer", "at once"),
+    ("two phases over the span of the first, 200 steps each", "two alike", "per-phase"),
+    ("– the pairs of both at once", "two alike", "at once"),
+]
+"""Lines: their title, the setting and the form of evaluation."""
+
+
+def phases(results: Path) -> str:
+    """What two phases lose against one."""
+    found = read(results, "phases")
+    if found is None:
+        return NOT_YET
+    sizes = sorted({row["cell"]["setting"].rpartition(", ")[2] for row in found["rows"]}, key=len)
+    columns = list(product(sizes, DATA))
+    lines = [
+        f"| students train on | {' | '.join(f'{data}, {size}' for size, data in columns)} |",
+        f"|---|{'--:|' * len(columns)}",
+    ]
+    for title, setting, form in PHASES:
+        cells = [_spread(_case(found["rows"], data, f"{setting}, {size}"), "test", form) for size, data in columns]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    about = (
+        "Mean recall on test in percent, mean ± standard deviation over the students of three seeds; shortcut "
+        "trajectories, truncated form, the same rates for all. Students train for as many steps on each phase, and on "
+        "all pairs at once, where no pair matches one of the other phase."
     )
     return "\n".join([*lines, "", _source(found, about)])
 
