@@ -360,13 +360,13 @@ def test_the_table_of_phases_shows_each_form_of_each_size(whole: Path, tmp_path:
     where = {(setting, form): line for line, (_, setting, form) in enumerate(tables.PHASES)}
     for row in found["rows"]:
         setting, _, size = row["cell"]["setting"].rpartition(", ")
-        more = {"50 pairs": 20, "100 pairs": 40}[size] + {"scenes": 0, "digits": 0.5}[row["cell"]["data"]]
+        more = {"50 pairs": 20, "200 pairs": 40}[size] + {"scenes": 0, "digits": 0.5}[row["cell"]["data"]]
         for form in row["students"]:
             value = where.get((setting, form), -1) + more
             row["students"][form] = [{"val": 0.0, "test": value}] * 3
     (tmp_path / "phases.json").write_text(json.dumps(found))
     lines = tables.phases(tmp_path).splitlines()
-    columns = "scenes, 50 pairs | digits, 50 pairs | scenes, 100 pairs | digits, 100 pairs"
+    columns = "scenes, 50 pairs | digits, 50 pairs | scenes, 200 pairs | digits, 200 pairs"
     assert lines[0] == f"| students train on | {columns} |"
     for number, line in enumerate(lines[2 : 2 + len(tables.PHASES)]):
         shown = [cell.strip() for cell in line.split("|")[2:-1]]

@@ -241,7 +241,7 @@ IN_TWO: tuple[Form, ...] = ("per-phase", "first", "second", "at once")
 def phases(results: Path) -> list[Cell]:
     """What two phases lose against one, on shortcuts in the truncated form: by pairs, steps and matched span."""
     found = []
-    for seed, pairs, data in product((0, 1, 2), (50, 100), DATA):
+    for seed, pairs, data in product((0, 1, 2), (50, 200), DATA):
         first, second = (replace(phase, pairs=pairs // 2) for phase in TWO)
         two = replace(BASE, trajectory="shortcut", phases=(first, second))
         variants: dict[str, tuple[DistillConfig, tuple[Form, ...]]] = {

@@ -363,8 +363,8 @@ def phases(results: Path) -> str:
         lines.append(f"| {title} | {' | '.join(cells)} |")
     about = (
         "Mean recall on test in percent, mean ± standard deviation over the students of three seeds; shortcut "
-        "trajectories, truncated form, the same rates for all. Students train for as many steps on each phase, and on "
-        "all pairs at once, where no pair matches one of the other phase."
+        "trajectories, truncated form, the same rates for all. Students train for 101 epochs on each phase, or on all "
+        "pairs at once, of which none matches one of the other phase."
     )
     return "\n".join([*lines, "", _source(found, about)])
 
