@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, get_args
 
 from bench.reading import NOT_YET, Interval, Rows, paired, read, spread
+from ptmst.config import Selection
 
 QUESTIONS = {
     "Do phases help, on shortcuts?": ("ptm-st", "st"),
@@ -45,7 +46,9 @@ def methods(results: Path, data: str) -> str:
         return NOT_YET
     cells = measured(found)
     sizes = sorted({pairs for _, pairs in cells if pairs})
-    names = list(dict.fromkeys(name for name, pairs in cells if pairs))
+    # Runs are in the order in which they ended.
+    order = [*get_args(Selection), *found["methods"]]
+    names = sorted({name for name, pairs in cells if pairs}, key=order.index)
     full = {name: mean(recalls(rows)) for (name, pairs), rows in cells.items() if not pairs}
     lines = [
         f"| method | {' | '.join(f'{size} pairs' for size in sizes)} | of all | tuned | lost | s | GB |",

@@ -152,9 +152,9 @@ def cells(scores: Scores, rows: Sequence[Row], between: str) -> list[str]:
 
 def how(rows: Sequence[Row]) -> list[str]:
     """A line for each way in which rows were evaluated, which names them where there are several ways."""
-    by_way: dict[str, list[str]] = {}
+    by_way: dict[str, dict[str, None]] = {}
     for row in rows:
-        by_way.setdefault(_way(row), []).append(row.name)
+        by_way.setdefault(_way(row), {})[row.name] = None
     if len(by_way) == 1:
         return list(by_way)
     return [f"{', '.join(names)}: {way}" for way, names in by_way.items()]

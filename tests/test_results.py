@@ -129,6 +129,8 @@ def test_how_rows_were_evaluated_is_told() -> None:
         "all: 2 experts, scenes test, as taught, selection last",
     ]
     assert recall_table(rows()).caption == "\n".join(how(rows()))
+    # Sizes of one method have one name.
+    assert how([*rows(), replace(rows()[1], pairs=9)]) == how(rows())
 
 
 @pytest.mark.parametrize(
