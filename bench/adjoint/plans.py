@@ -244,10 +244,12 @@ def phases(results: Path) -> list[Cell]:
     for seed, pairs, data in product((0, 1, 2), (50, 200), DATA):
         first, second = (replace(phase, pairs=pairs // 2) for phase in TWO)
         two = replace(BASE, trajectory="shortcut", phases=(first, second))
+        longer = replace(two, steps=2 * two.steps)
         variants: dict[str, tuple[DistillConfig, tuple[Form, ...]]] = {
             "one": (in_one_phase(two), ("per-phase",)),
+            "one, longer": (in_one_phase(longer), ("per-phase",)),
             "two": (two, IN_TWO),
-            "two, longer": (replace(two, steps=2 * two.steps), IN_TWO),
+            "two, longer": (longer, IN_TWO),
             "two alike": (replace(two, phases=(first, first)), IN_TWO),
         }
         for name, (config, forms) in variants.items():

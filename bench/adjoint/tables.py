@@ -335,6 +335,7 @@ def combination(results: Path) -> str:
 
 PHASES: list[tuple[str, str, Form]] = [
     ("one phase, 400 steps", "one", "per-phase"),
+    ("one phase, 800 steps", "one, longer", "per-phase"),
     ("two phases, 200 steps each", "two", "per-phase"),
     ("– the first alone", "two", "first"),
     ("– the second alone", "two", "second"),
