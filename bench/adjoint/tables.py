@@ -367,9 +367,9 @@ def phases(results: Path) -> str:
         lines.append(f"| {title} | {' | '.join(cells)} |")
     about = (
         f"Mean recall on test in percent, mean ± standard deviation over {STUDENTS} students each of "
-        f"{len({row['cell']['seed'] for row in rows})} seeds; shortcut trajectories, truncated form, the same rates for "
-        "all. Students train for 101 epochs on each phase, or on all pairs at once, of which none matches one of the "
-        "other phase."
+        f"{len({row['cell']['seed'] for row in rows})} seeds; shortcut trajectories, truncated form, the same rates "
+        "for all. Students train for 101 epochs on each phase, or on all pairs at once, of which none matches one of "
+        "the other phase."
     )
     return "\n".join([*lines, "", _source(found, about)])
 
