@@ -16,7 +16,7 @@ from ptmst import devices, files, pool, progress
 from ptmst.allocator import peak_memory
 from ptmst.baselines import subset
 from ptmst.config import (
-    TUNING_SEED,
+    TUNING_SEEDS,
     AblateConfig,
     DataConfig,
     DistillConfig,
@@ -79,6 +79,7 @@ def ablate(config: AblateConfig, command: str) -> list[Row]:
         grid = _Grid(config, base, command)
         grid.teach()
         best = grid.tuned()
+        grid.forget_other_rates(best)
         runs = [
             replace(best[method], pairs=pairs, seed=seed, split="test")
             for seed, pairs, method in product(grid.seeds, config.pairs, config.methods)
@@ -121,24 +122,40 @@ class _Grid:
         """The data, and the experts of every seed."""
         base, config = self._base, self._config
         write_rendered(replace(base.data, name=config.data, root=_data(config).root))
-        seeds = [*self.seeds, TUNING_SEED]
+        seeds = [*self.seeds, *TUNING_SEEDS]
         wanted = [(config, base, seed, frozen) for seed in seeds for frozen in sorted(self.frozen)]
         with progress.bar("experts", len(wanted)) as bar:
             for path in pool.completed(_teach, wanted, config.workers):
                 bar.advance(path.name)
 
     def tuned(self) -> dict[str, Run]:
-        """Every method's run with the rates that are best on val, at the middle size and a seed of its own."""
+        """Every method's run with the rates that are best on val, at the middle size and seeds of their own."""
         size = sorted(self._config.pairs)[len(self._config.pairs) // 2]
         tried: dict[str, list[Run]] = {}
         for method in self._config.methods:
-            one = Run(method, size, TUNING_SEED, split="val")
+            one = Run(method, size, TUNING_SEEDS[0], split="val")
             if method in methods():
                 tried[method] = [replace(one, factor=factor) for factor in FACTORS]
             else:
                 tried[method] = [replace(one, loss=loss, lr=lr) for loss, lr in product(REAL_LOSSES, REAL_LR)]
-        self.run("tune", [run for runs in tried.values() for run in runs])
-        return {method: max(runs, key=self._mean) for method, runs in tried.items()}
+
+        def each_seed(run: Run) -> list[Run]:
+            return [replace(run, seed=seed) for seed in TUNING_SEEDS]
+
+        def recall(run: Run) -> float:
+            return mean(self._mean(one) for one in each_seed(run))
+
+        self.run("tune", [one for runs in tried.values() for run in runs for one in each_seed(run)])
+        return {method: max(runs, key=recall) for method, runs in tried.items()}
+
+    def forget_other_rates(self, best: dict[str, Run]) -> None:
+        """Drop what was measured on test at rates that are no longer the best: a new middle size is tuned anew."""
+        tested = [run for run in self.found if run.split == "test" and run.method in best]
+        others = [r for r in tested if r != replace(best[r.method], pairs=r.pairs, seed=r.seed, split="test")]
+        for run in others:
+            del self.found[run]
+        if others:
+            self._save()
 
     def run(self, label: str, runs: Sequence[Run]) -> None:
         """Measure what has not been measured yet."""

@@ -413,7 +413,7 @@ class EvaluateConfig:
         yield from _below(self, 1, "momentum")
 
 
-TUNING_SEED = 1000
+TUNING_SEEDS = (1000, 1001)
 """Of the experts, pairs and students that an ablation's rates are tuned on."""
 
 
@@ -441,8 +441,9 @@ class AblateConfig:
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "seeds", "workers")
         yield from _at_least(self, 0, "seed")
-        if self.seed <= TUNING_SEED < self.seed + self.seeds:
-            yield f"seed: expected seeds without {TUNING_SEED}, on which rates are tuned, found it; choose another"
+        for seed in TUNING_SEEDS:
+            if self.seed <= seed < self.seed + self.seeds:
+                yield f"seed: expected seeds without {seed}, on which rates are tuned, found it; choose another"
         for name in ("methods", "pairs"):
             if not getattr(self, name):
                 yield f"{name}: expected at least one, found none; name some"

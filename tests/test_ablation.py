@@ -84,8 +84,10 @@ def test_every_cell_is_run_once(grid: AblateConfig) -> None:
     runs = [from_json(Run, row["run"]) for row in recorded(grid)]
     tuning = [run for run in runs if run.split == "val"]
     assert len(runs) == len(set(runs)) == len(tuning) + 2 + 2 + 4 * 2
-    assert [run.factor for run in tuning if run.method == "lors"] == list(FACTORS)
-    assert len([run for run in tuning if run.method == "herding"]) == len(REAL_LOSSES) * len(REAL_LR)
+    for seed in (1000, 1001):
+        assert [r.factor for r in tuning if (r.method, r.seed) == ("lors", seed)] == list(FACTORS)
+        real = [(r.loss, r.lr) for r in tuning if (r.method, r.seed) == ("herding", seed)]
+        assert len(real) == len(set(real)) == len(REAL_LOSSES) * len(REAL_LR)
     assert {run.seed for run in tuning}.isdisjoint(run.seed for run in runs if run.split == "test")
     for row in recorded(grid):
         assert len(row["students"]) + row["lost"] == (2 if row["run"]["method"] in grid.methods else 1)
@@ -105,15 +107,18 @@ def test_a_distillation_that_diverges_counts_as_students_that_recall_nothing(
 
 
 def test_the_best_rates_on_val_are_used(grid: AblateConfig) -> None:
-    def recall(row: dict[str, Any]) -> float:
-        return mean(float(student["mean"]) for student in row["students"])
-
+    """Best over the students of both seeds."""
     for method in grid.methods:
-        mine = [row for row in recorded(grid) if row["run"]["method"] == method]
-        best = max((row for row in mine if row["run"]["split"] == "val"), key=recall)["run"]
-        for row in mine:
+        recalls: dict[tuple[Any, ...], list[float]] = {}
+        used = set()
+        for row in (row for row in recorded(grid) if row["run"]["method"] == method):
+            rates = tuple(row["run"][key] for key in ("factor", "loss", "lr"))
             if row["run"]["split"] == "test":
-                assert all(row["run"][key] == best[key] for key in ("factor", "loss", "lr"))
+                used.add(rates)
+            else:
+                recalls.setdefault(rates, []).extend(student["mean"] for student in row["students"])
+        assert {len(students) for students in recalls.values()} == {2 * 2}
+        assert used == {max(recalls, key=lambda rates: mean(recalls[rates]))}
 
 
 def test_a_cell_is_what_one_would_run_by_hand(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,17 +195,35 @@ def test_one_student_that_diverges_costs_the_others_nothing(
 
 def test_rates_are_tuned_at_the_middle_size(grid: AblateConfig) -> None:
     sized = ablation._Grid(replace(grid, out=grid.out / "sized", methods=("lors",), pairs=(12, 4, 8)), TINY, "ptmst")
+    recall = {1000: dict(zip(FACTORS, (1, 5, 6, 9), strict=True)), 1001: dict(zip(FACTORS, (2, 4, 4, 0), strict=True))}
     asked: list[Run] = []
 
     def run(label: str, runs: Iterable[Run]) -> None:
-        for number, one in enumerate(runs):
+        for one in runs:
             asked.append(one)
-            sized.found[one] = {"students": [{"mean": float(number == 2)}], "lost": 0}
+            value = recall[one.seed][one.factor]
+            sized.found[one] = {"students": [{"mean": float(value)}] * bool(value), "lost": int(not value)}
 
     sized.run = run  # type: ignore[method-assign]
     best = sized.tuned()["lors"]
-    assert {one.pairs for one in asked} == {8} and {one.seed for one in asked} == {1000}
-    assert best == asked[2] and best.factor == FACTORS[2]
+    assert len(asked) == len(set(asked)) == 2 * len(FACTORS)
+    assert {(one.pairs, one.split) for one in asked} == {(8, "val")} and {one.seed for one in asked} == {1000, 1001}
+    # Best together: not the one that is ahead on the first seed and diverges on the second.
+    assert best.factor == FACTORS[2]
+
+
+def test_what_other_rates_recall_is_dropped(grid: AblateConfig, tmp_path: Path) -> None:
+    """As where a new size moves the middle one, at which they are tuned."""
+    (tmp_path / RESULTS).write_bytes((grid.out / RESULTS).read_bytes())
+    again = ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate")
+    before = recorded(grid)
+    best = {run.method: run for run in again.found if run.split == "test" and run.seed == 0}
+    again.forget_other_rates({method: best[method] for method in grid.methods})
+    assert recorded(replace(grid, out=tmp_path)) == before
+    other = replace(best["lors"], factor=9.0, split="val")
+    again.forget_other_rates({method: best[method] for method in ("herding", "ptm-st")} | {"lors": other})
+    stale = [row for row in before if (row["run"]["method"], row["run"]["split"]) == ("lors", "test")]
+    assert len(stale) == 2 and recorded(replace(grid, out=tmp_path)) == [row for row in before if row not in stale]
 
 
 def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
