@@ -212,17 +212,22 @@ def towers_table(name: str, folder: str) -> str:
     if found is None:
         return reading.NOT_YET
     rows = {(row["tower"], row["compiled"]): row for row in found["rows"]}
-    lines = ["| `--encoder.image-tower` | size | width | eager | compiled |", "|---|--:|--:|---|---|"]
+    lines = [
+        "| `--encoder.image-tower` | size | width | eager | compiled | double backward |",
+        "|---|--:|--:|---|---|---|",
+    ]
     for (tower, compiled), row in rows.items():
         if not compiled:
             size = f"{row['image size']} | {row['width']}" if "width" in row else " | "
             other = _tower_cell(rows[tower, True]) if (tower, True) in rows else ""
-            lines.append(f"| `{tower}` | {size} | {_tower_cell(row)} | {other} |")
+            rounding = f"{row['rounding']:.0e}" if "rounding" in row else ""
+            lines.append(f"| `{tower}` | {size} | {_tower_cell(row)} | {other} | {rounding} |")
     environment = found["environment"]
     lines += [
         "",
         "An entry is the relative distance from double backward in float32, the greater of `keep = path` and `keep = "
-        "primals` (one of them where compiled); *keep primals*: that alone works; an empty entry was not tried. "
+        "primals` (one of them where compiled), and, of double backward itself, from float64; *keep primals*: that "
+        "alone works; an empty entry was not tried. "
         f"`{environment['command']}` on {environment['cpu']}; torch {environment['torch']} "
         f"([raw]({folder}/{name}.json)).",
     ]

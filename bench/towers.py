@@ -1,7 +1,7 @@
 """`python -m bench.towers --json FILE`: which image towers an outer step can be taken through, eager and compiled.
 
-Every tower has random weights. Its derivatives, forward over reverse, are compared with double backward. What FILE
-holds already is kept.
+Every tower has random weights. Its derivatives, forward over reverse, are compared with double backward, and that, of
+towers that are compiled too, with itself in float64. What FILE holds already is kept.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def measure(asked: tuple[str, bool]) -> dict[str, Any]:
     import torch
 
     from ptmst.config import DataConfig, EncoderConfig
-    from ptmst.derivatives import underivable
+    from ptmst.derivatives import Batch, underivable
     from ptmst.encoders import ProjectionHead
     from ptmst.errors import InputError
     from ptmst.flat import Student
@@ -96,7 +96,8 @@ def measure(asked: tuple[str, bool]) -> dict[str, Any]:
         data = prepared(DataConfig(), encoder)
         assert data.image_size is not None
         module, width = image_tower(encoder, data.image_size)
-        student = Student.from_modules(module, ProjectionHead(TEXT_WIDTH, width))
+        head = ProjectionHead(TEXT_WIDTH, width)
+        student = Student.from_modules(module, head)
     except InputError as error:
         return row | {"refused": str(error)}
     size = data.image_size
@@ -109,30 +110,47 @@ def measure(asked: tuple[str, bool]) -> dict[str, Any]:
         if reason is not None:
             row[f"{keep}, refused"] = reason
     possible = [keep for keep in KEEPS if f"{keep}, refused" not in row]
-    # Compilation takes minutes: one way of the two stands for both.
-    return row | _errors(student, images, texts, possible[:1] if compiled else possible, compiled)
-
-
-def _errors(student: Any, images: Any, texts: Any, keeps: list[Keep], compiled: bool) -> dict[str, Any]:
-    """Relative distance from double backward, way by way."""
-    import torch
-
-    from ptmst.compilation import compiler
-    from ptmst.derivatives import Batch, derivatives
-
-    if not keeps:
-        return {}
+    if not possible:
+        return row
     draw = torch.Generator().manual_seed(1)
     theta = student.flatten()
     # Some towers have weights that start at zero, behind which no gradient is seen.
     theta = theta + 1e-3 * torch.randn(len(theta), generator=draw)
-    batch, lr = Batch(images, texts, torch.eye(BATCH) * 0.8 + 0.1), torch.tensor([0.1, 0.05])
+    batch = Batch(images, texts, torch.eye(BATCH) * 0.8 + 0.1)
     direction = torch.randn(len(theta), generator=draw)
     # Reverse over reverse, by autograd alone.
     expected = _double_backward(student, theta, batch, direction)
+    # Compilation takes minutes: one way of the two stands for both.
+    row |= _errors(student, theta, batch, direction, expected, possible[:1] if compiled else possible, compiled)
+    if tower in TOWERS and not compiled:
+        precise = Student.from_modules(module.double(), head.double())
+        exact = _double_backward(precise, theta.double(), Batch(*(v.double() for v in batch)), direction.double())
+        row["rounding"] = _distance(expected, exact)
+    return row
+
+
+def _distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    """The greatest over the variables, each relative to its norm."""
+    return max(
+        float((value - found[name]).norm() / value.norm())
+        for name, value in expected.items()
+        if float(value.norm()) > 0
+    )
+
+
+def _errors(
+    student: Any, theta: Any, batch: Any, direction: Any, expected: dict[str, Any], keeps: list[Keep], compiled: bool
+) -> dict[str, Any]:
+    """Distance from what is expected, way by way."""
+    import torch
+
+    from ptmst.compilation import compiler
+    from ptmst.derivatives import derivatives
+
     found: dict[str, Any] = {}
+    lr = torch.tensor([0.1, 0.05])
     for keep in keeps:
-        compile = compiler("on", images.device) if compiled else None
+        compile = compiler("on", theta.device) if compiled else None
         way = derivatives(student, "wbce", 0.07, in_theta=True, keep=keep, chunk=None, compiler=compile)
         began = time.perf_counter()
         try:
@@ -143,11 +161,7 @@ def _errors(student: Any, images: Any, texts: Any, keeps: list[Keep], compiled: 
                 raise
             found[f"{keep}, refused"] = f"{type(failed).__name__}: {str(failed).splitlines()[0]}"
             continue
-        found[keep] = max(
-            float((value - getattr(along, name)).norm() / value.norm())
-            for name, value in expected.items()
-            if float(value.norm()) > 0
-        )
+        found[keep] = _distance({name: getattr(along, name) for name in expected}, expected)
         if compiled:
             found["seconds"] = time.perf_counter() - began
             torch.compiler.reset()
@@ -182,6 +196,7 @@ def main() -> int:
         for tower, compiled in left:
             # In a process of its own: what torch and its compiler keep of all towers would fill any memory.
             rows += pool.completed(measure, [(tower, compiled)], workers=1)
+            rows.sort(key=lambda row: every.index((row["tower"], row["compiled"])))
             files.write_json(asked.json, {"environment": environment(torch.device("cpu")), "rows": rows})
             bar.advance(f"{tower}{', compiled' if compiled else ''}")
     return 0
