@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import ablation, reading
+from bench import ablation, presets, reading
 from bench.adjoint import tables as adjoint
 from bench.adjoint.cells import DATA
 from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
@@ -261,10 +261,13 @@ def presets_table(name: str, folder: str) -> str:
             f"{row['outer steps']:,} | {row['seconds']:.0f} | {row['peak bytes'] / 2**30:.1f} GB | {days:.1f} days |"
         )
     environment = found["environment"]
+    missing = [f"`{name}`" for name in presets.names() if name not in {row["preset"] for row in found["rows"]}]
+    left = f"Not measured yet: {', '.join(missing)}. " if missing else ""
     lines += [
         "",
-        "One outer step at 224 pixels with random weights, in all its inner steps, eager; in all: outer steps times "
-        f"that, on this CPU. Sizes of the store by arithmetic. `{environment['command']}` on {environment['cpu']}, "
+        f"{left}One outer step at 224 pixels with random weights, in all its inner steps, eager; B pairs a batch, a chunk "
+        "of its images in the tower at a time; in all: outer steps times that, on this CPU. "
+        f"Sizes of the store by arithmetic. `{environment['command']}` on {environment['cpu']}, "
         f"{found['threads']} threads, GPU: {environment['gpu']}; torch {environment['torch']} "
         f"([raw]({folder}/{name}.json)).",
     ]
