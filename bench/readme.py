@@ -265,8 +265,8 @@ def presets_table(name: str, folder: str) -> str:
     left = f"Not measured yet: {', '.join(missing)}. " if missing else ""
     lines += [
         "",
-        f"{left}One outer step at 224 pixels with random weights, in all its inner steps, eager; B pairs a batch, a chunk "
-        "of its images in the tower at a time; in all: outer steps times that, on this CPU. "
+        f"{left}One outer step at 224 pixels with random weights, in all its inner steps, eager; B pairs a batch, a "
+        "chunk of its images in the tower at a time; in all: outer steps times that, on this CPU. "
         f"Sizes of the store by arithmetic. `{environment['command']}` on {environment['cpu']}, "
         f"{found['threads']} threads, GPU: {environment['gpu']}; torch {environment['torch']} "
         f"([raw]({folder}/{name}.json)).",
