@@ -234,7 +234,7 @@ def _markdown(rows: Sequence[Row]) -> str:
 
 
 _LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"}
-_LATEX |= {"^": r"\textasciicircum{}", "±": r"$\pm$"}
+_LATEX |= {"^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "η": r"$\eta$"}
 
 
 def _latex(rows: Sequence[Row]) -> str:

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ptmst import EvaluateConfig, TrajectoryStore, cli, evaluate, teachers
+from ptmst import EvaluateConfig, TrajectoryStore, ablation, cli, evaluate, teachers
+from ptmst.ablation import Run
 from ptmst.baselines import subset
 from ptmst.config import EncoderConfig, to_json
 from ptmst.distilled import DistilledSet
@@ -117,6 +118,16 @@ def test_latex_is_escaped_and_whole(tmp_path: Path) -> None:
     assert lines[1].startswith(r"50 \% | of\_them \& more & 50 & 11.0 $\pm$ 1.0 &")
     shown = [line for line in text.splitlines() if not line.startswith("%")]
     assert not any(re.search(r"(?<!\\)[%#_]", line) for line in shown)
+
+
+def test_latex_has_what_an_ablation_tunes(tmp_path: Path) -> None:
+    """In letters that LaTeX has by itself."""
+    tuned = [ablation.tuned(Run("ptm-st", 50, 0, factor=3.0)), ablation.tuned(Run("random", 50, 0, lr=0.03))]
+    told = [replace(row, more={"tuned": how}) for row, how in zip(rows(), tuned, strict=False)]
+    write_table(tmp_path / "table.tex", told)
+    text = (tmp_path / "table.tex").read_text("utf-8")
+    assert r"rates $\times$ 3 (end)" in text and r"wbce, $\eta$ 0.03" in text
+    assert all(line.isascii() for line in text.splitlines() if not line.startswith("%"))
 
 
 def test_how_rows_were_evaluated_is_told() -> None:
