@@ -35,16 +35,22 @@ from ptmst.evaluation import Scores, evaluate, evaluate_experts
 from ptmst.presets import applied, experiment, methods
 from ptmst.results import Row
 from ptmst.store import TrajectoryStore
-from ptmst.teachers import made_of, student_of, train_teachers
+from ptmst.teachers import data_of, load, made_of, student_of, train_teachers
 from ptmst.unroll import OuterStep
 
 RESULTS = "ablation.json"
 _KIND, _VERSION = "ablation", 1
-FACTORS = (1 / 9, 1 / 3, 1.0, 3.0)
+FACTORS = (1 / 27, 1 / 9, 1 / 3, 1.0, 3.0, 9.0)
 """Of all leaf rates but η's; the best on val is used."""
 REAL_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
-REAL_LR = (0.01, 0.03, 0.1, 0.3)
+REAL_LR = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Losses and student learning rates that are tried for real pairs."""
+COLUMNS = (
+    "Tuned on val: the factor of all leaf rates but η's, or loss and η of real pairs; (end) is an end of what was "
+    "tried. Lost: students that diverged, which count as 0. CPU seconds of a distillation or selection, without "
+    "compilation, and the most memory of its process."
+)
+"""What the columns of its own are."""
 Step = TypeVar("Step", bound=OuterStep)
 _FULL, _FULL_HEADS = "all real pairs", "all real pairs, heads alone"
 
@@ -106,9 +112,10 @@ class _Grid:
         self.found: dict[Run, dict[str, Any]] = {}
         if self._file.exists():
             before = files.read_json(self._file, _KIND, _VERSION)
-            # Methods may join and leave: what a grid has measured of the others stays true.
+            # Methods may join and leave, and more rates be tried: what a grid has measured of the others stays true.
             both = before["methods"].keys() & how.keys()
-            other = [key for key, value in self._head.items() if key != "methods" and before[key] != value]
+            fixed = {key: value for key, value in self._head.items() if key not in ("methods", "tried")}
+            other = [key for key, value in fixed.items() if before[key] != value]
             other += sorted(name for name in both if before["methods"][name] != self._head["methods"][name])
             if other:
                 raise InputError(
@@ -199,19 +206,19 @@ class _Grid:
         return {**rows[0]["provenance"], "seeds": list(self.seeds)}
 
 
-def tuned(run: Run) -> str:
-    """What was tuned of a method, and whether the best lies at an end of what was tried."""
+def tuned(run: Run, factors: Sequence[float] = FACTORS, rates: Sequence[float] = REAL_LR) -> str:
+    """What was tuned of a method, and whether the best lies at an end of the factors or rates that were tried."""
     if run.method in methods():
-        return f"rates × {run.factor:.2g}{' (end)' if run.factor in (FACTORS[0], FACTORS[-1]) else ''}"
-    return f"{run.loss}, η {run.lr:g}{' (end)' if run.lr in (REAL_LR[0], REAL_LR[-1]) else ''}"
+        return f"rates × {run.factor:.2g}{' (end)' if run.factor in (factors[0], factors[-1]) else ''}"
+    return f"{run.loss}, η {run.lr:g}{' (end)' if run.lr in (rates[0], rates[-1]) else ''}"
 
 
 def _cost(rows: Sequence[dict[str, Any]]) -> dict[str, str | float]:
     """Means over runs: CPU seconds of a distillation or selection, and the most memory of its process."""
     seconds = [row["seconds"] for row in rows if "seconds" in row]
     peaks = [row["peak bytes"] for row in rows if row.get("peak bytes")]
-    cost: dict[str, str | float] = {"s": float(f"{mean(seconds):.3g}") if seconds else ""}
-    return cost | {"GB": round(mean(peaks) / 1e9, 2) if peaks else ""}
+    cost: dict[str, str | float] = {"CPU s": float(f"{mean(seconds):.3g}") if seconds else ""}
+    return cost | {"peak GB": round(mean(peaks) / 1e9, 2) if peaks else ""}
 
 
 def _refuse_sizes(config: AblateConfig, base: Experiment) -> None:
@@ -281,11 +288,13 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
         one = settings(base, run)
         store = TrajectoryStore.open(_store(config, run.seed, one.teach.encoder.freeze_tower))
         how = replace(evaluation(base, [phase.pairs for phase in one.distill.phases]), loss=one.distill.loss)
+        how = replace(how, temperature=how.temperature or one.distill.temperature)
         made, cost = _distilled(replace(one.distill, seed=run.seed, device="cpu"), store)
     else:
         selection = cast(Selection, run.method)
         store = TrajectoryStore.open(_store(config, run.seed, False))
         how = replace(evaluation(base, [run.pairs]), loss=run.loss)
+        how = replace(how, temperature=how.temperature or base.teach.temperature)
         began = time.process_time()
         with peak_memory() as peak:
             made = subset(store, selection, run.pairs, run.lr, run.seed, "cpu")
@@ -296,7 +305,7 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
     provenance = {
         "split": run.split,
         "config": configs.to_json(how),
-        **made_of(store.settings),
+        **made_of(store.settings, load(data_of(store.settings), run.split)),
     }
     row |= {"provenance": provenance, **cost}
     return run, row | ({"lost": how.students} if made is None else _one_by_one(made, how))

@@ -308,13 +308,13 @@ class Ablate:
     stopped = _CONTINUES
 
     def run(self) -> None:
-        from ptmst.ablation import ablate
+        from ptmst.ablation import COLUMNS, ablate
         from ptmst.results import recall_table, write_table
 
         rows = ablate(self.settings, _typed())
-        show(recall_table(rows))
+        show(recall_table(rows, COLUMNS))
         for suffix in (".csv", ".json", ".md", ".tex"):
-            write_table(self.settings.out / f"recalls{suffix}", rows)
+            write_table(self.settings.out / f"recalls{suffix}", rows, COLUMNS)
         say(f"{self.settings.out}: recalls.csv, .json, .md and .tex, and every run in ablation.json")
 
 
@@ -325,7 +325,10 @@ class Presets:
     def run(self) -> None:
         from rich.table import Table
 
-        for kind, title in (("experiment", "Experiments"), ("method", f"Methods (alone: in {presets.BASE})")):
+        for kind, title in (
+            ("experiment", "Experiments"),
+            ("method", f"Methods (alone: in {presets.BASE}; numbers published with one count in {presets.BASE_DATA}*)"),
+        ):
             table = Table("name", "what", "source", title=title, title_justify="left")
             for preset in presets.catalogue():
                 if preset.kind == kind:

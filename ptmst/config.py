@@ -35,7 +35,8 @@ Rendered = Literal["scenes", "digits"]
 Endpoints = tuple[int, ...] | Literal["all"]
 Channels = tuple[float, float, float]
 
-
+TEMPERATURE = 0.07
+"""Divisor of the cosine similarities, as published."""
 SMALLEST_IMAGE = 16
 """Pixels; below this, rendered shapes and digits are no longer told apart."""
 MOST_CAPTIONS = 20
@@ -122,8 +123,8 @@ class EncoderConfig:
     """Local weights of the image tower (.safetensors or a weights-only .pt); none = random, or warmed up."""
     freeze_tower: bool = False
     """Train heads only, on a frozen image tower (CC3M, RepBlend); otherwise the tower itself is trained."""
-    head_width: int = 512
-    """Embedding width H with a frozen tower; with a trained tower H is the tower's own width."""
+    head_width: int | None = None
+    """Embedding width H of heads on a frozen tower; none = the tower's own, which it always is with a trained one."""
     text_tower: str = "hashed"
     """hashed (word and bigram hashing), hf:NAME_OR_FOLDER, or open_clip:NAME. Always frozen."""
     text_width: int = 256
@@ -134,7 +135,9 @@ class EncoderConfig:
     """Epochs of warm-up on the data set's warmup split, a stand-in for pretrained weights; 0 = none."""
 
     def problems(self) -> Iterator[str]:
-        yield from _positive(self, "head_width", "text_width")
+        yield from _positive(self, "text_width")
+        if self.head_width is not None and self.head_width < 1:
+            yield f"head_width: expected a positive number, found {self.head_width}; raise it or leave it out"
         yield from _at_least(self, 4, "image_width")
         yield from _at_least(self, 0, "warmup_epochs")
         if self.image_weights is not None and self.warmup_epochs:
@@ -162,7 +165,7 @@ class TeachConfig:
     """Learning rate of every group."""
     batch_size: int = 128
     """Real pairs per batch."""
-    temperature: float = 0.07
+    temperature: float = TEMPERATURE
     """Divisor of the cosine similarities."""
     endpoints: Endpoints = (5, 7, 10)
     """Epochs whose displacement is kept, or all (needed for raw trajectories); the last tells what real pairs teach."""
@@ -294,7 +297,7 @@ class DistillConfig:
     """Synthetic pairs per student step."""
     loss: LossKind = "wbce"
     """Loss of the student."""
-    temperature: float = 0.07
+    temperature: float = TEMPERATURE
     """Divisor of the cosine similarities."""
     similarity: Literal["full", "low-rank"] = "full"
     """Form of the soft labels S."""
@@ -396,15 +399,17 @@ class EvaluateConfig:
     """Weight decay of the student's SGD."""
     loss: LossKind | None = None
     """Loss of the student; none = the one that the set was distilled with, wbce where it was not distilled."""
-    temperature: float = 0.07
-    """Divisor of the cosine similarities."""
+    temperature: float | None = None
+    """Divisor of the cosine similarities; none = the set's own, of real pairs that of their experts."""
     seed: int = 0
     """Seed of every random draw."""
     device: Device = "auto"
     """Where it runs; auto is CUDA where there is one."""
 
     def problems(self) -> Iterator[str]:
-        yield from _positive(self, "students", "every", "batch_size", "temperature")
+        yield from _positive(self, "students", "every", "batch_size")
+        if self.temperature is not None and not self.temperature > 0:
+            yield f"temperature: expected a positive number, found {self.temperature}; raise it or leave it out"
         if self.student_weights is not None and self.student is None:
             yield "student_weights: expected the tower they belong to, found none; name it with student"
         if self.together is not None and self.together < 1:

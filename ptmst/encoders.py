@@ -53,8 +53,9 @@ def make_student(
     with seeded("heads", *draw):
         if not config.freeze_tower:
             return Student.from_modules(tower, ProjectionHead(text_width, width))
-        image_head = ProjectionHead(width, config.head_width)
-        return Student.from_modules(image_head, ProjectionHead(text_width, config.head_width), tower=tower)
+        embedding = config.head_width or width
+        heads = ProjectionHead(width, embedding), ProjectionHead(text_width, embedding)
+        return Student.from_modules(*heads, tower=tower)
 
 
 class TextTower(Protocol):

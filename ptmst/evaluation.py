@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from ptmst import config as configs
 from ptmst import devices, files, progress
-from ptmst.config import EvaluateConfig, LossKind
+from ptmst.config import TEMPERATURE, EvaluateConfig, LossKind
 from ptmst.contrast import StudentLoss, student_loss
-from ptmst.data import Pairs
+from ptmst.data import Pairs, renormalise
 from ptmst.devices import arithmetic
 from ptmst.distilled import DistilledSet, versions
 from ptmst.encoders import TextTower, embed_captions
@@ -27,6 +27,7 @@ from ptmst.errors import Diverged, InputError
 from ptmst.flat import Student
 from ptmst.seeds import generator
 from ptmst.store import TrajectoryStore
+from ptmst.synthetic import SyntheticPairs
 from ptmst.teachers import (
     data_of,
     load,
@@ -152,17 +153,15 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     longer finite.
     """
     configs.check(config)
-    config = replace(config, loss=loss_of(distilled, config))
+    config = as_distilled(distilled, config)
     device = devices.pick(config.device)
+    if config.student is not None:
+        distilled = _for_another_tower(distilled, config.student, config, device)
     settings, start = distilled.settings, distilled.tower
     data, tower = data_of(settings, config.root), text_tower_of(settings)
-    if config.student is not None:
-        if config.student_weights is None:
-            tell_random_weights(config.student, settings["encoder"]["warmup_epochs"], "--student-weights")
-        with arithmetic("fp32"):
-            settings, start = with_another_tower(settings, data, config.student, config.student_weights, device)
     frozen = settings["encoder"]["freeze_tower"]
-    scored_on = Retrieval(load(data, config.split), tower, device)
+    scored = load(data, config.split)
+    scored_on = Retrieval(scored, tower, device)
     choose = Retrieval(load(data, "val"), tower, device) if config.select == "best-val" else scored_on
     began = time.perf_counter()
 
@@ -194,15 +193,35 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
         "set": dict(distilled.provenance),
         "pairs": distilled.num_pairs,
         "versions": versions(),
-        **made_of(settings),
+        **made_of(settings, scored),
     }
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
 
 
-def loss_of(distilled: DistilledSet, config: EvaluateConfig) -> LossKind:
-    """The students' loss: the one that is asked for, or else the set's own."""
-    own: LossKind = distilled.provenance.get("config", {}).get("loss", "wbce")
-    return config.loss or own
+def _for_another_tower(
+    distilled: DistilledSet, name: str, config: EvaluateConfig, device: torch.device
+) -> DistilledSet:
+    """The same pictures for students of another image tower: its start, and normalised as it wants them."""
+    settings, data = distilled.settings, data_of(distilled.settings, config.root)
+    if config.student_weights is None:
+        tell_random_weights(name, settings["encoder"]["warmup_epochs"], "--student-weights")
+    with arithmetic("fp32"):
+        settings, start = with_another_tower(settings, data, name, config.student_weights, device)
+    other = replace(distilled, settings=settings, tower=start)
+
+    def prepared(pairs: SyntheticPairs) -> SyntheticPairs:
+        return replace(pairs, images=renormalise(pairs.images, distilled.normalisation, other.normalisation))
+
+    return replace(other, phases=tuple(replace(phase, pairs=prepared(phase.pairs)) for phase in other.phases))
+
+
+def as_distilled(distilled: DistilledSet, config: EvaluateConfig) -> EvaluateConfig:
+    """`config` with the set's own loss and temperature where none is asked for."""
+    # Real pairs have no loss of their own; their temperature is the experts'.
+    own = {"loss": "wbce", "temperature": distilled.settings.get("temperature", TEMPERATURE)}
+    own |= distilled.provenance.get("config", {})
+    loss: LossKind = config.loss or own["loss"]
+    return replace(config, loss=loss, temperature=config.temperature or own["temperature"])
 
 
 def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
@@ -222,11 +241,12 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
         )
     where = devices.pick(config.device)
     data, tower = data_of(store.settings, config.root), text_tower_of(store.settings)
-    scored_on = Retrieval(load(data, config.split), tower, where)
+    scored = load(data, config.split)
+    scored_on = Retrieval(scored, tower, where)
     student = student_of(store, ("experts",)).to(where)
     numbers = sorted(store.experts)[: config.students]
     with arithmetic("fp32"):
-        scored = [scored_on.score(student, store.expert(n).raw().point(store.epochs).to(where)) for n in numbers]
+        students = [scored_on.score(student, store.expert(n).raw().point(store.epochs).to(where)) for n in numbers]
     provenance = {
         "split": config.split,
         "experts": numbers,
@@ -234,9 +254,9 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
         "pairs": len(load(data, "train")),
         "store_sha256": store.fingerprint,
         "versions": versions(),
-        **made_of(store.settings),
+        **made_of(store.settings, scored),
     }
-    return Scores(tuple(scored), provenance)
+    return Scores(tuple(students), provenance)
 
 
 def train_students(
@@ -253,7 +273,9 @@ def train_students(
     """
     layers, device = student.layers, thetas.device
     schedule = _per_phase_rates if config.protocol == "per-phase" else _reference_rates
-    gradient = _gradient(student_loss(student.heads, loss_of(distilled, config), config.temperature))
+    config = as_distilled(distilled, config)
+    assert config.loss is not None and config.temperature is not None
+    gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
     phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
     seen = [_features(student, pairs.images) for pairs in phases]
     momentum = torch.zeros_like(thetas)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ptmst import config as configs
 from ptmst import files
-from ptmst.config import Channels, ImportConfig
-from ptmst.data import MEAN, STD
+from ptmst.config import ImportConfig
+from ptmst.data import MEAN, STD, renormalise
 from ptmst.distilled import DistilledPhase, DistilledSet
 from ptmst.errors import InputError
 from ptmst.legacy import set_settings
@@ -117,7 +117,8 @@ def _published(distilled: DistilledSet, phase: DistilledPhase) -> bytes:
     similarity = phase.pairs.similarity
     image, text = phase.last_lr
     content = {
-        "image": _own(_as_clip(phase.pairs.images, *distilled.normalisation)),
+        # Published code normalises real images with CLIP's mean and deviation, whatever the tower.
+        "image": _own(renormalise(phase.pairs.images, distilled.normalisation, (MEAN, STD))),
         "text": _own(phase.pairs.texts),
         "similarity_params": [_own(leaf) for leaf in similarity.leaves().values()],
         "similarity_mat": _own(similarity.dense()),
@@ -156,14 +157,6 @@ def _rows(distilled: DistilledSet) -> Iterator[tuple[int, str, bytes, str, Tenso
         pairs = zip(distilled.pixels(number - 1), phase.captions, phase.pairs.texts, strict=True)
         for i, (image, caption, text) in enumerate(pairs):
             yield number, f"phase-{number}/{i:03}.png", _png(image), caption, text
-
-
-def _as_clip(images: Tensor, mean: Channels, std: Channels) -> Tensor:
-    """Images as published code normalises the real ones: with CLIP's mean and deviation, whatever the tower."""
-    if (mean, std) == (MEAN, STD):
-        return images
-    of = [torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std, MEAN, STD)]
-    return (images * of[1] + of[0] - of[2]) / of[3]
 
 
 def _png(pixels: Tensor) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptmst import config as configs
 from ptmst import files
-from ptmst.config import EvaluateConfig
+from ptmst.config import TEMPERATURE, EvaluateConfig
 from ptmst.distilled import INDEX, DistilledSet
 from ptmst.errors import InputError
 from ptmst.evaluation import METRICS, SCORES, ZERO_SHOT, Scores, read_scores
@@ -54,6 +54,8 @@ class Row:
         seeds = provenance.get("seeds", [config["seed"]] if "seed" in config else [])
         found: dict[str, str | int] = {"students": len(self.scores.students)}
         found |= {"seeds": ", ".join(map(str, seeds)), "data": provenance.get("data", ""), "split": provenance["split"]}
+        if "scored" in provenance:
+            found["images"] = provenance["scored"]["images"]
         if self.is_full:
             return found | {"protocol": "as taught", "selection": "last"}
         found |= {"protocol": config["protocol"], "selection": config["select"]}
@@ -62,9 +64,15 @@ class Row:
         if config.get("student"):
             found |= {"tower": config["student"], "weights": _weights(provenance)}
         default = configs.to_json(EvaluateConfig())
-        told = ("students", "student", "student_weights", "protocol", "split", "select", "loss", "seed", "together")
-        changed = [f"{k} {v}" for k, v in config.items() if k in default and k not in told and v != default[k]]
+        if config.get("temperature") not in (None, TEMPERATURE):
+            found["temperature"] = config["temperature"]
+        changed = [f"{k} {v}" for k, v in config.items() if k in default.keys() - _TOLD and v != default[k]]
         return found | ({"changed": ", ".join(changed)} if changed else {})
+
+
+_TOLD = {"students", "student", "student_weights", "protocol", "split", "select", "loss"}
+_TOLD |= {"temperature", "seed", "together"}
+"""Settings that are told in words of their own, or that change no number."""
 
 
 def _weights(provenance: Mapping[str, Any]) -> str:
@@ -111,18 +119,21 @@ def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
 def _measured_on(row: Row) -> tuple[Any, ...]:
     """What two rows must have in common to be compared."""
     found = row.scores.provenance
-    keys = ("split", "data_fingerprint", "encoder", "text_fingerprint", "image_weights_sha256")
+    keys = ("split", "scored", "data_fingerprint", "encoder", "text_fingerprint", "image_weights_sha256")
     return tuple(found.get(key) for key in keys)
 
 
-def recall_table(rows: Sequence[Row]) -> Table:
-    """Recall@1/5/10 of each row in percent, mean ± standard deviation over students, for a terminal."""
+def recall_table(rows: Sequence[Row], columns: str = "") -> Table:
+    """Recall@1/5/10 of each row in percent, mean ± standard deviation over students, for a terminal.
+
+    `columns` says what the rows' own columns are.
+    """
     from rich.table import Table
 
     head, body = lines(rows, "±")
     table = Table(
         title=f"Retrieval recall on the {split(rows)} split, percent (mean ± std over students)",
-        caption="\n".join(how(rows)),
+        caption="\n".join([*how(rows), *([columns] if columns else [])]),
         caption_justify="left",
     )
     table.add_column("trained on", no_wrap=True)
@@ -167,19 +178,22 @@ def _way(row: Row) -> str:
         who += f" of {seeds + 1} seeds"
     if "tower" in e:
         who += f" of {e['tower']} ({e['weights']})"
-    parts = [who, f"{e['data']} {e['split']}".strip(), e["protocol"], f"selection {e['selection']}"]
-    parts += [f"loss {e['loss']}"] if "loss" in e else []
+    where = f"{e['data']} {e['split']}".strip() + (f" of {e['images']:,} images" if "images" in e else "")
+    parts = [who, where, e["protocol"], f"selection {e['selection']}"]
+    parts += [f"{name} {e[name]}" for name in ("loss", "temperature") if name in e]
     return ", ".join(map(str, parts + ([e["changed"]] if "changed" in e else [])))
 
 
-def write_table(out: Path, rows: Sequence[Row]) -> None:
+def write_table(out: Path, rows: Sequence[Row], columns: str = "") -> None:
     """Write the recalls as the suffix of `out` says: .csv, .json, .md or .tex.
+
+    `columns` says what the rows' own columns are, under a table; CSV and JSON hold nothing but rows.
 
     Raises InputError for another suffix, and where `out` cannot be written.
     """
     if out.suffix not in _FORMATS:
         raise InputError(f"{out}: expected a name that ends in {', '.join(_FORMATS)}, found {out.suffix or 'none'}")
-    files.write(out, _FORMATS[out.suffix](rows).encode())
+    files.write(out, _FORMATS[out.suffix](rows, columns).encode())
 
 
 def _records(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -193,7 +207,7 @@ def _records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _csv(rows: Sequence[Row], _: str) -> str:
     records, buffer = _records(rows), io.StringIO()
     names = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
@@ -202,7 +216,7 @@ def _csv(rows: Sequence[Row]) -> str:
     return buffer.getvalue()
 
 
-def _json(rows: Sequence[Row]) -> str:
+def _json(rows: Sequence[Row], _: str) -> str:
     return json.dumps(_records(rows), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -221,32 +235,34 @@ def lines(rows: Sequence[Row], between: str = " ± ") -> tuple[list[str], list[l
     return head, body
 
 
-def note(rows: Sequence[Row]) -> str:
-    """What the numbers of a table are."""
+def note(rows: Sequence[Row], columns: str = "") -> str:
+    """What the numbers of a table are, and the columns of its own."""
     what = "Recall and zero-shot accuracy" if ZERO_SHOT in measured(rows) else "Recall"
-    return f"{what} on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}."
+    return f"{what} on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}." + (
+        f" {columns}" if columns else ""
+    )
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def _markdown(rows: Sequence[Row], columns: str) -> str:
     head, body = lines(rows)
     shown = [head, ["---", *["--:"] * (len(head) - 1)], *([cell.replace("|", "\\|") for cell in row] for row in body)]
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in shown), "", note(rows), ""])
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in shown), "", note(rows, columns), ""])
 
 
 _LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"}
 _LATEX |= {"^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "η": r"$\eta$"}
 
 
-def _latex(rows: Sequence[Row]) -> str:
+def _latex(rows: Sequence[Row], columns: str) -> str:
     head, body = lines(rows)
     shown = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in (head, *body)]
-    told = "".join(_LATEX.get(c, c) for c in note(rows))
+    told = "".join(_LATEX.get(c, c) for c in note(rows, columns))
     start = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
     return "\n".join([f"% {note(rows)}", start, r"\hline", shown[0], r"\hline", *shown[1:], r"\hline"]) + (
         f"\n\\end{{tabular}}\n\n{told}\n"
     )
 
 
-_FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
+_FORMATS: dict[str, Callable[[Sequence[Row], str], str]] = {
     ".csv": _csv, ".json": _json, ".md": _markdown, ".tex": _latex,
 }  # fmt: skip

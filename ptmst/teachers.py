@@ -24,7 +24,7 @@ from ptmst.flat import LayerTable, Student
 from ptmst.seeds import generator
 from ptmst.shortcut import Displacement, Expert
 from ptmst.store import INDEX, TrajectoryStore
-from ptmst.towers import prepared
+from ptmst.towers import prepared, prepared_alike
 from ptmst.warmup import warm_tower
 
 TOWER = "tower.safetensors"
@@ -205,11 +205,13 @@ def text_tower_of(settings: Mapping[str, Any]) -> TextTower:
     return tower
 
 
-def made_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What scores record of their data and students: content, not paths, so that alike is told from other."""
+def made_of(settings: Mapping[str, Any], scored: Pairs) -> dict[str, Any]:
+    """What scores record of their students and data: content, not paths, so that alike is told from other."""
     encoder = {k: v for k, v in settings["encoder"].items() if k not in ("image_weights", "text_weights")}
     hashes = ("data_fingerprint", "text_fingerprint", "image_weights_sha256")
-    return {"data": settings["data"]["name"], "encoder": encoder, **{name: settings.get(name) for name in hashes}}
+    recorded = {"data": settings["data"]["name"], "encoder": encoder, **{name: settings.get(name) for name in hashes}}
+    sizes = {"images": len(scored.image_names), "captions": len(scored)}
+    return recorded | {"scored": {"split": scored.split, "fingerprint": scored.fingerprint, **sizes}}
 
 
 def _refuse_bare(settings: Mapping[str, Any]) -> None:
@@ -255,17 +257,20 @@ def with_another_tower(
 ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
     """The settings of a set with another image tower, and that tower's start: its weights, or a warm-up as the set's.
 
-    Raises InputError for a tower or weights that cannot be used.
+    Its images are normalised as that tower wants them, where nothing else was set. Raises InputError for a tower or
+    weights that cannot be used.
     """
-    encoder = replace(configs.from_json(EncoderConfig, settings["encoder"]), image_tower=name, image_weights=weights)
+    own = configs.from_json(EncoderConfig, settings["encoder"])
+    encoder = replace(own, image_tower=name, image_weights=weights)
     if weights is not None:
         encoder = replace(encoder, warmup_epochs=0)
     configs.check(encoder)
-    changed = {"encoder": configs.to_json(encoder), "image_weights_sha256": _file_hash(weights)}
+    data = prepared_alike(data, own, encoder)
+    made = {"data": configs.to_json(data), "encoder": configs.to_json(encoder)}
     start = None
     if encoder.warmup_epochs:
         start = warm_tower(encoder, load(data, "warmup"), settings.get("seed", 0), device)
-    return {**settings, **changed}, start
+    return {**settings, **made, "image_weights_sha256": _file_hash(weights)}, start
 
 
 def tower_weights(store: TrajectoryStore) -> dict[str, Tensor] | None:

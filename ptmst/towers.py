@@ -102,6 +102,16 @@ def prepared(data: DataConfig, encoder: EncoderConfig) -> DataConfig:
     return replace(data, image_size=data.image_size or size, mean=data.mean or mean, std=data.std or std)
 
 
+def prepared_alike(data: DataConfig, before: EncoderConfig, encoder: EncoderConfig) -> DataConfig:
+    """`data`, as it was `prepared` for one tower, for another: its own mean and deviation, or those that were set.
+
+    The size stays, since distilled images have it. Raises InputError for an unknown tower.
+    """
+    _, mean, std = _own_preparation(before.image_tower)
+    unset = replace(data, mean=data.mean if data.mean != mean else None, std=data.std if data.std != std else None)
+    return prepared(unset, encoder)
+
+
 def _own_preparation(tower: str) -> tuple[int, Channels, Channels]:
     kind, _, name = tower.partition(":")
     if kind == "timm":

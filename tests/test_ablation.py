@@ -16,7 +16,7 @@ from bench import ablation as table
 from ptmst import DistilledSet, EvaluateConfig, Scores, TrajectoryStore, ablation, distill, evaluate, pool
 from ptmst.ablation import FACTORS, REAL_LOSSES, REAL_LR, RESULTS, Run, ablate, evaluation, settings
 from ptmst.baselines import subset
-from ptmst.config import AblateConfig, Experiment, LeafRates, Phase, RenderConfig, TeachConfig, from_json
+from ptmst.config import AblateConfig, Experiment, LeafRates, Phase, RenderConfig, TeachConfig, from_json, to_json
 from ptmst.errors import Diverged, InputError
 from ptmst.presets import experiment, methods
 from ptmst.results import fraction_of_full, how
@@ -195,7 +195,9 @@ def test_one_student_that_diverges_costs_the_others_nothing(
 
 def test_rates_are_tuned_at_the_middle_size(grid: AblateConfig) -> None:
     sized = ablation._Grid(replace(grid, out=grid.out / "sized", methods=("lors",), pairs=(12, 4, 8)), TINY, "ptmst")
-    recall = {1000: dict(zip(FACTORS, (1, 5, 6, 9), strict=True)), 1001: dict(zip(FACTORS, (2, 4, 4, 0), strict=True))}
+    recall = {seed: dict.fromkeys(FACTORS, 1) for seed in (1000, 1001)}
+    recall[1000] |= dict(zip(FACTORS[1:4], (5, 6, 9), strict=True))
+    recall[1001] |= dict(zip(FACTORS[1:4], (4, 4, 0), strict=True))
     asked: list[Run] = []
 
     def run(label: str, runs: Iterable[Run]) -> None:
@@ -220,7 +222,7 @@ def test_what_other_rates_recall_is_dropped(grid: AblateConfig, tmp_path: Path) 
     best = {run.method: run for run in again.found if run.split == "test" and run.seed == 0}
     again.forget_other_rates({method: best[method] for method in grid.methods})
     assert recorded(replace(grid, out=tmp_path)) == before
-    other = replace(best["lors"], factor=9.0, split="val")
+    other = replace(best["lors"], factor=27.0, split="val")
     again.forget_other_rates({method: best[method] for method in ("herding", "ptm-st")} | {"lors": other})
     stale = [row for row in before if (row["run"]["method"], row["run"]["split"]) == ("lors", "test")]
     assert len(stale) == 2 and recorded(replace(grid, out=tmp_path)) == [row for row in before if row not in stale]
@@ -258,7 +260,7 @@ def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest
         expected = 100 * row.scores.mean() / whole.scores.mean() if whole.scores.mean() else None
         assert fraction_of_full(row, rows) == (expected if expected is None else pytest.approx(expected))
         assert row.scores.provenance["seeds"] == [0, 1] and "4 students of 2 seeds" in how([row])[0]
-        assert row.more["lost"] == 0 and float(row.more["s"]) > 0 and float(row.more["GB"]) > 0.1
+        assert row.more["lost"] == 0 and float(row.more["CPU s"]) > 0 and float(row.more["peak GB"]) > 0.1
     (factor,) = {row["run"]["factor"] for row in lost}
     assert str(lors.more["tuned"]).startswith(f"rates × {factor:.2g}")
     assert str(lors.more["tuned"]).endswith("(end)") == (factor in (FACTORS[0], FACTORS[-1]))
@@ -287,6 +289,24 @@ def test_methods_join_a_grid_and_leave_it(grid: AblateConfig, tmp_path: Path, mo
     monkeypatch.setattr(ablation, "methods", lambda: changed)
     with pytest.raises(InputError, match="found one that differs in lors; choose another --out"):
         ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate")
+
+
+def test_more_rates_may_be_tried(grid: AblateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a grid that tried fewer, only what is new is measured."""
+    (tmp_path / RESULTS).write_bytes((grid.out / RESULTS).read_bytes())
+    monkeypatch.setattr(ablation, "FACTORS", (*FACTORS, 27.0))
+    again = ablation._Grid(replace(grid, out=tmp_path, methods=("lors",)), TINY, "ptmst ablate")
+    asked: list[Any] = []
+
+    def completed(function: Any, tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+        for *_, run in tasks:
+            asked.append(run)
+            yield run, {"run": to_json(run), "students": [{"mean": 0.0}], "lost": 0}
+
+    monkeypatch.setattr(pool, "completed", completed)
+    again.tuned()
+    assert [(run.method, run.factor, run.seed) for run in asked] == [("lors", 27.0, 1000), ("lors", 27.0, 1001)]
+    assert json.loads((tmp_path / RESULTS).read_text())["tried"]["factors"] == [*FACTORS, 27.0]
 
 
 def test_the_page_shows_the_numbers_of_the_grid(grid: AblateConfig, tmp_path: Path) -> None:

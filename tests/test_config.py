@@ -123,7 +123,7 @@ def test_teacher_and_student_defaults_are_the_papers() -> None:
     assert (teach.experts, teach.epochs, teach.lr, teach.batch_size, teach.temperature) == (20, 10, 0.1, 128, 0.07)
     assert (evaluate.students, evaluate.epochs, evaluate.lr_drop, evaluate.every) == (5, 100, 50, 10)
     assert (evaluate.batch_size, evaluate.momentum, evaluate.weight_decay) == (128, 0.9, 5e-4)
-    assert (evaluate.loss, evaluate.temperature, evaluate.select) == (None, 0.07, "last")  # the loss is the set's
+    assert (evaluate.loss, evaluate.temperature, evaluate.select) == (None, None, "last")  # both are the set's
 
 
 def test_toml(tmp_path: Path) -> None:

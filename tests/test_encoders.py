@@ -193,6 +193,11 @@ def test_a_frozen_tower_leaves_two_heads() -> None:
     assert relative_error(one.embed_images(one.flatten(), images).detach(), normed.detach()) <= 1e-5
 
 
+def test_heads_on_a_frozen_tower_are_as_wide_as_it_unless_set() -> None:
+    student = make_student(replace(CONVNET, freeze_tower=True, head_width=None), 16, 6, (0,))
+    assert student.layers.group_sizes == (2 * (64 * 64 + 64) + 2 * 64, 6 * 64 + 64 + 64 * 64 + 64 + 2 * 64)
+
+
 # Hashed texts
 
 

@@ -33,6 +33,7 @@ from ptmst import (
     files,
     retrieval_recall,
 )
+from ptmst.data import load_pairs
 from ptmst.data.classes import write_classes
 from ptmst.distilled import DistilledPhase
 from ptmst.encoders import text_tower
@@ -579,6 +580,29 @@ def test_the_loss_is_the_sets_own_unless_another_is_asked_for(distilled: Distill
     assert evaluate(own, replace(short, loss="wbce")).students == by_loss["wbce"]
     assert evaluate(distilled, short).students == by_loss["wbce"]
     assert evaluate(own, short).provenance["config"]["loss"] == "infonce"
+
+
+def test_the_temperature_is_the_sets_own_unless_another_is_asked_for(distilled: DistilledSet) -> None:
+    """Of a distilled set; of real pairs, whose settings are those of the experts; or as published."""
+    short = EvaluateConfig(students=1, epochs=1, batch_size=5, device="cpu")
+    asked = {t: evaluate(distilled, replace(short, temperature=t)).students for t in (0.07, 0.2, 0.9)}
+    assert len({str(students) for students in asked.values()}) == 3
+    taught = replace(distilled, provenance={}, settings={**distilled.settings, "temperature": 0.2})
+    hot = replace(taught, provenance={"config": {"temperature": 0.9}})
+    bare = {key: value for key, value in distilled.settings.items() if key != "temperature"}
+    for one, own in ((taught, 0.2), (hot, 0.9), (replace(distilled, provenance={}, settings=bare), 0.07)):
+        scores = evaluate(one, short)
+        assert scores.students == asked[own] and scores.provenance["config"]["temperature"] == own
+        assert evaluate(one, replace(short, temperature=0.2)).students == asked[0.2]
+
+
+def test_scores_name_what_they_were_scored_on(distilled: DistilledSet) -> None:
+    """So that a fraction of another split's recall, or of other images, is never told."""
+    short = EvaluateConfig(students=1, epochs=0, lr_drop=0, batch_size=5, device="cpu")
+    for split in ("test", "val"):
+        found = evaluate(distilled, replace(short, split=split)).provenance["scored"]
+        data = load_pairs("scenes", distilled.settings["data"]["root"], split, 16)
+        assert found == {"split": split, "fingerprint": data.fingerprint, "images": 8, "captions": len(data.captions)}
 
 
 PROVENANCE: dict[str, Any] = {"split": "test", "pairs": 3, "config": {"seed": 3}}

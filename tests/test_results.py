@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from ptmst import EvaluateConfig, TrajectoryStore, ablation, cli, evaluate, teachers
-from ptmst.ablation import Run
+from ptmst.ablation import FACTORS, Run
 from ptmst.baselines import subset
-from ptmst.config import EncoderConfig, to_json
+from ptmst.config import DataConfig, EncoderConfig, to_json
 from ptmst.distilled import DistilledSet
 from ptmst.errors import InputError
 from ptmst.evaluation import METRICS, ZERO_SHOT, Scores, write_scores
@@ -122,11 +122,11 @@ def test_latex_is_escaped_and_whole(tmp_path: Path) -> None:
 
 def test_latex_has_what_an_ablation_tunes(tmp_path: Path) -> None:
     """In letters that LaTeX has by itself."""
-    tuned = [ablation.tuned(Run("ptm-st", 50, 0, factor=3.0)), ablation.tuned(Run("random", 50, 0, lr=0.03))]
+    tuned = [ablation.tuned(Run("ptm-st", 50, 0, factor=FACTORS[-1])), ablation.tuned(Run("random", 50, 0, lr=0.03))]
     told = [replace(row, more={"tuned": how}) for row, how in zip(rows(), tuned, strict=False)]
     write_table(tmp_path / "table.tex", told)
     text = (tmp_path / "table.tex").read_text("utf-8")
-    assert r"rates $\times$ 3 (end)" in text and r"wbce, $\eta$ 0.03" in text
+    assert r"rates $\times$ 9 (end)" in text and r"wbce, $\eta$ 0.03" in text
     assert all(line.isascii() for line in text.splitlines() if not line.startswith("%"))
 
 
@@ -152,6 +152,9 @@ def test_how_rows_were_evaluated_is_told() -> None:
         ({"image_weights_sha256": "0123456789abcdef"}, "3 students of timm:vit (weights 01234567), scenes test"),
         ({"encoder": {"image_tower": "timm:vit", "warmup_epochs": 0}}, "3 students of timm:vit (random weights), "),
         ({"config": {"epochs": 3, "weight_decay": 0.1}}, "selection last, loss wbce, epochs 3, weight_decay 0.1"),
+        ({"scored": {"images": 1234}}, "3 students, scenes test of 1,234 images, per-phase"),
+        ({"config": {"temperature": 0.05}}, "selection last, loss wbce, temperature 0.05."),
+        ({"config": {"temperature": 0.07}}, "selection last, loss wbce."),
         ({"config": {"together": 2, "seed": 9}}, "3 students, scenes test, per-phase, selection last, loss wbce"),
     ],
 )
@@ -166,7 +169,7 @@ def test_whatever_decides_a_number_is_told_beside_it(tmp_path: Path, change: dic
         text = (tmp_path / f"t{suffix}").read_text("utf-8").splitlines()
         (line,) = (line for line in text if line.startswith("Recall on "))
         assert told in line.replace("\\_", "_")
-    (record,) = json.loads(_json([row]))
+    (record,) = json.loads(_json([row], ""))
     assert record["data"] == provenance["data"] and record["split"] == provenance["split"]
     assert record["seeds"] == ("4, 5" if "seeds" in change else str(provenance["config"]["seed"]))
 
@@ -189,6 +192,7 @@ def test_a_fraction_needs_one_row_of_all_pairs() -> None:
     encoder = MADE["encoder"]
     others: tuple[dict[str, Any], ...] = (
         {"split": "val"},
+        {"scored": {"split": "test", "fingerprint": "of other images", "images": 1000, "captions": 5000}},
         {"data_fingerprint": "of other data"},
         {"text_fingerprint": "hashed:64"},
         {"image_weights_sha256": "others"},
@@ -284,6 +288,46 @@ def test_students_of_another_tower(
         evaluate(distilled, replace(short, student="timm:nfnet_l"))
     with pytest.raises(InputError, match=r"^student_weights: expected the tower they belong to, found none"):
         evaluate(distilled, replace(short, student_weights=Path("w.safetensors")))
+
+
+def test_students_of_another_tower_see_the_same_pictures_as_it_wants_them(
+    store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real and synthetic ones, unless mean and deviation were set."""
+    from ptmst import evaluation
+
+    clip = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    half = (0.5, 0.5, 0.5)  # of timm:test_nfnet
+    seen: list[tuple[Any, ...]] = []
+    trained, load = evaluation.train_students, teachers.load
+
+    def watched(student: Any, thetas: Any, distilled: DistilledSet, *rest: Any) -> Any:
+        seen.append(tuple(pairs.images for pairs in distilled))
+        return trained(student, thetas, distilled, *rest)
+
+    def loaded(data: DataConfig, split: str) -> Any:
+        seen.append((data.mean, data.std, data.image_size))
+        return load(data, split)
+
+    monkeypatch.setattr(evaluation, "train_students", watched)
+    monkeypatch.setattr(evaluation, "load", loaded)
+    short = EvaluateConfig(students=1, epochs=0, lr_drop=0, batch_size=5, device="cpu", student="timm:test_nfnet")
+    made = subset(store, "random", 6, 0.1, 0)
+    evaluate(made, short)
+    (mean, std, size), (images,) = seen
+    assert (mean, std, size) == (half, half, made[0].images.shape[-1])
+    old, new = (torch.tensor(v, dtype=torch.float64).view(2, 3, 1, 1) for v in (clip, (mean, std)))
+    assert torch.allclose(images.double(), (made[0].images * old[1] + old[0] - new[0]) / new[1], atol=1e-6)
+
+    # A deviation that is not the set's own tower's was set by someone: it stays.
+    data = {**store.settings["data"], "std": [0.2, 0.3, 0.4]}
+    seen.clear()
+    evaluate(replace(made, settings={**store.settings, "data": data}), short)
+    assert seen[0] == (half, (0.2, 0.3, 0.4), size)
+
+    seen.clear()
+    evaluate(made, replace(short, student=None))
+    assert seen[0] == (tuple(clip[0]), tuple(clip[1]), size) and bool((seen[1][0] == made[0].images).all())
 
 
 def test_students_of_another_tower_begin_as_the_sets_own_did(

@@ -2,7 +2,7 @@
 
 from ptmst.data.captions import clean_caption
 from ptmst.data.digits import write_digits
-from ptmst.data.pairs import MEAN, STD, Pairs, denormalise, load_pairs, normalise
+from ptmst.data.pairs import MEAN, STD, Pairs, denormalise, load_pairs, normalise, renormalise
 from ptmst.data.render import write_rendered
 from ptmst.data.scenes import write_scenes
 
@@ -14,6 +14,7 @@ __all__ = [
     "denormalise",
     "load_pairs",
     "normalise",
+    "renormalise",
     "write_digits",
     "write_rendered",
     "write_scenes",

@@ -1,11 +1,12 @@
 """Classes of images, for zero-shot classification: a file `classes.json` in a data set's folder.
 
-It holds {"prompts": {class: [texts]}, "images": {image: class}}; images are named as in the annotations, and those it
-does not name have no class.
+It holds {"prompts": {class: [texts]}, "images": {image: class}}; images are named by their paths below the folder, and
+those it does not name have no class.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ptmst import files
-from ptmst.data.annotations import kind
+from ptmst.data.annotations import inside, kind
 from ptmst.data.captions import clean_caption
 from ptmst.errors import InputError
 
@@ -42,7 +43,8 @@ def write_classes(root: Path, prompts: Mapping[str, Sequence[str]], images: Mapp
 def read_classes(root: Path, image_names: Sequence[str]) -> Classes | None:
     """The classes of these images; none where the folder has no `classes.json`, or it names none of them.
 
-    Raises InputError for a file that holds something else.
+    Says on stderr how many it names, where that is not all of them. Raises InputError for a file that holds something
+    else.
     """
     path = root / FILE
     if not path.exists():
@@ -57,10 +59,16 @@ def read_classes(root: Path, image_names: Sequence[str]) -> Classes | None:
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             raise InputError(f"{path}: expected a list of texts as prompts of {name}, found {kind(texts)}; mend it")
     names = tuple(prompts)
+    class_of: dict[str, str] = {}
     for image, name in images.items():
         if not isinstance(name, str) or name not in prompts:
             raise InputError(f"{path}: expected a class with prompts for {image}, found {name!r}; add its prompts")
-    labels = torch.tensor([names.index(images[name]) if name in images else -1 for name in image_names])
-    if not bool((labels >= 0).any()):
+        class_of[inside(image, root, f"{path}: images")] = name
+    labels = torch.tensor([names.index(class_of[image]) if image in class_of else -1 for image in image_names])
+    unnamed = [image for image, label in zip(image_names, labels.tolist(), strict=True) if label < 0]
+    if unnamed:
+        named, count = len(image_names) - len(unnamed), len(image_names)
+        print(f"{path}: {named} of {count} images have a class; {unnamed[0]} is one that has none", file=sys.stderr)
+    if len(unnamed) == len(image_names):
         return None
     return Classes(names, tuple(tuple(clean_caption(t) for t in prompts[name]) for name in names), labels)

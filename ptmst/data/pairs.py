@@ -159,5 +159,13 @@ def denormalise(images: Tensor, mean: Channels = MEAN, std: Channels = STD) -> T
     return (values * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def renormalise(images: Tensor, before: tuple[Channels, Channels], after: tuple[Channels, Channels]) -> Tensor:
+    """The same pictures [..., 3, H, W], normalised with another mean and standard deviation; not clamped."""
+    if before == after:
+        return images
+    (mean, std), (new_mean, new_std) = ([_channels(values, images) for values in one] for one in (before, after))
+    return (images * std + mean - new_mean) / new_std
+
+
 def _channels(values: Channels, like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device).view(3, 1, 1)

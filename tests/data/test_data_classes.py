@@ -78,6 +78,28 @@ def test_images_without_a_class(tmp_path: Path) -> None:
     assert read_classes(tmp_path / "elsewhere", ["x.png"]) is None
 
 
+def test_images_are_named_however_their_path_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_classes(tmp_path, {"a": ["a"], "b": ["b"]}, {"./img/4.png": "b", str(tmp_path / "img/5.png"): "a"})
+    found = read_classes(tmp_path, ["img/4.png", "img/5.png"])
+    assert found is not None and found.labels.tolist() == [1, 0] and capsys.readouterr().err == ""
+    write_classes(tmp_path, {"a": ["a"]}, {"../x.png": "a"})
+    with pytest.raises(
+        InputError, match=r"classes\.json: images: expected an image inside the root folder, found \.\./x"
+    ):
+        read_classes(tmp_path, ["x.png"])
+
+
+@pytest.mark.parametrize(("names", "told"), [({"x.png": "a"}, "1 of 3"), ({"4.png": "a"}, "0 of 3")])
+def test_images_that_are_not_named_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: dict[str, str], told: str
+) -> None:
+    write_classes(tmp_path, {"a": ["a"]}, names)
+    found = read_classes(tmp_path, ["x.png", "img/4.png", "z.png"])
+    assert (found is None) == told.startswith("0")
+    first = "x.png" if found is None else "img/4.png"
+    assert capsys.readouterr().err == f"{tmp_path / FILE}: {told} images have a class; {first} is one that has none\n"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
