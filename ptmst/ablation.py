@@ -31,7 +31,7 @@ from ptmst.distillation import distill_with
 from ptmst.distilled import DistilledSet, versions
 from ptmst.doctor import machine
 from ptmst.errors import Diverged, InputError
-from ptmst.evaluation import Scores, evaluate, evaluate_experts
+from ptmst.evaluation import Scores, evaluate, evaluate_experts, recorded
 from ptmst.presets import applied, experiment, methods
 from ptmst.results import Row
 from ptmst.store import TrajectoryStore
@@ -304,7 +304,7 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
     how = replace(how, seed=run.seed, split=run.split, device="cpu")
     provenance = {
         "split": run.split,
-        "config": configs.to_json(how),
+        "config": recorded(how),
         **made_of(store.settings, load(data_of(store.settings), run.split)),
     }
     row |= {"provenance": provenance, **cost}

@@ -186,16 +186,20 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
                         run.append((by["mean"], found))
             for run in runs:
                 students.append((run[-1] if config.select == "last" else max(run, key=itemgetter(0)))[1])
-    recorded = {k: v for k, v in configs.to_json(config).items() if k not in ("root", "device")}
     provenance = {
         "split": config.split,
-        "config": recorded,
+        "config": recorded(config),
         "set": dict(distilled.provenance),
         "pairs": distilled.num_pairs,
         "versions": versions(),
         **made_of(settings, scored),
     }
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
+
+
+def recorded(config: EvaluateConfig) -> dict[str, Any]:
+    """What scores record of their settings: all but where the data lie and where it ran."""
+    return {name: value for name, value in configs.to_json(config).items() if name not in ("root", "device")}
 
 
 def _for_another_tower(

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from bench import ablation as table
-from ptmst import DistilledSet, EvaluateConfig, Scores, TrajectoryStore, ablation, distill, evaluate, pool
-from ptmst.ablation import FACTORS, REAL_LOSSES, REAL_LR, RESULTS, Run, ablate, evaluation, settings
+from ptmst import DistilledSet, EvaluateConfig, Scores, TrajectoryStore, ablation, cli, distill, evaluate, pool
+from ptmst.ablation import COLUMNS, FACTORS, REAL_LOSSES, REAL_LR, RESULTS, Run, ablate, evaluation, settings
 from ptmst.baselines import subset
 from ptmst.config import AblateConfig, Experiment, LeafRates, Phase, RenderConfig, TeachConfig, from_json, to_json
 from ptmst.errors import Diverged, InputError
@@ -265,6 +265,19 @@ def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest
     assert str(lors.more["tuned"]).startswith(f"rates × {factor:.2g}")
     assert str(lors.more["tuned"]).endswith("(end)") == (factor in (FACTORS[0], FACTORS[-1]))
     assert lors.scores.mean() == pytest.approx(mean(s["mean"] for row in lost for s in row["students"]))
+
+
+def test_every_table_says_what_its_columns_are(
+    grid: AblateConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
+    flags = ["--methods", ",".join(grid.methods), "--pairs", "8", "--seeds", "2", "--workers", "1"]
+    assert cli.main(["ablate", "--out", str(grid.out), *flags]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (shown, *((grid.out / f"recalls{suffix}").read_text("utf-8") for suffix in (".md", ".tex"))):
+        assert COLUMNS.replace("η", r"$\eta$") in text or COLUMNS in text
+    for text in ((grid.out / f"recalls{suffix}").read_text("utf-8") for suffix in (".csv", ".json")):
+        assert "CPU s" in text and "peak GB" in text and COLUMNS not in text
 
 
 def test_another_grid_is_refused(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
