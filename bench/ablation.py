@@ -63,7 +63,7 @@ def methods(results: Path, data: str) -> str:
         frozen = largest[0]["provenance"]["encoder"]["freeze_tower"]
         whole = full["all real pairs, heads alone" if frozen else "all real pairs"]
         lost = sum(row["lost"] for size in sizes for row in cells[name, size])
-        shown += [f"{100 * mean(values[-1]) / whole:.0f} %", _tuned(largest[0], found["tried"]), str(lost)]
+        shown += [f"{100 * mean(values[-1]) / whole:.0f} %", _tuned(found, largest[0]), str(lost)]
         shown += [_mean(largest, "seconds", 1, ".0f"), _mean(largest, "peak bytes", 1e9, ".2f")]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     for name in full:
@@ -122,11 +122,15 @@ def _never_learned(found: dict[str, Any]) -> str:
     return f"Pairs that an expert never learns, of all that forgetting chose from: {mean(shares):.0f} %. "
 
 
-def _tuned(row: dict[str, Any], tried: dict[str, Any]) -> str:
+def _tuned(found: dict[str, Any], row: dict[str, Any]) -> str:
+    """As the method's own runs on val have it: a grid may have tried less of one method than of another."""
     from ptmst.ablation import Run, tuned
     from ptmst.config import from_json
 
-    return tuned(from_json(Run, row["run"]), tried["factors"], tried["rates"])
+    one = from_json(Run, row["run"])
+    runs = [from_json(Run, other["run"]) for other in found["rows"]]
+    tried = [run for run in runs if (run.method, run.split) == (one.method, "val")]
+    return tuned(one, sorted({run.factor for run in tried}), sorted({run.lr for run in tried}))
 
 
 def _mean(rows: Rows, key: str, unit: float, form: str) -> str:

@@ -374,7 +374,7 @@ class EvaluateConfig:
     students: int = 5
     """Fresh students, each with its own seed."""
     student: str | None = None
-    """Image tower of the students, as encoder.image_tower; none = the one that the set was distilled for."""
+    """Image tower of the students, as encoder.image_tower, its mean and std too; none = the set's own."""
     student_weights: Path | None = None
     """Local weights of that tower; none = random, or warmed up as the set's own tower was."""
     together: int | None = None

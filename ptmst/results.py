@@ -64,7 +64,7 @@ class Row:
         if config.get("student"):
             found |= {"tower": config["student"], "weights": _weights(provenance)}
         default = configs.to_json(EvaluateConfig())
-        if config.get("temperature") not in (None, TEMPERATURE):
+        if config.get("temperature"):
             found["temperature"] = config["temperature"]
         changed = [f"{k} {v}" for k, v in config.items() if k in default.keys() - _TOLD and v != default[k]]
         return found | ({"changed": ", ".join(changed)} if changed else {})
@@ -180,7 +180,8 @@ def _way(row: Row) -> str:
         who += f" of {e['tower']} ({e['weights']})"
     where = f"{e['data']} {e['split']}".strip() + (f" of {e['images']:,} images" if "images" in e else "")
     parts = [who, where, e["protocol"], f"selection {e['selection']}"]
-    parts += [f"{name} {e[name]}" for name in ("loss", "temperature") if name in e]
+    parts += [f"loss {e['loss']}"] if "loss" in e else []
+    parts += [f"temperature {e['temperature']}"] if e.get("temperature", TEMPERATURE) != TEMPERATURE else []
     return ", ".join(map(str, parts + ([e["changed"]] if "changed" in e else [])))
 
 

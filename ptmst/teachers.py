@@ -210,8 +210,9 @@ def made_of(settings: Mapping[str, Any], scored: Pairs) -> dict[str, Any]:
     encoder = {k: v for k, v in settings["encoder"].items() if k not in ("image_weights", "text_weights")}
     hashes = ("data_fingerprint", "text_fingerprint", "image_weights_sha256")
     recorded = {"data": settings["data"]["name"], "encoder": encoder, **{name: settings.get(name) for name in hashes}}
-    sizes = {"images": len(scored.image_names), "captions": len(scored)}
-    return recorded | {"scored": {"split": scored.split, "fingerprint": scored.fingerprint, **sizes}}
+    counts = {"images": len(scored.image_names), "captions": len(scored)}
+    normalised = {"mean": list(scored.mean), "std": list(scored.std)}
+    return recorded | {"scored": {"split": scored.split, "fingerprint": scored.fingerprint, **normalised, **counts}}
 
 
 def _refuse_bare(settings: Mapping[str, Any]) -> None:
@@ -337,8 +338,10 @@ def _file_hash(path: Path | None) -> str | None:
 
 def _refuse_other_settings(store: TrajectoryStore, settings: dict[str, Any], coding: Coding) -> None:
     # Paths may be written in many ways; the hashes beside them tell whether the content is the same.
-    paths = ("data.root", "encoder.image_weights", "encoder.text_weights")
-    different = sorted(entry for entry in _differences(store.settings, settings) if entry[0] not in paths)
+    untold = ["data.root", "encoder.image_weights", "encoder.text_weights"]
+    # The heads of a trained tower are as wide as it is.
+    untold += ["encoder.head_width"] if not settings["encoder"]["freeze_tower"] else []
+    different = sorted(entry for entry in _differences(store.settings, settings) if entry[0] not in untold)
     if store.coding != coding:
         different.append(("coding", store.coding, coding))
     if different:

@@ -320,6 +320,13 @@ def test_more_rates_may_be_tried(grid: AblateConfig, tmp_path: Path, monkeypatch
     again.tuned()
     assert [(run.method, run.factor, run.seed) for run in asked] == [("lors", 27.0, 1000), ("lors", 27.0, 1001)]
     assert json.loads((tmp_path / RESULTS).read_text())["tried"]["factors"] == [*FACTORS, 27.0]
+    # On the page, what is an end of what was tried is told by method.
+    file = json.loads((tmp_path / RESULTS).read_text())
+    ends = {
+        method: table._tuned(file, {"run": to_json(Run(method, 8, 0, factor=FACTORS[-1]))}).endswith("(end)")
+        for method in ("lors", "ptm-st")
+    }
+    assert ends == {"lors": False, "ptm-st": True}
 
 
 def test_the_page_shows_the_numbers_of_the_grid(grid: AblateConfig, tmp_path: Path) -> None:

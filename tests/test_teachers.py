@@ -292,6 +292,16 @@ def test_a_store_of_another_encoder_is_refused(config: TeachConfig, changed: dic
         train_teachers(replace(config, **changed))
 
 
+def test_the_width_of_heads_that_a_student_has_not_is_no_difference(config: TeachConfig) -> None:
+    frozen = replace(config, encoder=replace(ENCODER, freeze_tower=True, head_width=8), out=config.out.with_name("f"))
+    for one in (config, frozen):
+        train_teachers(replace(one, experts=1))
+    wider = replace(config, encoder=replace(ENCODER, head_width=8), experts=1)
+    assert len(train_teachers(wider)) == 1
+    with pytest.raises(InputError, match=r"another encoder \(encoder\.head_width: 8 in the store, None asked for\)"):
+        train_teachers(replace(frozen, encoder=replace(ENCODER, freeze_tower=True)))
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 from torch import Tensor
@@ -40,10 +40,10 @@ def write_classes(root: Path, prompts: Mapping[str, Sequence[str]], images: Mapp
     files.write_json(root / FILE, {"format": "ptmst-classes", "version": _VERSION, "prompts": told, "images": images})
 
 
-def read_classes(root: Path, image_names: Sequence[str]) -> Classes | None:
+def read_classes(root: Path, image_names: Sequence[str], what: str = "images") -> Classes | None:
     """The classes of these images; none where the folder has no `classes.json`, or it names none of them.
 
-    Says on stderr how many it names, where that is not all of them. Raises InputError for a file that holds something
+    Says on stderr how many it names of `what`, where that is not all. Raises InputError for a file that holds something
     else.
     """
     path = root / FILE
@@ -63,12 +63,15 @@ def read_classes(root: Path, image_names: Sequence[str]) -> Classes | None:
     for image, name in images.items():
         if not isinstance(name, str) or name not in prompts:
             raise InputError(f"{path}: expected a class with prompts for {image}, found {name!r}; add its prompts")
-        class_of[inside(image, root, f"{path}: images")] = name
-    labels = torch.tensor([names.index(class_of[image]) if image in class_of else -1 for image in image_names])
+        if class_of.setdefault(inside(image, root, f"{path}: images"), name) != name:
+            raise InputError(f"{path}: expected one class of {image}, found another under another spelling; keep one")
+    # In a tar file the name of a member may have a ./ too.
+    found = [class_of.get(PurePath(image).as_posix()) for image in image_names]
+    labels = torch.tensor([-1 if name is None else names.index(name) for name in found])
     unnamed = [image for image, label in zip(image_names, labels.tolist(), strict=True) if label < 0]
     if unnamed:
         named, count = len(image_names) - len(unnamed), len(image_names)
-        print(f"{path}: {named} of {count} images have a class; {unnamed[0]} is one that has none", file=sys.stderr)
+        print(f"{path}: {named} of {count} {what} have a class; {unnamed[0]} is one that has none", file=sys.stderr)
     if len(unnamed) == len(image_names):
         return None
     return Classes(names, tuple(tuple(clean_caption(t) for t in prompts[name]) for name in names), labels)

@@ -63,7 +63,7 @@ class Pairs:
 
     def classes(self) -> Classes | None:
         """The classes of its images, where its folder tells them. Raises InputError for a broken `classes.json`."""
-        return read_classes(self.root, self.image_names)
+        return read_classes(self.root, self.image_names, f"{self.split} images")
 
     @cached_property
     def fingerprint(self) -> str:

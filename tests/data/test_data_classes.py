@@ -82,6 +82,12 @@ def test_images_are_named_however_their_path_is_written(tmp_path: Path, capsys: 
     write_classes(tmp_path, {"a": ["a"], "b": ["b"]}, {"./img/4.png": "b", str(tmp_path / "img/5.png"): "a"})
     found = read_classes(tmp_path, ["img/4.png", "img/5.png"])
     assert found is not None and found.labels.tolist() == [1, 0] and capsys.readouterr().err == ""
+    write_classes(tmp_path, {"a": ["a"], "b": ["b"]}, {"s.tar/x.png": "b", "./s.tar/./y.png": "b"})
+    found = read_classes(tmp_path, ["s.tar/./x.png", "s.tar/y.png"])
+    assert found is not None and found.labels.tolist() == [1, 1]
+    write_classes(tmp_path, {"a": ["a"], "b": ["b"]}, {"x.png": "a", "./x.png": "b"})
+    with pytest.raises(InputError, match=r"expected one class of \./x\.png, found another under another spelling"):
+        read_classes(tmp_path, ["x.png"])
     write_classes(tmp_path, {"a": ["a"]}, {"../x.png": "a"})
     with pytest.raises(
         InputError, match=r"classes\.json: images: expected an image inside the root folder, found \.\./x"
