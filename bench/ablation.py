@@ -80,8 +80,9 @@ def methods(results: Path, data: str) -> str:
         "layers trained. Tuned on val: the factor of all leaf rates but η's, or loss and η of real pairs; (end) is an "
         "end of the grid. CPU seconds of a distillation and memory of its process at the most pairs. "
         f"{sizes[-1]} pairs are {100 * sizes[-1] / real:.1f} % of {real:,}. {settings['distill']['steps']} outer steps "
-        f"a phase of two, or all in one. {_never_learned(found)}`{found['command']}` on {machine['cpu']}, one thread a "
-        f"run; torch {found['versions']['torch']}.",
+        f"a phase of two, or all in one. {_never_learned(found)}{len(found['rows'])} runs, whose distillations took "
+        f"{sum(row.get('seconds', 0.0) for row in found['rows']) / 3600:.1f} CPU hours in all. "
+        f"`{found['command']}` on {machine['cpu']}, one thread a run; torch {found['versions']['torch']}.",
     ]
     return "\n".join(lines)
 

@@ -233,7 +233,8 @@ class Evaluate:
             row = Row(self.set.name, scores, distilled.num_pairs)
         write_scores(out, scores)
         show(recall_table([row]))
-        say(f"{out}: scores of {len(scores.students)} {'experts' if row.is_full else 'students'}")
+        who, count = "expert" if row.is_full else "student", len(scores.students)
+        say(f"{out}: scores of {count} {who}{'s' * (count > 1)}")
 
 
 @dataclass(frozen=True)
@@ -327,7 +328,7 @@ class Presets:
 
         for kind, title in (
             ("experiment", "Experiments"),
-            ("method", f"Methods (alone: in {presets.BASE}; numbers published with one count in {presets.BASE_DATA}*)"),
+            ("method", f"Methods (alone: in {presets.BASE}; their published numbers apply to {presets.BASE_DATA}*)"),
         ):
             table = Table("name", "what", "source", title=title, title_justify="left")
             for preset in presets.catalogue():
