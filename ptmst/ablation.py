@@ -192,7 +192,7 @@ class _Grid:
             lost = sum(row["lost"] for row in mine)
             students += [dict.fromkeys(measured, 0.0)] * lost
             (run, *_) = (run for run in runs if (run.method, run.pairs) == (method, pairs))
-            more = {"tuned": tuned(run), "lost": lost, **_cost(mine)}
+            more = {"tuned": tuned(run, FACTORS, REAL_LR), "lost": lost, **_cost(mine)}
             found.append(Row(method, Scores(tuple(students), self._provenance(mine)), pairs, more=more))
         for name in dict.fromkeys(run.method for run in full):
             mine = [self.found[run] for run in full if run.method == name]
@@ -206,7 +206,7 @@ class _Grid:
         return {**rows[0]["provenance"], "seeds": list(self.seeds)}
 
 
-def tuned(run: Run, factors: Sequence[float] = FACTORS, rates: Sequence[float] = REAL_LR) -> str:
+def tuned(run: Run, factors: Sequence[float], rates: Sequence[float]) -> str:
     """What was tuned of a method, and whether the best lies at an end of the factors or rates that were tried."""
     if run.method in methods():
         return f"rates × {run.factor:.2g}{' (end)' if run.factor in (factors[0], factors[-1]) else ''}"
