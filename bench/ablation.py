@@ -41,6 +41,8 @@ def measured(found: dict[str, Any]) -> dict[tuple[str, int], Rows]:
 
 def methods(results: Path, data: str) -> str:
     """A row a method: recall by number of pairs, share of all real pairs, what was tuned and what it cost."""
+    from ptmst.ablation import COLUMNS
+
     found = read(results, f"ablation-{data}")
     if found is None:
         return NOT_YET
@@ -75,10 +77,8 @@ def methods(results: Path, data: str) -> str:
     evaluated = f"protocol {config['protocol']}, selection {config['select']}"
     lines += [
         "",
-        f"Mean recall on test in percent, mean ± standard deviation over {students}, {evaluated}; a student that "
-        "diverged counts as 0 and is among the lost. Of all: at the most pairs, against all real pairs with the same "
-        "layers trained. Tuned on val: the factor of all leaf rates but η's, or loss and η of real pairs; (end) is an "
-        "end of the grid. CPU seconds of a distillation and memory of its process at the most pairs. "
+        f"Mean recall on test in percent, mean ± standard deviation over {students}, {evaluated}. {COLUMNS} "
+        "Share of all real pairs' recall, with the same layers trained, seconds and memory are at the most pairs. "
         f"{sizes[-1]} pairs are {100 * sizes[-1] / real:.1f} % of {real:,}. {settings['distill']['steps']} outer steps "
         f"a phase of two, or all in one. {_never_learned(found)}{len(found['rows'])} runs, whose distillations took "
         f"{sum(row.get('seconds', 0.0) for row in found['rows']) / 3600:.1f} CPU hours in all. "
@@ -128,10 +128,9 @@ def _tuned(found: dict[str, Any], row: dict[str, Any]) -> str:
     from ptmst.ablation import Run, tuned
     from ptmst.config import from_json
 
-    one = from_json(Run, row["run"])
-    runs = [from_json(Run, other["run"]) for other in found["rows"]]
-    tried = [run for run in runs if (run.method, run.split) == (one.method, "val")]
-    return tuned(one, sorted({run.factor for run in tried}), sorted({run.lr for run in tried}))
+    one, runs = from_json(Run, row["run"]), [other["run"] for other in found["rows"]]
+    tried = [run for run in runs if (run["method"], run["split"]) == (one.method, "val")]
+    return tuned(one, sorted({run["factor"] for run in tried}), sorted({run["lr"] for run in tried}))
 
 
 def _mean(rows: Rows, key: str, unit: float, form: str) -> str:

@@ -287,20 +287,22 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
     if run.method in methods():
         one = settings(base, run)
         store = TrajectoryStore.open(_store(config, run.seed, one.teach.encoder.freeze_tower))
-        how = replace(evaluation(base, [phase.pairs for phase in one.distill.phases]), loss=one.distill.loss)
-        how = replace(how, temperature=how.temperature or one.distill.temperature)
+        sizes = [phase.pairs for phase in one.distill.phases]
+        loss, temperature = one.distill.loss, one.distill.temperature
         made, cost = _distilled(replace(one.distill, seed=run.seed, device="cpu"), store)
     else:
         selection = cast(Selection, run.method)
         store = TrajectoryStore.open(_store(config, run.seed, False))
-        how = replace(evaluation(base, [run.pairs]), loss=run.loss)
-        how = replace(how, temperature=how.temperature or base.teach.temperature)
+        sizes = [run.pairs]
+        loss, temperature = run.loss, base.teach.temperature
         began = time.process_time()
         with peak_memory() as peak:
             made = subset(store, selection, run.pairs, run.lr, run.seed, "cpu")
         cost = {"seconds": time.process_time() - began, "peak bytes": sum(peak)}
         if "never_learned" in made.provenance:
             cost["never learned"] = made.provenance["never_learned"]
+    how = evaluation(base, sizes)
+    how = replace(how, loss=loss, temperature=how.temperature or temperature)
     how = replace(how, seed=run.seed, split=run.split, device="cpu")
     provenance = {
         "split": run.split,

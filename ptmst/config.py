@@ -103,8 +103,7 @@ class DataConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "max_words")
-        if self.image_size is not None and self.image_size < 1:
-            yield f"image_size: expected a positive number, found {self.image_size}; raise it or leave it out"
+        yield from _positive_or_none(self, "image_size")
         if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
             yield f"mean: expected values in 0 … 1, found {self.mean}; divide them by 255 or leave it out"
         if self.std is not None and not all(0 < value <= 1 for value in self.std):
@@ -136,8 +135,7 @@ class EncoderConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "text_width")
-        if self.head_width is not None and self.head_width < 1:
-            yield f"head_width: expected a positive number, found {self.head_width}; raise it or leave it out"
+        yield from _positive_or_none(self, "head_width")
         yield from _at_least(self, 4, "image_width")
         yield from _at_least(self, 0, "warmup_epochs")
         if self.image_weights is not None and self.warmup_epochs:
@@ -408,12 +406,10 @@ class EvaluateConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "students", "every", "batch_size")
-        if self.temperature is not None and not self.temperature > 0:
-            yield f"temperature: expected a positive number, found {self.temperature}; raise it or leave it out"
+        yield from _positive_or_none(self, "temperature")
         if self.student_weights is not None and self.student is None:
             yield "student_weights: expected the tower they belong to, found none; name it with student"
-        if self.together is not None and self.together < 1:
-            yield f"together: expected a positive number, found {self.together}; raise it or leave it out"
+        yield from _positive_or_none(self, "together")
         yield from _at_least(self, 0, "epochs", "lr_drop", "momentum", "weight_decay", "seed")
         yield from _below(self, 1, "momentum")
 
@@ -502,6 +498,11 @@ def _positive(config: object, *names: str) -> Iterator[str]:
     for name in names:
         if not getattr(config, name) > 0:
             yield f"{name}: expected a positive number, found {getattr(config, name)}; raise it"
+
+
+def _positive_or_none(config: object, *names: str) -> Iterator[str]:
+    for problem in _positive(config, *(name for name in names if getattr(config, name) is not None)):
+        yield f"{problem} or leave it out"
 
 
 def _at_least(config: object, bound: float, *names: str) -> Iterator[str]:

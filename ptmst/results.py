@@ -63,15 +63,25 @@ class Row:
             found["loss"] = config["loss"]
         if config.get("student"):
             found |= {"tower": config["student"], "weights": _weights(provenance)}
-        default = configs.to_json(EvaluateConfig())
         if config.get("temperature"):
             found["temperature"] = config["temperature"]
+        default = configs.to_json(EvaluateConfig())
         changed = [f"{k} {v}" for k, v in config.items() if k in default.keys() - _TOLD and v != default[k]]
         return found | ({"changed": ", ".join(changed)} if changed else {})
 
 
-_TOLD = {"students", "student", "student_weights", "protocol", "split", "select", "loss"}
-_TOLD |= {"temperature", "seed", "together"}
+_TOLD = {
+    "students",
+    "student",
+    "student_weights",
+    "protocol",
+    "split",
+    "select",
+    "loss",
+    "temperature",
+    "seed",
+    "together",
+}
 """Settings that are told in words of their own, or that change no number."""
 
 
@@ -239,9 +249,8 @@ def lines(rows: Sequence[Row], between: str = " ± ") -> tuple[list[str], list[l
 def note(rows: Sequence[Row], columns: str = "") -> str:
     """What the numbers of a table are, and the columns of its own."""
     what = "Recall and zero-shot accuracy" if ZERO_SHOT in measured(rows) else "Recall"
-    return f"{what} on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}." + (
-        f" {columns}" if columns else ""
-    )
+    told = f"{what} on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}."
+    return f"{told} {columns}".rstrip()
 
 
 def _markdown(rows: Sequence[Row], columns: str) -> str:
