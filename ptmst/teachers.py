@@ -109,7 +109,7 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
     `texts` [T, D] are the pairs' caption embeddings. θ is updated in place: copy what is to be kept.
     """
     theta = student.flatten().to(texts.device)
-    lr = torch.full((student.layers.num_groups,), config.lr)
+    lr = torch.full((student.layers.num_groups,), config.lr, device=theta.device)
 
     def loss_of(theta: Tensor, images: Tensor, texts: Tensor) -> Tensor:
         embeds = student.embed_images(theta, images), student.embed_texts(theta, texts)
