@@ -248,6 +248,7 @@ _PRODUCTS = frozenset(
         F.conv1d,
         F.conv2d,
         F.conv3d,
+        F.multi_head_attention_forward,  # while this mode handles it, what it calls is not seen
         F.scaled_dot_product_attention,
         torch.einsum,
         torch.matmul,
@@ -257,6 +258,10 @@ _PRODUCTS = frozenset(
         torch.baddbmm,
         Tensor.matmul,
         Tensor.__matmul__,
+        Tensor.mm,
+        Tensor.bmm,
+        Tensor.addmm,
+        Tensor.baddbmm,
     }
 )
 
@@ -273,11 +278,16 @@ class _HalfProducts(TorchFunctionMode):
         named = kwargs or {}
         if func not in _PRODUCTS:
             return func(*args, **named)
-        return func(*map(_half, args), **{name: _half(value) for name, value in named.items()}).float()
+        found = func(*map(_half, args), **{name: _half(value) for name, value in named.items()})
+        return tuple(map(_whole, found)) if isinstance(found, tuple) else _whole(found)
 
 
 def _half(value: Any) -> Any:
     return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+
+
+def _whole(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
 
 
 def _refuse_impure(prefix: str, module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from oracles import relative_error
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable, Student
 
@@ -190,7 +191,8 @@ class Products(nn.Module):
             + torch.addmm(x, once, self.weight)
             + torch.matmul(x, once.T) @ x
         )
-        tokens = many.unflatten(1, (3, 2))
+        many = many + x.mm(self.weight) + x.addmm(once, self.weight) + x[None].bmm(self.weight[None])[0]
+        tokens = many.unflatten(1, (1, 3, 2))
         seen = F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
         return seen + F.conv1d(seen[:, None], self.weight[:1, None, :1])[:, 0]
 
@@ -204,29 +206,53 @@ def test_bf16_takes_halves_and_gives_whole_numbers() -> None:
     assert torch.equal(found, F.conv2d(images.to(torch.bfloat16), weight, bias).float())
 
 
+class Watch(TorchDispatchMode):
+    """The types that products and sums come out in, by the op's name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: dict[str, set[torch.dtype]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name, first = func.overloadpacket.__name__, out[0] if isinstance(out, tuple) else out
+        if name in ("mm", "bmm", "addmm", "convolution", "add") or "attention" in name:
+            self.found.setdefault("attention" if "attention" in name else name, set()).add(first.dtype)
+        return out
+
+
 def test_bf16_is_in_every_product_of_a_tower_alone() -> None:
     exact = Student.from_modules(Products(), nn.Linear(6, 6))
     half, theta, x = exact.in_bf16(), exact.flatten(), torch.randn(6, 6)
-    kinds: dict[str, set[torch.dtype]] = {}
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor) and func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "convolution", "add"):
-                kinds.setdefault(func.overloadpacket.__name__, set()).add(out.dtype)
-            return out
-
-    watch: Any = Watch
-    with torch.no_grad(), watch():
+    with torch.no_grad(), Watch() as of_images:
         found = half.embed_images(theta, x)
-    half_type, whole = {torch.bfloat16}, {torch.float32}
-    assert kinds == {"mm": half_type, "bmm": half_type, "addmm": half_type, "convolution": half_type, "add": whole}
+    kinds = {name: {torch.bfloat16} for name in ("mm", "bmm", "addmm", "convolution", "attention")}
+    assert of_images.found == kinds | {"add": {torch.float32}}
     assert found.dtype == torch.float32
-    kinds.clear()
-    with torch.no_grad(), watch():
+    with torch.no_grad(), Watch() as of_texts:
         assert torch.equal(half.embed_texts(theta, x), exact.embed_texts(theta, x))
-    assert kinds == {"addmm": whole}
+    assert of_texts.found == {"addmm": {torch.float32}}
     assert torch.equal(half.heads.embed_images(theta, x), found)
+
+
+@pytest.mark.parametrize("block", ["open_clip", "timm, fused", "timm"])
+@pytest.mark.parametrize("training", [False, True])
+def test_bf16_reaches_into_attention(block: str, training: bool) -> None:
+    """open_clip's is torch's own module: one function, in which no product is seen by itself."""
+    if block == "open_clip":
+        module: Any = pytest.importorskip("open_clip.transformer").ResidualAttentionBlock(8, 2)
+    else:
+        module = pytest.importorskip("timm.models.vision_transformer").Block(8, 2)
+        module.attn.fused_attn = "fused" in block
+    exact = Student.from_modules(module.train(training), nn.Linear(6, 6))
+    tokens = torch.randn(3, 5, 8)
+    with torch.no_grad(), Watch() as watch:
+        found = exact.in_bf16().embed_images(exact.flatten(), tokens)
+    expected = exact.embed_images(exact.flatten(), tokens)
+    assert {dtype for name, types in watch.found.items() if name != "add" for dtype in types} == {torch.bfloat16}
+    assert ("attention" in watch.found) == (block != "timm")
+    assert found.dtype == torch.float32
+    assert 1e-4 < relative_error(found, expected) < 2e-2
 
 
 def test_bf16_heads_behind_a_tower_stay_whole() -> None:
