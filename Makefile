@@ -1,17 +1,22 @@
 # Two commands: `make demo` runs the main job, `make test` the checks and tests. Both make .venv first.
+# `make test-oldest` runs the tests on the oldest versions that pyproject.toml allows, in .venv-oldest.
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
-BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/csrc/*)
+BUILD_INPUTS := pyproject.toml $(wildcard constraints*.txt) CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: demo test check clean
+.PHONY: demo test test-oldest check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ptmst demo $(ARGS)
 
 test: check
 	$(BIN)/pytest $(ARGS)
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/pytest $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -20,19 +25,22 @@ check: $(VENV)/.installed-dev
 	ln -s $(CURDIR)/ptmst/* build/types/ptmst/ && ln -s $(CURDIR)/kernels build/types/ptmst/kernels
 	$(BIN)/mypy build/types/ptmst tests bench
 
-$(VENV)/.installed: $(BUILD_INPUTS) | $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
-	touch $@
+CONSTRAINTS := constraints.txt
+$(VENV)/.installed-dev: EXTRAS := [dev]
+$(OLDEST)/.installed: CONSTRAINTS := constraints-oldest.txt
+$(OLDEST)/.installed: EXTRAS := [hf,test,wds]
 
-$(VENV)/.installed-dev: $(BUILD_INPUTS) | $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@ $(VENV)/.installed
+$(VENV)/.installed $(VENV)/.installed-dev: | $(VENV)
+$(OLDEST)/.installed: | $(OLDEST)
+$(VENV)/.installed $(VENV)/.installed-dev $(OLDEST)/.installed: $(BUILD_INPUTS)
+	$(@D)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.$(EXTRAS)'
+	touch $@ $(@D)/.installed
 
-$(VENV):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "python: expected 3.11 or newer, found $$($(PYTHON) --version); run make PYTHON=/path/to/python3" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+$(VENV) $(OLDEST):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "python: expected 3.11 or 3.12, found $$($(PYTHON) --version); run make PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv $@
 	@echo "installing torch and what else is needed, several GB: this takes a few minutes, once"
 
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) $(OLDEST)

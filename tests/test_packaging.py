@@ -1,4 +1,4 @@
-"""One wheel for every Python, with everything in it, that runs where nothing else of ours lies."""
+"""What is claimed is what is tested; one wheel for every Python, with everything in it, that runs by itself."""
 
 from __future__ import annotations
 
@@ -6,15 +6,58 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import ptmst
 
 ROOT = Path(__file__).parents[1]
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input")
+
+
+def pins(name: str) -> dict[str, Version]:
+    """The one version of each package that a file of constraints allows."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    return {canonicalize_name(package): Version(version) for package, version in (line.split("==") for line in lines)}
+
+
+def requirements() -> dict[str, SpecifierSet]:
+    """What ptmst and its extras ask for, by package."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        content = tomllib.load(file)
+    project = content["project"]
+    texts = [*content["build-system"]["requires"], *project["dependencies"]]
+    found = [Requirement(text) for text in sum(project["optional-dependencies"].values(), texts)]
+    return {canonicalize_name(each.name): each.specifier for each in found if each.name != "ptmst"}
+
+
+def test_every_range_begins_at_a_version_that_is_tested() -> None:
+    """Of those that have a range: what only checks this repository has none, its version is in constraints.txt."""
+    bounds = {name: list(specifiers) for name, specifiers in requirements().items() if specifiers}
+    assert all(len(each) == 1 and each[0].operator == ">=" for each in bounds.values())
+    tested = pins("constraints-oldest.txt")
+    assert {name: Version(each.version) for name, (each,) in bounds.items()} == {name: tested[name] for name in bounds}
+
+
+def test_every_dependency_has_a_newest_version_that_is_tested() -> None:
+    tested = pins("constraints.txt")
+    assert [name for name, range in requirements().items() if tested[name] not in range] == []
+
+
+def test_the_pythons_are_those_of_the_classifiers() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    allowed = SpecifierSet(project["requires-python"])
+    prefix = "Programming Language :: Python :: "
+    claimed = [each.removeprefix(prefix) for each in project["classifiers"] if each.startswith(prefix)]
+    assert claimed == [f"3.{minor}" for minor in range(20) if f"3.{minor}" in allowed]
 
 
 @pytest.fixture(scope="module")
