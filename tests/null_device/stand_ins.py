@@ -1,0 +1,70 @@
+"""What a process on the null device needs of Python besides: convolutions without cuDNN.
+
+cuDNN has no stand-in and would fail. So a convolution here is what it is on a device with cuDNN as the host sees it:
+outputs in the memory format that torch would choose, and a launch for each of them (one more for a bias).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KEPT: list[Any] = []
+"""Registrations last as long as these objects."""
+
+
+def install() -> None:
+    """Stand in for convolutions on CUDA, for the rest of the process."""
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that its own are replaced, as is wanted
+        library.impl("convolution", _convolution, "CUDA")
+        library.impl("convolution_backward", _convolution_backward, "CUDA")
+    _KEPT.append(library)
+
+
+def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+    shape = torch.ops.aten.convolution(*(_meta(t) for t in (images, weight, bias)), *how)
+    out = _written(shape, images, _format(images, weight, bias, how, None))
+    return out if bias is None else out.add_(0)
+
+
+def _convolution_backward(
+    grad: Tensor, images: Tensor, weight: Tensor, bias_sizes: list[int] | None, *how: Any
+) -> tuple[Tensor | None, ...]:
+    *how, wanted = how
+    shapes = torch.ops.aten.convolution_backward(*(_meta(t) for t in (grad, images, weight)), bias_sizes, *how, wanted)
+    memory = _format(images, weight, None, how, bias_sizes)
+    formats = (memory, memory, torch.contiguous_format)
+    return tuple(
+        _written(shape, images, each) if asked else None
+        for shape, each, asked in zip(shapes, formats, wanted, strict=True)
+    )
+
+
+def _meta(tensor: Tensor | None) -> Tensor | None:
+    return (
+        None
+        if tensor is None
+        else torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    )
+
+
+def _format(
+    images: Tensor, weight: Tensor, bias: Tensor | None, how: Any, bias_sizes: list[int] | None
+) -> torch.memory_format:
+    stride, padding, dilation, transposed, output_padding, groups = how
+    chosen = torch._C._select_conv_backend(
+        images, weight, bias, stride, padding, dilation, transposed, output_padding, groups, bias_sizes
+    )
+    found: torch.memory_format = torch._C._conv_determine_backend_memory_format(images, weight, chosen)
+    return found
+
+
+def _written(shape: Tensor, like: Tensor, memory: torch.memory_format) -> Tensor:
+    """A new tensor, and a launch that would have filled it."""
+    out = torch.empty(shape.shape, dtype=shape.dtype, device=like.device, memory_format=memory)
+    return out.zero_()
