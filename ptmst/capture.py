@@ -25,7 +25,8 @@ def cuda_graph(function: Callable[[], Tensors]) -> tuple[Callable[[], None], Ten
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads, such as the one that reads experts ahead, go on allocating and waiting meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = function()
     return graph.replay, outputs
 

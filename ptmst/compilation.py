@@ -11,18 +11,20 @@ import torch
 from ptmst import files, progress
 from ptmst.config import Compile
 from ptmst.errors import InputError
+from ptmst.torch_compat import compile_alone
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
-# Steps of several students share their code: each is compiled, and counts its compilations, by itself.
-_OPTIONS: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
+# Deterministic: without it Inductor times kernels and keeps the fastest, whose sums may run in another order each time.
+_OPTIONS: dict[str, Any] = {"fullgraph": True, "dynamic": False, "options": {"deterministic": True}}
 
 
 def compiler(mode: Compile, device: torch.device) -> Compiler | None:
     """torch.compile without graph breaks, or none where `mode` says that everything runs as it is.
 
     `auto` compiles on CUDA only: on a CPU a big tower takes minutes. What was compiled is kept for later runs in the
-    user's cache folder. Raises InputError where `on` lacks a compiler.
+    user's cache folder. The same function compiles to the same bits every time, on one machine. Raises InputError
+    where `on` lacks a compiler.
     """
     if mode == "off" or (mode == "auto" and device.type != "cuda"):
         return None
@@ -35,8 +37,8 @@ def compiler(mode: Compile, device: torch.device) -> Compiler | None:
         return None
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        found: Callable[..., Any] = torch.compile(function, **_OPTIONS)
-        return found
+        # Steps of several students share their code.
+        return compile_alone(function, **_OPTIONS)
 
     return compiled
 

@@ -36,9 +36,8 @@ def student_loss(student: Student, kind: LossKind, temperature: float) -> Studen
     _refuse_unknown(kind)
 
     def loss(theta: Tensor, images: Tensor, texts: Tensor, similarity: Tensor) -> Tensor:
-        image_embeds = student.embed_images(theta, images)
-        text_embeds = student.embed_texts(theta, texts)
-        return contrastive_loss(kind, contrastive_logits(image_embeds, text_embeds, temperature), similarity)
+        embeds = student.embed(theta, images, texts)
+        return contrastive_loss(kind, contrastive_logits(*embeds, temperature), similarity)
 
     return loss
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,18 +23,35 @@ def pick(name: Device) -> torch.device:
 
 @contextmanager
 def arithmetic(precision: Precision) -> Iterator[None]:
-    """Matrix products and convolutions on CUDA in the precision asked for, by algorithms that repeat their bits.
+    """Matrix products and convolutions in the precision asked for, by algorithms that repeat their bits.
 
-    torch's own default is TF32 for convolutions, float32 for matrix products, and whatever algorithm is fastest.
+    torch's own default is TF32 for convolutions on CUDA, float32 for matrix products, and whatever algorithm is
+    fastest. What was set before is put back, whether it was set by torch's older names or by its newer ones.
     """
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, conv.allow_tf32, conv.deterministic, conv.benchmark
+    backends: Any = torch.backends  # whose newer names have no types
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
+    named = matmul, backends.mkldnn.matmul, cudnn.conv, cudnn.rnn
+    # The older names cannot be read where the newer ones were used; writing them sets both.
+    before, algorithms = [part.fp32_precision for part in named], (cudnn.deterministic, cudnn.benchmark)
     fast = precision == "tf32"
-    matmul.allow_tf32, conv.allow_tf32, conv.deterministic, conv.benchmark = fast, fast, True, False
+    _older_names("high" if fast else "highest", fast)
+    for part in (matmul, cudnn.conv, cudnn.rnn):
+        part.fp32_precision = "tf32" if fast else "ieee"
+    cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
-        matmul.allow_tf32, conv.allow_tf32, conv.deterministic, conv.benchmark = before
+        products = "highest" if before[0] != "tf32" else "medium" if before[1] == "bf16" else "high"
+        _older_names(products, before[2] == "tf32")
+        for part, value in zip(named, before, strict=True):
+            part.fp32_precision = value
+        cudnn.deterministic, cudnn.benchmark = algorithms
+
+
+def _older_names(products: str, convolutions: bool) -> None:
+    """Matrix products at torch's "highest", "high" or "medium" precision, and whether cuDNN may use TF32."""
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def free_bytes(device: torch.device) -> int:

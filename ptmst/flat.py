@@ -30,6 +30,8 @@ class LayerTable:
     """Parameters of each layer."""
     group_sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """Parameters of each group."""
+    layers_of_group: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
+    """First layer of each group, and the one after its last."""
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.shapes) == len(self.group_of_layer):
@@ -47,7 +49,9 @@ class LayerTable:
         for size, group in zip(sizes, self.group_of_layer, strict=True):
             group_sizes[group] += size
         object.__setattr__(self, "sizes", sizes)
+        ends = tuple(accumulate(self.group_of_layer.count(group) for group in range(len(group_sizes))))
         object.__setattr__(self, "group_sizes", tuple(group_sizes))
+        object.__setattr__(self, "layers_of_group", tuple(zip((0, *ends), ends, strict=False)))
 
     @classmethod
     def of(cls, **modules: nn.Module) -> LayerTable:
@@ -86,6 +90,12 @@ class LayerTable:
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
         """θ [P] as L views in their own shapes. One split node, so its gradient is one concatenation."""
         return tuple(part.view(shape) for part, shape in zip(theta.split(self.sizes), self.shapes, strict=True))
+
+    def split_group(self, part: Tensor, group: int) -> tuple[Tensor, ...]:
+        """One group's part of θ, [P_g], as views of its layers in their own shapes."""
+        here = slice(*self.layers_of_group[group])
+        pairs = zip(part.split(self.sizes[here]), self.shapes[here], strict=True)
+        return tuple(layer.view(shape) for layer, shape in pairs)
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
         """L tensors as one new vector [P]."""
@@ -216,23 +226,26 @@ class Student:
             features: Tensor = self.tower(images)
         return features
 
+    def embed(self, theta: Tensor, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """`embed_images` and `embed_texts` of one θ, whose gradient is then put together once."""
+        of_images, of_texts = theta.split(self.layers.group_sizes)
+        return self._call(0, of_images, self.features(images)), self._call(1, of_texts, texts)
+
     def embed_images(self, theta: Tensor, images: Tensor) -> Tensor:
         """[B, 3, H, W] → [B, H], not normalised."""
-        return self._call(0, theta, self.features(images))
+        return self._call(0, theta.split(self.layers.group_sizes)[0], self.features(images))
 
     def embed_texts(self, theta: Tensor, texts: Tensor) -> Tensor:
         """Text-tower embeddings [B, D] → [B, H], not normalised."""
-        return self._call(1, theta, texts)
+        return self._call(1, theta.split(self.layers.group_sizes)[1], texts)
 
     def to(self, device: torch.device | str) -> Student:
         for module in self.modules:
             module.to(device)
         return self
 
-    def _call(self, group: int, theta: Tensor, batch: Tensor) -> Tensor:
-        tensors = self.layers.split(theta)
-        first = len(self._names[0]) if group else 0
-        named = dict(zip(self._names[group], tensors[first:], strict=False))
+    def _call(self, group: int, part: Tensor, batch: Tensor) -> Tensor:
+        named = dict(zip(self._names[group], self.layers.split_group(part, group), strict=True))
         # Heads are a thousandth of a tower's work, and near the loss, where small errors grow.
         with self._products(tower=group == 0 and self.tower is None):
             out: Tensor = torch.func.functional_call(self._modules[group], named, (batch,))

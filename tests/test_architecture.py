@@ -17,7 +17,7 @@ FLOORS = (
     "kernels.triton_kernels.shortcut kernels.triton_kernels.matching kernels.triton_kernels.update "
     "kernels.triton_kernels.contrast kernels.triton_kernels kernels.dispatch kernels.shortcut kernels.matching "
     "kernels.update kernels.contrast kernels",
-    "allocator config presets files published seeds devices progress pool compilation capture flat "
+    "allocator config presets files published seeds devices progress pool torch_compat compilation capture flat "
     "data.captions data.annotations data.classes data.karpathy data.tables data.shards data.sources data.images "
     "data.composition data.generated data.scenes data.digits data.pairs data.check data.render data",
     "towers encoders similarity contrast synthetic",

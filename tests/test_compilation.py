@@ -15,6 +15,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from oracles import relative_error
+from ptmst import torch_compat
 from ptmst.compilation import compiler
 from ptmst.errors import InputError
 from ptmst.unroll import OuterGradient, OuterStep
@@ -191,5 +192,23 @@ def test_how_a_function_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", spy)
     made = compiler("on", torch.device("cpu"))
     assert made is not None
-    made(three_layers)
-    assert given == [{"fullgraph": True, "dynamic": False, "isolate_recompiles": True}]
+    assert made(abs)(-3) == 3
+    [options] = given
+    assert options["fullgraph"] and not options["dynamic"] and options["options"] == {"deterministic": True}
+
+
+@pytest.mark.usefixtures("afresh")
+@pytest.mark.parametrize("isolates", [True, False])
+def test_functions_of_one_code_are_compiled_each_by_itself(isolates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's own means where there are some, and by ours, which older releases need."""
+    if isolates and not torch_compat._ISOLATES:
+        pytest.skip("torch before 2.14 cannot isolate compilations")
+    monkeypatch.setattr(torch_compat, "_ISOLATES", isolates)
+
+    def times(factor: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: factor * x
+
+    with torch._dynamo.config.patch(recompile_limit=1):
+        made = [torch_compat.compile_alone(times(factor), fullgraph=True, backend="eager") for factor in (2.0, 3.0)]
+        assert [function(torch.ones(1)).item() for function in made] == [2, 3]
+    assert counters["stats"]["unique_graphs"] == 2
