@@ -15,7 +15,7 @@ from torch import Tensor
 from ptmst import config as configs
 from ptmst import devices
 from ptmst.config import Device, Selection
-from ptmst.data import Pairs
+from ptmst.data import Pairs, image_batches
 from ptmst.distilled import DistilledPhase, DistilledSet, versions
 from ptmst.errors import InputError
 from ptmst.seeds import generator
@@ -60,7 +60,7 @@ def subset(
     if not 0 < lr < float("inf"):
         raise InputError(f"lr: expected a positive number, found {lr}; name one")
     where = devices.pick(device)
-    pairs, texts = real_pairs(store, root)
+    pairs, texts = real_pairs(store, root, where)
     _refuse_more(count, pairs)
     chosen = random_subset(pairs, seed, count if selection == "random" else len(pairs.image_names))
     more: dict[str, Any] = {}
@@ -158,7 +158,7 @@ def _embeddings(
     numbers = sorted(store.experts)
     expert = store.expert(numbers[seed % len(numbers)], (epoch,))
     theta, student = expert.raw().point(epoch).to(where), student_of(store, (seed, "student")).to(where)
-    batches = (pairs.images(some).to(where) for some in pairs.image_of_text[chosen].split(_IMAGES_AT_ONCE))
+    batches = image_batches(pairs, pairs.image_of_text[chosen].split(_IMAGES_AT_ONCE), where)
     with devices.arithmetic("fp32"):
         images = torch.cat([student.embed_images(theta, batch) for batch in batches])
         captions = student.embed_texts(theta, texts[chosen].to(where))

@@ -169,6 +169,8 @@ class TeachConfig:
     """Epochs whose displacement is kept, or all (needed for raw trajectories); the last tells what real pairs teach."""
     coding: Coding = "fp16"
     """How displacements lie on disk: fp16 (relative error 2e-4) or int8 in blocks of 256 (7e-3, half the size)."""
+    precision: Literal["fp32", "tf32"] = "fp32"
+    """Arithmetic of warm-up and experts: fp32, or tf32 (CUDA only), which is faster and rounds to 10 bits."""
     seed: int = 0
     """Seed of every random draw."""
     device: Device = "auto"
@@ -376,7 +378,7 @@ class EvaluateConfig:
     student_weights: Path | None = None
     """Local weights of that tower; none = random, or warmed up as the set's own tower was."""
     together: int | None = None
-    """Students trained at once, as one stack; none = all, but one where a tower is trained on a CPU: it is faster."""
+    """Students trained at once, as one stack; none = as many as fit on CUDA; on a CPU one, or all behind a frozen tower."""
     protocol: Literal["per-phase", "reference"] = "per-phase"
     """per-phase restarts optimiser and schedule in every phase; reference lets one span all of them."""
     split: Literal["test", "val"] = "test"

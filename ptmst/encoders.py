@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -13,12 +14,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ptmst import files
+from ptmst import devices, files, progress
 from ptmst.config import EncoderConfig
 from ptmst.errors import InputError
 from ptmst.flat import Student
 from ptmst.seeds import seeded
 from ptmst.towers import image_tower, own_kernels_hidden, refuse_unknown_open_clip
+
+CPU = torch.device("cpu")
+_AT_ONCE = 256
+"""Captions."""
 
 
 class ProjectionHead(nn.Module):
@@ -69,8 +74,8 @@ class TextTower(Protocol):
     def fingerprint(self) -> str:
         """Names the tower with its weights."""
 
-    def embed(self, captions: Sequence[str]) -> Tensor:
-        """T captions → float32 [T, D]."""
+    def embed(self, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
+        """T captions → float32 [T, D] on the CPU; a tower that computes does so on `device`."""
 
 
 def text_tower(config: EncoderConfig) -> TextTower:
@@ -97,7 +102,7 @@ class HashedText:
     def fingerprint(self) -> str:
         return f"hashed:{self.width}"
 
-    def embed(self, captions: Sequence[str]) -> Tensor:
+    def embed(self, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
         from sklearn.feature_extraction.text import HashingVectorizer
 
         counts = HashingVectorizer(n_features=self.width, ngram_range=(1, 2), norm="l2").transform(captions)
@@ -105,7 +110,44 @@ class HashedText:
         return embeds * sqrt(self.width)
 
 
-class HuggingFaceText:
+class _TextModel(ABC):
+    """A frozen text model of torch. It lies on the CPU but while it embeds captions."""
+
+    width: int
+    _model: nn.Module
+
+    @torch.no_grad()
+    def embed(self, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
+        embeds = torch.empty(len(captions), self.width)
+        try:
+            self._model.to(device)
+            with devices.arithmetic("fp32"), progress.bar("embed captions", len(captions)) as bar:
+                for some in chunks(captions, device):
+                    embeds[some] = self._embed([captions[i] for i in some], device).float().to(CPU)
+                    bar.advance(steps=len(some))
+        finally:
+            # What is trained next wants the device's memory.
+            self._model.to(CPU)
+        return embeds
+
+    @abstractmethod
+    def _embed(self, captions: list[str], device: torch.device) -> Tensor:
+        """B captions → [B, D] on `device`, where the model lies."""
+
+
+def chunks(captions: Sequence[str], device: torch.device) -> list[list[int]]:
+    """Captions, by their numbers, in chunks that are embedded at once.
+
+    On a device those of a length go together, so that little is padded. On a CPU they stay in their order, which the
+    bits of an embedding depend on, if on nothing else of it.
+    """
+    order = list(range(len(captions)))
+    if device.type != "cpu":
+        order.sort(key=lambda number: len(captions[number]), reverse=True)
+    return [order[first : first + _AT_ONCE] for first in range(0, len(order), _AT_ONCE)]
+
+
+class HuggingFaceText(_TextModel):
     """A transformers model from the hub or a local folder.
 
     An embedding is the last layer's first token (CLS) of an encoder such as BERT, and the projected text feature of a
@@ -133,17 +175,12 @@ class HuggingFaceText:
         self.width = self._probed_width(name)
         self.fingerprint = f"hf:{weights_hash(self._model)}"
 
-    @torch.no_grad()
-    def embed(self, captions: Sequence[str]) -> Tensor:
-        chunks = (list(captions[first : first + 256]) for first in range(0, len(captions), 256))
-        return torch.cat([self._embed(chunk).float() for chunk in chunks])
-
-    def _embed(self, captions: list[str]) -> Tensor:
+    def _embed(self, captions: list[str], device: torch.device) -> Tensor:
         # SigLIP pools the last position, which must not depend on the other captions.
         padding = "max_length" if self._has_images else "longest"
         tokens = self._tokenizer(
             captions, padding=padding, truncation=True, max_length=self._length, return_tensors="pt"
-        )
+        ).to(device)
         if not self._has_images:
             first: Tensor = self._model(**tokens).last_hidden_state[:, 0]
             return first
@@ -151,10 +188,11 @@ class HuggingFaceText:
         pooled: Tensor = getattr(found, "pooler_output", found)
         return pooled
 
+    @torch.no_grad()
     def _probed_width(self, name: str) -> int:
         """D. Raises InputError where captions that begin alike are embedded alike, or none can be."""
         try:
-            short, long = self.embed(["a photo", "a photo of two dogs"])
+            short, long = self._embed(["a photo", "a photo of two dogs"], CPU).float()
         except Exception as error:  # whatever a model makes of being called as another kind
             reason = str(error).splitlines()[0]
             raise InputError(
@@ -169,7 +207,7 @@ class HuggingFaceText:
         return len(short)
 
 
-class OpenClipText:
+class OpenClipText(_TextModel):
     """The text tower of an open_clip model, with local weights or randomly initialised."""
 
     def __init__(self, name: str, weights: Path | None) -> None:
@@ -192,14 +230,17 @@ class OpenClipText:
             self.width = int(self._model.encode_text(self._tokenizer(["a"])).shape[-1])
         self.fingerprint = f"open_clip:{name}:{weights_hash(self._model)}"
 
-    @torch.no_grad()
-    def embed(self, captions: Sequence[str]) -> Tensor:
-        chunks = (list(captions[first : first + 256]) for first in range(0, len(captions), 256))
-        return torch.cat([self._model.encode_text(self._tokenizer(chunk)).float() for chunk in chunks])
+    def _embed(self, captions: list[str], device: torch.device) -> Tensor:
+        embeds: Tensor = self._model.encode_text(self._tokenizer(captions).to(device))
+        return embeds
 
 
-def embed_captions(tower: TextTower, captions: Sequence[str]) -> Tensor:
-    """T captions → float32 [T, D], computed once per tower and captions and kept in the cache folder."""
+def embed_captions(tower: TextTower, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
+    """T captions → float32 [T, D] on the CPU, computed once, on `device`, and kept in the cache folder.
+
+    Raises InputError where that folder cannot be written.
+    """
+    # Not by the device: what one computes differs from another's by rounding, and serves all.
     key = files.sha256(json.dumps([tower.fingerprint, *captions]).encode())
     path = files.cache_folder() / f"texts-{key[:32]}.safetensors"
     if path.exists():
@@ -207,7 +248,7 @@ def embed_captions(tower: TextTower, captions: Sequence[str]) -> Tensor:
             return files.read_tensors(path)["texts"]
         except InputError:
             path.unlink()
-    texts = tower.embed(captions)
+    texts = tower.embed(captions, device)
     try:
         files.write_tensors(path, {"texts": texts})
     except InputError as error:

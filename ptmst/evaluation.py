@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -19,7 +20,7 @@ from ptmst import config as configs
 from ptmst import devices, files, progress
 from ptmst.config import TEMPERATURE, EvaluateConfig, LossKind
 from ptmst.contrast import StudentLoss, student_loss
-from ptmst.data import Pairs, renormalise
+from ptmst.data import Pairs, image_batches, renormalise
 from ptmst.devices import arithmetic
 from ptmst.distilled import DistilledSet, versions
 from ptmst.encoders import TextTower, embed_captions
@@ -48,6 +49,9 @@ _VERSION = 1
 _SCORES_AT_ONCE = 1 << 24
 _IMAGES_AT_ONCE = 256
 _HELD_BYTES = 4 << 30
+_GIB = 1 << 30
+_SHARE = 0.9
+"""Of a CUDA device's memory that students may take; the rest is CUDA's own, and what lies between blocks."""
 
 
 @dataclass(frozen=True)
@@ -159,16 +163,18 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
         distilled = _for_another_tower(distilled, config.student, config, device)
     settings, start = distilled.settings, distilled.tower
     data, tower = data_of(settings, config.root), text_tower_of(settings)
-    frozen = settings["encoder"]["freeze_tower"]
     scored = load(data, config.split)
     scored_on = Retrieval(scored, tower, device)
     choose = Retrieval(load(data, "val"), tower, device) if config.select == "best-val" else scored_on
     began = time.perf_counter()
+    if config.together is None:
+        config = replace(config, together=_at_once(distilled, config, device, {scored_on, choose}))
+    at_once = min(config.together or 1, config.students)
 
     students: list[dict[str, float]] = []
     epochs = (config.epochs + 1) * len(distilled)
-    with arithmetic("fp32"), progress.bar("evaluate", config.students * epochs) as bar:
-        for numbers in _groups(config, frozen or device.type == "cuda"):
+    with arithmetic("fp32"), _room_for(at_once), progress.bar("evaluate", config.students * epochs) as bar:
+        for numbers in _groups(config.students, at_once):
             draws = [(config.seed, "student", number) for number in numbers]
             fresh = [student_from_settings(settings, draw, start) for draw in draws]
             thetas = torch.stack([student.flatten() for student in fresh]).to(device)
@@ -209,7 +215,8 @@ def _for_another_tower(
     settings, data = distilled.settings, data_of(distilled.settings, config.root)
     if config.student_weights is None:
         tell_random_weights(name, settings["encoder"]["warmup_epochs"], "--student-weights")
-    with arithmetic("fp32"):
+    # In the precision that the set's own tower was warmed up with.
+    with arithmetic(settings.get("precision", "fp32") if device.type == "cuda" else "fp32"):
         settings, start = with_another_tower(settings, data, name, config.student_weights, device)
     other = replace(distilled, settings=settings, tower=start)
 
@@ -287,10 +294,9 @@ def train_students(
         pairs, images = phases[phase], seen[phase]
         rate = layers.expand(rates.to(device))
         momentum = torch.zeros_like(thetas) if restart else momentum
-        orders = [generator(*draw, "epoch", epoch) for draw in draws]
-        for _ in range(-(-len(pairs) // config.batch_size)):
-            drawn = [torch.randperm(len(pairs), generator=order)[: config.batch_size] for order in orders]
-            index = torch.stack(drawn).to(device)
+        batches = [_epoch_batches(len(pairs), config.batch_size, generator(*draw, "epoch", epoch)) for draw in draws]
+        # At once, since a copy waits for the device.
+        for index in torch.stack(batches, dim=1).to(device):
             similarity = torch.stack([pairs.similarity.batch(own) for own in index])
             g = gradient(thetas, images[index], pairs.texts[index], similarity)
             momentum = config.momentum * momentum + g + config.weight_decay * thetas
@@ -302,10 +308,76 @@ def train_students(
         yield epoch, thetas
 
 
-def _groups(config: EvaluateConfig, stacked: bool) -> list[range]:
-    """The numbers of the students that train together, by the config or else by what is faster (bench/results)."""
-    at_once = config.together or (config.students if stacked else 1)
-    return [range(n, min(n + at_once, config.students)) for n in range(0, config.students, at_once)]
+def _epoch_batches(pairs: int, batch: int, draw: torch.Generator) -> Tensor:
+    """int64 [ceil(pairs/batch), batch]: the first of a permutation each, of all pairs where a batch holds them."""
+    return torch.stack([torch.randperm(pairs, generator=draw)[:batch] for _ in range(-(-pairs // batch))])
+
+
+def _groups(students: int, at_once: int) -> list[range]:
+    """The numbers of the students that train together."""
+    return [range(n, min(n + at_once, students)) for n in range(0, students, at_once)]
+
+
+def students_that_fit(students: int, room: int, one: int, two: int) -> int:
+    """How many of `students` train as one stack in `room` bytes, where a stack of one takes `one` and of two `two`.
+
+    Each after the second takes what the second did. At least 1: there is no less.
+    """
+    return max(1, min(students, 1 + (room - one) // max(1, two - one)))
+
+
+def _at_once(distilled: DistilledSet, config: EvaluateConfig, device: torch.device, splits: Iterable[Retrieval]) -> int:
+    """Students that train as one stack: on a CPU by what is faster (bench/results), on CUDA as many as fit, and told.
+
+    How many fit depends on the device's memory, the set and the student alone: not on what other programs take.
+    """
+    if device.type != "cuda":
+        return config.students if distilled.settings["encoder"]["freeze_tower"] else 1
+    if config.students == 1:
+        return 1
+    student = student_from_settings(distilled.settings, (config.seed, "student", 0), distilled.tower).to(device)
+    for split in splits:
+        split.hold(student)
+    total = torch.cuda.get_device_properties(device).total_memory
+    room = int(_SHARE * total) - torch.cuda.memory_allocated(device)
+    one = _stack_bytes(1, student, distilled, config)
+    two = _stack_bytes(2, student, distilled, config) if 2 * one <= room else 2 * one
+    found = students_that_fit(config.students, room, one, two)
+    progress.tell(
+        f"evaluate: {found} of {config.students} students at a time; one takes {one / _GIB:.1f} GiB, the next "
+        f"{(two - one) / _GIB:.1f}, of the device's {total / _GIB:.1f} (--together sets another number)"
+    )
+    return found
+
+
+def _stack_bytes(count: int, student: Student, distilled: DistilledSet, config: EvaluateConfig) -> int:
+    """Most bytes that so many students take on a CUDA device as they train as one stack."""
+    device = student.device
+    # The first epoch is then one of the largest batches.
+    phases = sorted(distilled.phases, key=lambda phase: len(phase.pairs), reverse=True)
+    draws = [(config.seed, "student", number) for number in range(count)]
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with arithmetic("fp32"), _room_for(count), suppress(Diverged):  # where phases are not in their order
+        next(
+            train_students(
+                student, student.flatten().repeat(count, 1), replace(distilled, phases=tuple(phases)), config, draws
+            )
+        )
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+@contextmanager
+def _room_for(students: int) -> Iterator[None]:
+    """Raises InputError, with advice, where a device's memory does not hold so many students."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        advice = f"set --together {students // 2}" if students > 1 else "lower --batch-size"
+        raise InputError(
+            f"together {students}: expected room for so many students at once on the device, found its memory full; "
+            f"{advice}, or end what else runs there"
+        ) from error
 
 
 def _gradient(loss_of: StudentLoss) -> Callable[..., Tensor]:
@@ -350,13 +422,13 @@ class Retrieval:
 
     def __init__(self, pairs: Pairs, tower: TextTower, device: torch.device) -> None:
         self._pairs, self._device = pairs, device
-        self._texts = embed_captions(tower, pairs.captions).to(device)
+        self._texts = embed_captions(tower, pairs.captions, device).to(device)
         self._held: list[Tensor] | None = None
         classes = pairs.classes()
         if classes is not None:
             prompts = [prompt for one in classes.prompts for prompt in one]
             numbers = [number for number, one in enumerate(classes.prompts) for _ in one]
-            self._prompts = embed_captions(tower, prompts).to(device)
+            self._prompts = embed_captions(tower, prompts, device).to(device)
             self._class_of_prompt = torch.tensor(numbers, device=device)
             self._labels = classes.labels.to(device)
         self._classified = classes is not None
@@ -379,13 +451,18 @@ class Retrieval:
         prompts = F.normalize(student.embed_texts(theta, self._prompts), dim=-1)
         return recalls | {ZERO_SHOT: zero_shot_accuracy(normal[0], prompts, self._class_of_prompt, self._labels)}
 
+    @torch.no_grad()
+    def hold(self, student: Student) -> None:
+        """Read the images now, if they can be held on the device, where students like this one are to be scored."""
+        self._inputs(student)
+
     def _inputs(self, student: Student) -> Iterable[Tensor]:
         """What the heads see of the images, batch by batch; held on the device where it fits."""
         if self._held is not None:
             return self._held
         count = len(self._pairs.image_paths)
-        batches = torch.arange(count).split(_IMAGES_AT_ONCE)
-        made = (student.features(self._pairs.images(some).to(self._device)) for some in batches)
+        batches = image_batches(self._pairs, torch.arange(count).split(_IMAGES_AT_ONCE), self._device)
+        made = map(student.features, batches)
         if student.tower is None and 4 * count * 3 * self._pairs.image_size**2 > _HELD_BYTES:
             return made
         self._held = list(made)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ptmst import config as configs
-from ptmst import files, progress
+from ptmst import devices, files, progress
 from ptmst.config import DataConfig, ImportConfig
 from ptmst.data import MEAN, STD
 from ptmst.distilled import nearest_captions
@@ -135,7 +135,7 @@ def set_settings(config: ImportConfig) -> tuple[dict[str, Any], Callable[[Tensor
     configs.check(config)
     data, tower = _data(config), text_tower(config.encoder)
     pairs = load(data, "train")
-    texts = embed_captions(tower, pairs.captions)
+    texts = embed_captions(tower, pairs.captions, devices.pick("auto"))
     settings = {"data": configs.to_json(data), "encoder": configs.to_json(config.encoder)}
     settings |= encoder_settings(config.encoder, pairs, tower)
     return settings, lambda embeds: nearest_captions(embeds, texts, pairs.captions)

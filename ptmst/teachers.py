@@ -16,9 +16,9 @@ from ptmst import config as configs
 from ptmst import devices, files, kernels, progress
 from ptmst.config import Coding, DataConfig, EncoderConfig, TeachConfig
 from ptmst.contrast import contrastive_logits, hard_label_loss
-from ptmst.data import MEAN, STD, Pairs, load_pairs
+from ptmst.data import MEAN, STD, Pairs, image_batches, load_pairs
 from ptmst.derivatives import underivable
-from ptmst.encoders import TextTower, embed_captions, make_student, text_tower
+from ptmst.encoders import CPU, TextTower, embed_captions, make_student, text_tower
 from ptmst.errors import Diverged, InputError
 from ptmst.flat import LayerTable, Student
 from ptmst.seeds import generator
@@ -39,6 +39,8 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
     configs.check(config)
     config = replace(config, data=prepared(config.data, config.encoder))
     out, device = Path(config.out), devices.pick(config.device)
+    if config.precision == "tf32" and device.type != "cuda":
+        raise InputError("precision tf32: expected a CUDA device, found none; use fp32 here")
     files.refuse_taken(out, but="a trajectory store")
     pairs = load(config.data, "train")
     if len(pairs) < config.batch_size:
@@ -57,7 +59,7 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
     # A store that lacks nothing is only read, which many processes may do at once.
     if (out / INDEX).exists() and not _missing(store := opened(), config):
         return store
-    with files.claimed(out, "a trajectory store"), devices.arithmetic("fp32"):
+    with files.claimed(out, "a trajectory store"), devices.arithmetic(config.precision):
         store = opened() if (out / INDEX).exists() else _new_store(config, settings, tower.width, device)
         if missing := _missing(store, config):
             _train(missing, store, config, pairs, tower, device)
@@ -78,8 +80,10 @@ def _train(
 ) -> None:
     steps = -(-len(pairs) // config.batch_size)
     done = (config.experts - len(missing)) * config.epochs
-    texts = embed_captions(tower, pairs.captions).to(device)
+    texts = embed_captions(tower, pairs.captions, device).to(device)
     with progress.bar("teach", config.experts * config.epochs, done) as bar:
+        if not pairs.fits_in_memory:
+            bar.note("the decoded images are more than half of the free memory: decoding them anew in every epoch")
         for number in missing:
             student = student_of(store, (config.seed, "expert", number)).to(device)
             recorder = Recorder(student.layers, config.kept_endpoints)
@@ -112,17 +116,16 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
     lr = torch.full((student.layers.num_groups,), config.lr, device=theta.device)
 
     def loss_of(theta: Tensor, images: Tensor, texts: Tensor) -> Tensor:
-        embeds = student.embed_images(theta, images), student.embed_texts(theta, texts)
-        return hard_label_loss(contrastive_logits(*embeds, config.temperature))
+        return hard_label_loss(contrastive_logits(*student.embed(theta, images, texts), config.temperature))
 
     yield Epoch(0, theta, float("nan"))
     for epoch in range(config.epochs):
         order = torch.randperm(len(pairs), generator=generator(config.seed, "expert", number, epoch))
+        batches = image_batches(pairs, pairs.image_of_text[order].split(config.batch_size), theta.device)
         losses = []
-        for index in order.split(config.batch_size):
-            images = pairs.images(pairs.image_of_text[index]).to(theta.device)
+        for index, images in zip(order.to(theta.device).split(config.batch_size), batches, strict=True):
             leaf = theta.detach().requires_grad_()
-            loss = loss_of(leaf, images, texts[index.to(texts.device)])
+            loss = loss_of(leaf, images, texts[index])
             (gradient,) = torch.autograd.grad(loss, leaf)
             kernels.flat_sgd_(theta, gradient, lr, student.layers.offsets, student.layers.groups)
             losses.append(loss.detach())
@@ -165,16 +168,16 @@ def load(config: DataConfig, split: str) -> Pairs:
     return load_pairs(config.name, config.folder, split, config.image_size, config.max_words, mean, std)
 
 
-def real_pairs(store: TrajectoryStore, root: Path | None = None) -> tuple[Pairs, Tensor]:
-    """The store's training pairs and their text embeddings [T, D]; `root` is their folder, where it has moved.
+def real_pairs(store: TrajectoryStore, root: Path | None = None, device: torch.device = CPU) -> tuple[Pairs, Tensor]:
+    """The store's training pairs and their text embeddings [T, D], on the CPU; `root` is their folder, where it moved.
 
-    Raises InputError where they have changed.
+    Texts that are not in the cache are embedded on `device`. Raises InputError where they have changed.
     """
     data = data_of(store.settings, root)
     pairs = load(data, "train")
     if pairs.fingerprint != store.settings["data_fingerprint"]:
         raise InputError(f"{data.folder}: expected the pairs that {store.path} was taught on, found others; teach anew")
-    return pairs, embed_captions(text_tower_of(store.settings), pairs.captions)
+    return pairs, embed_captions(text_tower_of(store.settings), pairs.captions, device)
 
 
 def data_of(settings: Mapping[str, Any], root: Path | None = None) -> DataConfig:
@@ -341,7 +344,9 @@ def _refuse_other_settings(store: TrajectoryStore, settings: dict[str, Any], cod
     untold = ["data.root", "encoder.image_weights", "encoder.text_weights"]
     # The heads of a trained tower are as wide as it is.
     untold += ["encoder.head_width"] if not settings["encoder"]["freeze_tower"] else []
-    different = sorted(entry for entry in _differences(store.settings, settings) if entry[0] not in untold)
+    # Stores of before there was a choice were taught in float32.
+    kept = {"precision": "fp32", **store.settings}
+    different = sorted(entry for entry in _differences(kept, settings) if entry[0] not in untold)
     if store.coding != coding:
         different.append(("coding", store.coding, coding))
     if different:

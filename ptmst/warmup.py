@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ptmst import progress
 from ptmst.config import EncoderConfig
 from ptmst.contrast import contrastive_logits, hard_label_loss
-from ptmst.data import Pairs
+from ptmst.data import Pairs, image_batches
 from ptmst.seeds import generator, seeded
 from ptmst.towers import image_tower
 
@@ -28,22 +28,24 @@ def warm_tower(config: EncoderConfig, pairs: Pairs, seed: int, device: torch.dev
     with seeded(seed, "warm-up"):
         words = nn.Linear(labels.shape[1], width, bias=False)
         model = nn.ModuleList([tower, words]).to(device)
+    labels = labels.to(device)
     steps_per_epoch = -(-len(labels) // _BATCH)
     optimizer = torch.optim.Adam(model.parameters(), lr=_LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.warmup_epochs * steps_per_epoch)
+    note = ""
     with progress.bar("warm-up", config.warmup_epochs * steps_per_epoch) as bar:
         for epoch in range(config.warmup_epochs):
             order = torch.randperm(len(labels), generator=generator(seed, "warm-up", epoch))
-            for index in order.split(_BATCH):
-                logits = contrastive_logits(
-                    tower(pairs.images(index).to(device)), words(labels[index].to(device)), 0.07
-                )
-                loss = hard_label_loss(logits)
+            batches = image_batches(pairs, order.split(_BATCH), device)
+            for index, images in zip(order.to(device).split(_BATCH), batches, strict=True):
+                loss = hard_label_loss(contrastive_logits(tower(images), words(labels[index]), 0.07))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                bar.advance(f"loss {loss.item():.3f}")
+                bar.advance(note)
+            # Not batch by batch: to ask for a loss is to wait for it.
+            note = f"loss {loss.item():.3f}"
     return {name: value.detach().cpu() for name, value in tower.state_dict().items()}
 
 

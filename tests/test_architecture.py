@@ -19,7 +19,7 @@ FLOORS = (
     "kernels.update kernels.contrast kernels",
     "allocator config presets files published seeds devices progress pool torch_compat compilation capture flat "
     "data.captions data.annotations data.classes data.karpathy data.tables data.shards data.sources data.images "
-    "data.composition data.generated data.scenes data.digits data.pairs data.check data.render data",
+    "data.composition data.generated data.scenes data.digits data.pairs data.batches data.check data.render data",
     "towers encoders similarity contrast synthetic",
     "derivatives features matching shortcut codings store rotation warmup teachers unroll distilled legacy exchange "
     "baselines",

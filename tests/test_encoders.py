@@ -25,7 +25,7 @@ from torch import Tensor
 
 from oracles import relative_error
 from ptmst.config import EncoderConfig
-from ptmst.encoders import HashedText, embed_captions, make_student, text_tower
+from ptmst.encoders import CPU, HashedText, HuggingFaceText, chunks, embed_captions, make_student, text_tower
 from ptmst.errors import InputError
 from ptmst.files import cache_folder
 from ptmst.towers import ConvNet, image_tower
@@ -261,7 +261,7 @@ class Counting:
     width: int = 2
     calls: Counter[str] = field(default_factory=Counter)
 
-    def embed(self, captions: Sequence[str]) -> Tensor:
+    def embed(self, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
         self.calls.update(captions)
         return torch.tensor([[len(c), self.calls.total()] for c in captions], dtype=torch.float32)
 
@@ -321,6 +321,20 @@ def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert cache_folder() == Path.home() / ".cache" / "ptmst"
 
 
+@pytest.mark.parametrize("count", [0, 1, 256, 257, 700])
+def test_captions_are_embedded_in_chunks(count: int) -> None:
+    draw = np.random.default_rng(0)
+    captions = ["x" * int(length) for length in draw.integers(1, 200, count)]
+    own = chunks(captions, CPU)
+    assert [number for some in own for number in some] == list(range(count))
+    by_length = chunks(captions, torch.device("cuda"))
+    assert sorted(number for some in by_length for number in some) == list(range(count))
+    for found in (own, by_length):
+        assert [len(some) for some in found] == [256] * (count // 256) + [count % 256] * (count % 256 > 0)
+    lengths = [[len(captions[number]) for number in some] for some in by_length]
+    assert all(min(longer) >= max(shorter) for longer, shorter in pairwise(lengths))
+
+
 # Hugging Face
 
 
@@ -365,6 +379,32 @@ def test_hf_text_is_the_cls_token(bert: Path) -> None:
         assert relative_error(found[i], alone) <= 1e-4
     assert not found.requires_grad
     assert relative_error(found[0], found[2]) > 1e-2
+
+
+def test_a_text_model_is_on_a_device_only_while_it_embeds(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the device has shapes only, and the embeddings are made up."""
+    tower = HuggingFaceText(str(bert))
+    meta, lain = torch.device("meta"), []
+
+    def embed(self: HuggingFaceText, captions: list[str], device: torch.device) -> Tensor:
+        lain.append({p.device.type for p in self._model.parameters()})
+        return torch.full((len(captions), 16), float(len(lain)), dtype=torch.bfloat16)
+
+    moves: list[torch.device] = []
+    there = tower._model.to
+
+    def move(device: torch.device) -> None:
+        moves.append(device)
+        if device == meta:
+            there(device)
+
+    monkeypatch.setattr(HuggingFaceText, "_embed", embed)
+    monkeypatch.setattr(tower._model, "to", move)
+    captions = ["a star"] * 256 + ["two green boxes"] * 3
+    found = tower.embed(captions, meta)
+    assert lain == [{"meta"}] * 2 and moves == [meta, CPU]
+    # The three longest are of the first chunk.
+    assert found.dtype == torch.float32 and found[:, 0].tolist() == [1.0] * 253 + [2.0] * 3 + [1.0] * 3
 
 
 def test_hf_fingerprint_names_the_weights(bert: Path, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from ptmst.evaluation import (
     Retrieval,
     evaluate_experts,
     read_scores,
+    students_that_fit,
     train_students,
     write_scores,
     zero_shot_accuracy,
@@ -314,6 +315,58 @@ def test_as_many_train_at_once_as_asked(
     assert [draw for draws in seen for draw in draws] == [(SHORT.seed, "student", number) for number in range(3)]
 
 
+@pytest.mark.parametrize(
+    ("total", "one", "two", "students", "fit"),
+    [
+        # GiB of an H100, an A6000, an A100 of 40 GB and an RTX 4090; nfnet_l0 at 224 px in batches of 128.
+        (79.2, 10.9, 23.8, 5, 5),
+        (47.5, 10.9, 23.8, 5, 3),
+        (39.4, 10.9, 23.8, 5, 2),
+        (23.6, 10.9, 21.8, 5, 1),
+        (8.0, 10.9, 21.8, 5, 1),
+        (79.2, 0.1, 0.2, 5, 5),
+        (79.2, 0.1, 0.1, 1000, 1000),
+        (10.0, 1.0, 2.0, 9, 9),
+        (9.9, 1.0, 2.0, 9, 8),
+    ],
+)
+def test_as_many_students_as_fit(total: float, one: float, two: float, students: int, fit: int) -> None:
+    """Nine tenths of the device are room; what the last one takes is still in it."""
+    room = round(0.9 * total * 1000)
+    found = students_that_fit(students, room, round(one * 1000), round(two * 1000))
+    assert found == fit
+    assert found == 1 or one * 1000 + (found - 1) * (two - one) * 1000 <= room + 1
+    assert found == students or one * 1000 + found * (two - one) * 1000 > room - 1
+
+
+@pytest.mark.parametrize(
+    ("which", "together", "recorded"), [("distilled", None, 1), ("frozen", None, 3), ("distilled", 2, 2)]
+)
+def test_scores_tell_how_many_trained_at_once(
+    which: str, together: int | None, recorded: int, request: pytest.FixtureRequest
+) -> None:
+    scores = evaluate(request.getfixturevalue(which), replace(SHORT, students=3, epochs=0, together=together))
+    assert scores.provenance["config"]["together"] == recorded
+
+
+@pytest.mark.parametrize(
+    ("together", "message"),
+    [
+        (3, r"^together 3: expected room for so many .*; set --together 1, or end what else runs there$"),
+        (1, r"^together 1: .*; lower --batch-size, or end what else runs there$"),
+    ],
+)
+def test_students_that_do_not_fit_are_told_how_many_to_try(
+    distilled: DistilledSet, together: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Iterator[tuple[int, Tensor]]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(evaluation, "train_students", full)
+    with pytest.raises(InputError, match=message):
+        evaluate(distilled, replace(SHORT, students=3, together=together))
+
+
 def test_the_one_of_several_that_diverges_is_named(distilled: DistilledSet) -> None:
     student = student_of_set(distilled)
     thetas = student.flatten().repeat(3, 1)
@@ -446,13 +499,13 @@ def test_images_are_held_where_they_fit(store: TrajectoryStore, held: int, monke
     monkeypatch.setattr(evaluation, "_IMAGES_AT_ONCE", 3)
     data, student = load(data_config(store.path.parent), "test"), student_of(store, (1,))
     read: list[int] = []
-    original = type(data).images
+    original = type(data).pixels
 
     def spy(pairs: Any, index: Tensor) -> Tensor:
         read.extend(index.tolist())
         return original(pairs, index)
 
-    monkeypatch.setattr(type(data), "images", spy)
+    monkeypatch.setattr(type(data), "pixels", spy)
     retrieval = Retrieval(data, text_tower(ENCODER), torch.device("cpu"))
     first, again = (retrieval.score(student, student.flatten()) for _ in range(2))
     assert first == again and read == list(range(8)) * (1 if held else 2)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oracles import relative_error
-from ptmst import files
+from ptmst import devices, files
 from ptmst.baselines import random_pairs, random_subset
 from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, TeachConfig
 from ptmst.data import Pairs, load_pairs, write_scenes
@@ -317,6 +317,38 @@ def test_a_store_of_other_settings_is_refused(config: TeachConfig, changed: dict
     train_teachers(replace(config, experts=1))
     with pytest.raises(InputError, match=rf"expected .+, found others \({message}\); choose another --out"):
         train_teachers(replace(config, **changed))
+
+
+def test_a_store_of_before_there_was_a_precision_was_taught_in_fp32(config: TeachConfig) -> None:
+    store = train_teachers(replace(config, experts=1))
+    assert store.settings["precision"] == "fp32"
+    del store.settings["precision"]
+    store.save_index()
+    assert "precision" not in TrajectoryStore.open(config.out).settings
+    assert len(train_teachers(config)) == 2
+    store.settings["precision"] = "tf32"
+    store.save_index()
+    with pytest.raises(InputError, match=r"others \(precision: tf32 in the store, fp32 asked for\)"):
+        train_teachers(config)
+
+
+def test_tf32_is_refused_on_a_cpu(config: TeachConfig) -> None:
+    with pytest.raises(InputError, match=r"^precision tf32: expected a CUDA device, found none; use fp32 here$"):
+        train_teachers(replace(config, precision="tf32"))
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_where_images_are_held_is_told_and_changes_nothing(
+    config: TeachConfig, held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = train_teachers(replace(config, out=tmp_path / "whole")).path
+    capfd.readouterr()
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 2 * 24 * 3 * IMAGE**2 - (0 if held else 1))
+    train_teachers(config)
+    said = capfd.readouterr().err
+    assert ("teach: the decoded images are more than half of the free memory" in said) != held
+    assert contents(config.out) == contents(whole)
 
 
 def test_weights_that_changed_behind_a_path_are_refused(config: TeachConfig, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Image-text pairs: published sets, files of a user's own, and two small sets that are rendered on the spot."""
 
+from ptmst.data.batches import image_batches
 from ptmst.data.captions import clean_caption
 from ptmst.data.digits import write_digits
 from ptmst.data.pairs import MEAN, STD, Pairs, denormalise, load_pairs, normalise, renormalise
@@ -12,6 +13,7 @@ __all__ = [
     "Pairs",
     "clean_caption",
     "denormalise",
+    "image_batches",
     "load_pairs",
     "normalise",
     "renormalise",

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from ptmst import devices
 from ptmst.config import Channels
 from ptmst.data.annotations import Place
 from ptmst.data.captions import clean_caption
@@ -28,8 +29,9 @@ from ptmst.errors import InputError
 MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
 STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, which the published code normalises with whatever the tower."""
-CACHE_BYTES = 2 * 1024**3
-"""A split whose decoded images fit in this many bytes is decoded once and kept."""
+_SHARE = 0.5
+"""Of the host's free memory that the decoded images of a split may take."""
+_WHITE: Channels = (255.0, 255.0, 255.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,21 +78,43 @@ class Pairs:
 
         Raises InputError naming a file that is not a whole, readable image.
         """
+        return self.normalised(self.pixels(indices))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """float32 images of pixels uint8 [..., 3, H, W], on the device where those lie."""
+        return normalise(pixels, self.mean, self.std)
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """Pixels, uint8 [B, 3, H, W] on the CPU, of image indices int64 [B], each in 0 … I-1.
+
+        A split whose pixels fit in half of the memory that is free at the first call is decoded once. Raises InputError
+        naming a file that is not a whole, readable image.
+        """
         wanted, position = torch.unique(indices.cpu(), return_inverse=True)
         if self._cache is None:
-            return normalise(self._decode(wanted)[position], self.mean, self.std)
+            return self._decode(wanted)[position]
         pixels, decoded = self._cache
         new = wanted[~decoded[wanted]]
         if len(new):
             pixels[new] = self._decode(new)
             decoded[new] = True
-        return normalise(pixels[wanted[position]], self.mean, self.std)
+        return pixels[wanted[position]]
+
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether an image is decoded once and kept."""
+        return self._cache is not None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether every image lies decoded in memory."""
+        return self._cache is not None and bool(self._cache[1].all())
 
     @cached_property
     def _cache(self) -> tuple[Tensor, Tensor] | None:
         """Pixels uint8 [I, 3, H, W] and which images they already hold, bool [I]; None if they would not fit."""
         shape = (len(self.image_names), 3, self.image_size, self.image_size)
-        if math.prod(shape) > CACHE_BYTES:
+        if math.prod(shape) > _SHARE * devices.free_bytes(torch.device("cpu")):
             return None
         return torch.empty(shape, dtype=torch.uint8), torch.zeros(shape[0], dtype=torch.bool)
 
@@ -150,12 +174,14 @@ def load_pairs(
 
 def normalise(pixels: Tensor, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
     """float32 images [..., 3, H, W] of zero mean and unit deviation, from uint8 pixels of that shape."""
-    return (pixels.float() / 255 - _channels(mean, pixels)) / _channels(std, pixels)
+    mean_of, std_of, white = (_channels(values, pixels.device) for values in (mean, std, _WHITE))
+    # By a number of the host's CUDA does not divide, it multiplies by 1/255, which rounds otherwise.
+    return (pixels.float() / white - mean_of) / std_of
 
 
 def denormalise(images: Tensor, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
     """uint8 pixels [..., 3, H, W] from normalised images of that shape, rounded and clamped."""
-    values = images.detach().float() * _channels(std, images) + _channels(mean, images)
+    values = images.detach().float() * _channels(std, images.device) + _channels(mean, images.device)
     return (values * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -163,9 +189,11 @@ def renormalise(images: Tensor, before: tuple[Channels, Channels], after: tuple[
     """The same pictures [..., 3, H, W], normalised with another mean and standard deviation; not clamped."""
     if before == after:
         return images
-    (mean, std), (new_mean, new_std) = ([_channels(values, images) for values in one] for one in (before, after))
+    (mean, std), (new_mean, new_std) = ([_channels(values, images.device) for values in one] for one in (before, after))
     return (images * std + mean - new_mean) / new_std
 
 
-def _channels(values: Channels, like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device).view(3, 1, 1)
+@lru_cache(32)
+def _channels(values: Channels, device: torch.device) -> Tensor:
+    """float32 [3, 1, 1]; kept, since a copy of numbers to a device waits for all that it has to do."""
+    return torch.tensor(values, device=device).view(3, 1, 1)

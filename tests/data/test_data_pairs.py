@@ -14,6 +14,7 @@ import ptmst.data.pairs as module
 from ptmst.data import Pairs, denormalise, load_pairs, normalise
 from ptmst.errors import InputError
 
+CUDA = torch.cuda.is_available()
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
 
@@ -77,11 +78,14 @@ def test_coco_has_its_own_file_name(three: Path) -> None:
     assert len(load_pairs("coco", three)) == 1
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 3 * 3 * 12 * 12 - 1, 3 * 3 * 12 * 12])
-def test_images_equal_an_independent_computation(
-    three: Path, monkeypatch: pytest.MonkeyPatch, cache_bytes: int
-) -> None:
-    monkeypatch.setattr(module, "CACHE_BYTES", cache_bytes)
+def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """So many bytes of the host's memory are free."""
+    monkeypatch.setattr(module.devices, "free_bytes", {torch.device("cpu"): size}.__getitem__)
+
+
+@pytest.mark.parametrize("free_bytes", [0, 2 * 3 * 3 * 12 * 12 - 1, 2 * 3 * 3 * 12 * 12])
+def test_images_equal_an_independent_computation(three: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    free(monkeypatch, free_bytes)
     pairs = pairs_of(three, "a.png", "sub/b.png", "sub/c.png")
     for wanted in ([2, 0, 2], [1, 0], []):  # the second call mixes kept and new images
         images = pairs.images(torch.tensor(wanted, dtype=torch.int64))
@@ -90,14 +94,17 @@ def test_images_equal_an_independent_computation(
             np.testing.assert_allclose(image.numpy(), oracle(pairs.image_paths[i], 12), rtol=0, atol=1e-6)
 
 
-def test_images_are_kept_only_while_all_of_them_fit(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_in_half_of_the_free_memory_is_kept(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     indices = torch.tensor([0])
-    monkeypatch.setattr(module, "CACHE_BYTES", 3 * 12 * 12)
+    free(monkeypatch, 2 * 3 * 12 * 12)
     kept = pairs_of(three, "a.png")
+    assert kept.fits_in_memory and not kept.in_memory
     first = kept.images(indices)
-    monkeypatch.setattr(module, "CACHE_BYTES", 3 * 12 * 12 - 1)
+    assert kept.in_memory
+    free(monkeypatch, 2 * 3 * 12 * 12 - 1)
     not_kept = pairs_of(three, "a.png")
     not_kept.images(indices)
+    assert not (not_kept.fits_in_memory or not_kept.in_memory)
     (three / "a.png").unlink()
     assert torch.equal(kept.images(indices), first)
     with pytest.raises(InputError, match=r"a\.png"):
@@ -149,6 +156,18 @@ def test_denormalise_undoes_normalise() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
     assert torch.equal(denormalise(normalise(pixels)), pixels)
     assert torch.equal(denormalise(normalise(pixels[0])), pixels[0])
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not CUDA, reason="no CUDA device")])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_pixel_is_normalised_to_the_same_bits_on_every_device(device: str) -> None:
+    """Each operation rounded to float32, in NumPy: it divides by 255, as no product with 1/255 does."""
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(3, 16, 16)
+    mean, std = (values.astype(np.float32)[:, None, None] for values in (MEAN, STD))
+    expected = (pixels.numpy().astype(np.float32) / np.float32(255) - mean) / std
+    assert np.array_equal(normalise(pixels.to(device)).cpu().numpy(), expected)
 
 
 def test_denormalise_clamps_rather_than_wraps() -> None:

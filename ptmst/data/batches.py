@@ -1,0 +1,45 @@
+"""Images on their way to a device: as bytes, and one batch ahead as long as they have to be decoded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from ptmst.data.pairs import Pairs
+
+
+def image_batches(pairs: Pairs, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Normalised images, float32 [B, 3, H, W] on `device`, of each of several image indices int64 [B], in their order.
+
+    They are `pairs.images` to the bit, but cross to the device as uint8 and are normalised there. As long as images
+    have to be decoded, a thread does so for the next batch while the one before it is used.
+
+    Raises InputError in place of the batch with a file that is not a whole, readable image, and names the file.
+    """
+
+    def read(index: Tensor) -> Tensor:
+        pixels = pairs.pixels(index)
+        # Out of pinned memory a copy does not wait for the work that the device has been given before.
+        return pixels.pin_memory() if device.type == "cuda" else pixels
+
+    for pixels in map(read, indices) if pairs.in_memory else _ahead(read, indices):
+        yield pairs.normalised(pixels.to(device, non_blocking=True))
+
+
+def _ahead(read: Callable[[Tensor], Tensor], indices: Iterable[Tensor]) -> Iterator[Tensor]:
+    """`map(read, indices)`, where the next one is read, on a thread, while the one before it is used."""
+    thread = ThreadPoolExecutor(1, "images")
+    reading: deque[Future[Tensor]] = deque()
+    try:
+        for index in indices:
+            reading.append(thread.submit(read, index))
+            if len(reading) > 1:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
+    finally:
+        thread.shutdown(wait=True, cancel_futures=True)
