@@ -378,7 +378,7 @@ class EvaluateConfig:
     student_weights: Path | None = None
     """Local weights of that tower; none = random, or warmed up as the set's own tower was."""
     together: int | None = None
-    """Students trained at once, as one stack; none = as many as fit on CUDA; on a CPU one, or all behind a frozen tower."""
+    """Students trained as one stack; none = as many as fit on CUDA; on a CPU one, or all behind a frozen tower."""
     protocol: Literal["per-phase", "reference"] = "per-phase"
     """per-phase restarts optimiser and schedule in every phase; reference lets one span all of them."""
     split: Literal["test", "val"] = "test"
