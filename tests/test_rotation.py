@@ -90,3 +90,15 @@ def test_free_memory_is_that_of_the_host() -> None:
     free = devices.free_bytes(CPU)
     total = int(next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line).split()[1])
     assert 0 < free <= 1024 * total
+
+
+@pytest.mark.parametrize(("limit", "free"), [("9000", 9000 - 8000 + 700 + 50), ("100", 0), ("max", None)])
+def test_a_containers_limit_counts_but_not_the_files_it_has_read(
+    tmp_path: Path, limit: str, free: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = "anon 7000\nfile 800\ninactive_file 700\nactive_file 50\nunevictable 0\n"
+    for name, value in (("max", limit), ("current", "8000"), ("stat", kept)):
+        (tmp_path / f"memory.{name}").write_text(f"{value}\n")
+    monkeypatch.setattr(devices, "_CONTAINER", tmp_path)
+    found = devices.free_bytes(CPU)
+    assert found > 1 << 20 if free is None else found == free

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from ptmst import devices
 from ptmst.data.pairs import Pairs
 
 
@@ -20,14 +21,8 @@ def image_batches(pairs: Pairs, indices: Iterable[Tensor], device: torch.device)
 
     Raises InputError in place of the batch with a file that is not a whole, readable image, and names the file.
     """
-
-    def read(index: Tensor) -> Tensor:
-        pixels = pairs.pixels(index)
-        # Out of pinned memory a copy does not wait for the work that the device has been given before.
-        return pixels.pin_memory() if device.type == "cuda" else pixels
-
-    for pixels in map(read, indices) if pairs.in_memory else _ahead(read, indices):
-        yield pairs.normalised(pixels.to(device, non_blocking=True))
+    for pixels in map(pairs.pixels, indices) if pairs.in_memory else _ahead(pairs.pixels, indices):
+        yield pairs.normalised(devices.sent(pixels, device))
 
 
 def _ahead(read: Callable[[Tensor], Tensor], indices: Iterable[Tensor]) -> Iterator[Tensor]:
