@@ -60,7 +60,7 @@ class ExactExpert(Expert):
         beta = shortcut_beta(self.step_norms, endpoint)
         return ExactShortcut(self.layers, self.base, self.deltas[endpoint], beta)  # type: ignore[return-value]
 
-    def to(self, device: torch.device | str, *, pinned: bool = False) -> Expert:
+    def to(self, device: torch.device | str) -> Expert:
         return self
 
 

@@ -44,14 +44,14 @@ class OuterState:
     second_moment: dict[str, Tensor]
     """Of adam; empty for sgd."""
     loss: Tensor
-    """[steps, G], filled up to `step`."""
+    """[steps, G], filled up to `step`; beside the leaves, so that no step waits for it."""
     lr: Tensor
-    """[steps, G], filled up to `step`."""
+    """[steps, G], likewise."""
 
     @classmethod
     def begin(cls, pairs: SyntheticPairs, config: DistillConfig) -> OuterState:
         leaves = pairs.leaves()
-        history = torch.zeros(config.steps, len(pairs.lr))
+        history = pairs.lr.new_zeros(config.steps, len(pairs.lr))
         return cls(
             step=0,
             pairs=pairs,
@@ -134,9 +134,10 @@ class Checkpoints:
             path.unlink()
         self._saved_at = time.monotonic()
 
-    def save_when_due(self, phase: int, state: OuterState, now: bool) -> None:
-        if now or time.monotonic() - self._saved_at >= self._every_s:
-            self.save(phase, state)
+    @property
+    def due(self) -> bool:
+        """Whether a checkpoint is to be written after this step."""
+        return self._folder is not None and time.monotonic() - self._saved_at >= self._every_s
 
     def clear(self) -> None:
         """Remove the checkpoints of a run whose distilled set is safe."""

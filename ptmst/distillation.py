@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,13 @@ from ptmst.checkpoints import Checkpoints, OuterState, comparable, interruptible
 from ptmst.config import DistillConfig, LeafRates, Phase
 from ptmst.data import Pairs
 from ptmst.derivatives import underivable
+from ptmst.devices import sent
 from ptmst.distilled import INDEX, DistilledPhase, DistilledSet, nearest_captions, versions
 from ptmst.errors import Diverged, InputError
 from ptmst.flat import Student
 from ptmst.rotation import Rotation
 from ptmst.seeds import generator
-from ptmst.shortcut import Expert, Trajectory
+from ptmst.shortcut import Expert, Span, Trajectory
 from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
 from ptmst.store import TrajectoryStore
 from ptmst.synthetic import SyntheticPairs
@@ -156,8 +156,8 @@ def outer_update(state: OuterState, gradient: OuterGradient, config: DistillConf
             scale = (second / (1 - _ADAM_BETA2**t)).sqrt_().add_(_ADAM_EPS)
             leaf.addcdiv_(buffer, scale, value=-rate / (1 - config.momentum**t))
             average[name].lerp_(leaf, 1 - config.ema)
-    state.loss[state.step] = gradient.per_group.cpu()
-    state.lr[state.step] = leaves["lr"].cpu()
+    state.loss[state.step] = gradient.per_group
+    state.lr[state.step] = leaves["lr"]
     return replace(state, step=state.step + 1)
 
 
@@ -172,62 +172,99 @@ def _distill_phase(
 ) -> OuterState:
     phase = config.phases[number]
     device = devices.pick(config.device)
-    start = start.replace({name: leaf.to(device) for name, leaf in start.leaves().items()})
+    start = start.replace({name: sent(leaf, device) for name, leaf in start.leaves().items()})
     state = checkpoints.newest(number, OuterState.begin(start, config))
     if state.step == 0:
         # Leaves are updated in place: where the first update breaks them, this is the last good state.
         checkpoints.save(number, state)
-    experts = sorted(store.experts)
     if outer_step.compiles and state.step < config.steps:
-        bar.note("compiling the outer step (once)")
-
-    def drawn(step: int) -> tuple[int, torch.Generator]:
-        """The expert of an outer step, and the generator of what else is drawn for it."""
-        draw = generator(config.seed, "phase", number, step)
-        return experts[int(torch.randint(len(experts), (1,), generator=draw))], draw
-
+        bar.note("compiling the outer step: once, for minutes with a big tower")
     with interruptible() as interrupted, _rotation(config, phase, store, device) as rotation:
+
+        def drawn(step: int) -> tuple[Span, Tensor, Tensor | None]:
+            """What an outer step is taken on: its span, batches and mixing."""
+            return _drawn(number, step, config, store, rotation)
+
+        eta = state.pairs.lr.tolist()
+        ahead = [drawn(state.step)] if state.step < config.steps else []
         while state.step < config.steps:
-            expert, draw = drawn(state.step)
-            following = drawn(state.step + 1)[0] if state.step + 1 < config.steps else None
-            first = int(torch.randint(*phase.start, (1,), generator=draw))
-            span = rotation.take(expert, following).span(first, first + config.expert_epochs)
-            batches = draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw).to(device)
-            mixing = None
-            if config.blend:
-                mixing = draw_mixing(config.batch_size, config.inner_steps, config.blend, draw).to(device)
+            span, batches, mixing = ahead.pop()
             gradient = outer_step(span, state.pairs, batches, mixing)
-            if broken := _non_finite({"loss": gradient.loss, **_gradients(gradient)}):
+            del span  # an expert's memory, before the next one is there
+            if state.step + 1 < config.steps:
+                ahead.append(drawn(state.step + 1))  # while the device works
+            seen = _look(state, gradient)
+            if seen.broken_state:
+                raise _diverged(number, state.step - 1, eta, seen.broken_state, config)
+            eta = seen.eta
+            if seen.broken_gradient:
                 checkpoints.save(number, state)
-                raise _diverged(number, state.step, state.pairs.lr, broken, config)
-            eta = state.pairs.lr.clone()
+                raise _diverged(number, state.step, eta, seen.broken_gradient, config)
             state = outer_update(state, gradient, config)
-            broken = _non_finite(state.optimised())
-            if broken or bool((state.pairs.lr <= 0).any()):
-                raise _diverged(number, state.step - 1, eta, broken or ["η that is no longer positive"], config)
-            bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {gradient.loss.item():.3f}")
+            bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {seen.loss:.3f}")
             stop = interrupted()
-            checkpoints.save_when_due(number, state, now=stop or state.step == config.steps)
+            if stop or state.step == config.steps or checkpoints.due:
+                if broken := _look(state).broken_state:
+                    raise _diverged(number, state.step - 1, eta, broken, config)
+                checkpoints.save(number, state)
             if stop:
                 raise KeyboardInterrupt
     return state
 
 
-def _gradients(gradient: OuterGradient) -> dict[str, Tensor]:
-    return {f"gradient of {name}": value for name, value in gradient.grads.items()}
+def _drawn(
+    number: int, step: int, config: DistillConfig, store: TrajectoryStore, rotation: Rotation
+) -> tuple[Span, Tensor, Tensor | None]:
+    """Span, batches and mixing of an outer step, by its number alone; the expert of the next one is read meanwhile."""
+    experts, phase = sorted(store.experts), config.phases[number]
+
+    def expert(step: int) -> tuple[int, torch.Generator]:
+        draw = generator(config.seed, "phase", number, step)
+        return experts[int(torch.randint(len(experts), (1,), generator=draw))], draw
+
+    here, draw = expert(step)
+    following = expert(step + 1)[0] if step + 1 < config.steps else None
+    first = int(torch.randint(*phase.start, (1,), generator=draw))
+    span = rotation.take(here, following).span(first, first + config.expert_epochs)
+    batches = draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw)
+    mixing = draw_mixing(config.batch_size, config.inner_steps, config.blend, draw) if config.blend else None
+    return span, sent(batches, rotation.device), None if mixing is None else sent(mixing, rotation.device)
 
 
-def _non_finite(values: Mapping[str, Tensor]) -> list[str]:
-    # One answer for all of them: each would wait for the device.
-    finite = torch.stack([torch.isfinite(value).all() for value in values.values()]).tolist()
-    return [f"non-finite {name}" for name, good in zip(values, finite, strict=True) if not good]
+@dataclass(frozen=True)
+class _Seen:
+    """What is to be known of an outer step on the host."""
+
+    broken_state: list[str]
+    """What is wrong with the state that it began with, so with the update before it."""
+    broken_gradient: list[str]
+    loss: float
+    eta: list[float]
+    """η that it began with, [G]."""
 
 
-def _diverged(number: int, step: int, eta: Tensor, found: list[str], config: DistillConfig) -> Diverged:
+def _look(state: OuterState, gradient: OuterGradient | None = None) -> _Seen:
+    """All of it in one answer: each would wait for the device."""
+    lr, begun, found = state.pairs.lr, state.optimised(), {"loss": torch.zeros_like(state.pairs.lr[0])}
+    if gradient is not None:
+        found = {"loss": gradient.loss, **{f"gradient of {name}": value for name, value in gradient.grads.items()}}
+    flags = [*(torch.isfinite(value).all() for value in (*begun.values(), *found.values())), (lr > 0).all()]
+    numbers = [torch.stack(flags).double(), found["loss"].view(1).double(), lr.double()]
+    answers, (loss, *eta) = (part.tolist() for part in torch.cat(numbers).cpu().split([len(flags), 1 + len(lr)]))
+    good = dict(zip((*begun, *found), answers, strict=False))
+    broken_state, broken_gradient = (
+        [f"non-finite {name}" for name in part if not good[name]] for part in (begun, found)
+    )
+    if not broken_state and not answers[-1]:
+        broken_state = ["η that is no longer positive"]
+    return _Seen(broken_state, broken_gradient, loss, eta)
+
+
+def _diverged(number: int, step: int, eta: list[float], found: list[str], config: DistillConfig) -> Diverged:
     kept = f"the last good checkpoint is kept in {config.out}" if config.out else "nothing was saved"
     return Diverged(
         f"phase {number + 1}, outer step {step}: found {', '.join(found)} after η = "
-        f"{', '.join(f'{rate:.3g}' for rate in eta.tolist())}; begin again in another folder with lower rates.lr, "
+        f"{', '.join(f'{rate:.3g}' for rate in eta)}; begin again in another folder with lower rates.lr, "
         f"rates.images or student_lr, or with adjoint_clip; {kept}"
     )
 
@@ -238,7 +275,7 @@ def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:
         pairs=state.average.replace(leaves),
         last_lr=state.pairs.lr.cpu(),
         captions=nearest_captions(leaves["texts"], texts, pairs.captions),
-        history={"loss": state.loss, "lr": state.lr},
+        history={"loss": state.loss.cpu(), "lr": state.lr.cpu()},
     )
 
 

@@ -32,13 +32,16 @@ class Rotation:
         device: torch.device,
         room: int | None = None,
     ) -> None:
-        self._store, self._make, self._endpoints, self._device = store, make, endpoints, device
+        self._store, self._make, self._endpoints, self.device = store, make, endpoints, device
         room = int(_SHARE * devices.free_bytes(device)) if room is None else room
         self.resident = len(store) * expert_bytes(store.layers.num_params, len(endpoints)) <= room
         """Whether all of them stay in memory."""
         self._kept: dict[int, Trajectory] = {}
         self._ahead: dict[int, Future[Trajectory]] = {}
         self._thread = ThreadPoolExecutor(1, "expert")
+        # Of its own, so that copies need not wait for the outer step that runs meanwhile; and one for all, since memory
+        # that was taken on one stream serves no other.
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __enter__(self) -> Self:
         return self
@@ -66,12 +69,11 @@ class Rotation:
 
     def _read(self, number: int) -> Trajectory:
         expert = self._store.expert(number, self._endpoints)
-        if self._device.type == "cuda":
-            # On a stream of its own, so that copies need not wait for the outer step that runs meanwhile.
-            copies, using = torch.cuda.Stream(self._device), torch.cuda.default_stream(self._device)
-            with torch.cuda.stream(copies):
-                expert = expert.to(self._device, pinned=True)
-            copies.synchronize()
+        if self._copies is not None:
+            using = torch.cuda.default_stream(self.device)
+            with torch.cuda.stream(self._copies):
+                expert = expert.to(self.device)
+            self._copies.synchronize()
             for tensor in (expert.base, *(t for d in expert.displacements.values() for t in (d.values, d.scale))):
                 tensor.record_stream(using)
         return self._make(expert)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ptmst import kernels
+from ptmst.devices import sent
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable
 from ptmst.matching import Match, MatchingSpan, Residual, match, refuse_still, squared_length
@@ -100,19 +101,13 @@ class Expert:
     def raw(self) -> RawTrajectory:
         return RawTrajectory(self)
 
-    def to(self, device: torch.device | str, *, pinned: bool = False) -> Expert:
-        """The same record with its parameters on a device; the step norms stay where they are.
-
-        `pinned`, to CUDA: by way of page-locked memory, without waiting for the copies.
-        """
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.pin_memory().to(device, non_blocking=True) if pinned else tensor.to(device)
-
+    def to(self, device: torch.device | str) -> Expert:
+        """The same record with its parameters on a device, whose copies nobody waits for; the step norms stay."""
         displacements = {
-            k: Displacement(moved(d.values), moved(d.scale), d.norms) for k, d in self.displacements.items()
+            k: Displacement(sent(d.values, device), sent(d.scale, device), d.norms)
+            for k, d in self.displacements.items()
         }
-        return Expert(self.layers, moved(self.base), displacements, self.step_norms)
+        return Expert(self.layers, sent(self.base, device), displacements, self.step_norms)
 
     def _kept(self, epoch: int) -> Displacement:
         if epoch not in self.displacements:
@@ -136,7 +131,7 @@ class Shortcut:
     def point(self, t: int) -> Tensor:
         d = self.displacement
         return kernels.shortcut_point(
-            self.base, d.values, d.scale, self.layers.offsets, self.beta[t].to(d.scale.device)
+            self.base, d.values, d.scale, self.layers.offsets, sent(self.beta[t], d.scale.device)
         )
 
     def span(self, s: int, t: int) -> ShortcutSpan:
@@ -152,9 +147,9 @@ class Shortcut:
             base=self.base,
             displacement=d.values,
             scale=d.scale,
-            beta_start=self.beta[s].to(device),
-            beta_target=self.beta[t].to(device),
-            distance=refuse_still(distance, self.layers, f"{s} → {t}").to(device),
+            beta_start=sent(self.beta[s], device),
+            beta_target=sent(self.beta[t], device),
+            distance=sent(refuse_still(distance, self.layers, f"{s} → {t}"), device),
         )
 
 
