@@ -344,7 +344,7 @@ def _at_once(distilled: DistilledSet, config: EvaluateConfig, device: torch.devi
     two = _stack_bytes(2, student, distilled, config) if 2 * one <= room else 2 * one
     found = students_that_fit(config.students, room, one, two)
     progress.tell(
-        f"evaluate: {found} of {config.students} students at a time; one takes {one / _GIB:.1f} GiB, the next "
+        f"evaluate: {found} of {config.students} students at a time; one takes {one / _GIB:.1f} GiB, each more about "
         f"{(two - one) / _GIB:.1f}, of the device's {total / _GIB:.1f} (--together sets another number)"
     )
     return found
