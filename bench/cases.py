@@ -1,14 +1,11 @@
-"""What is measured: the cases of the outer step and of the kernels, as data."""
+"""What is measured on a CPU: the cases of the outer step and of the kernels, as data; gpu/parts.py has a GPU's."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-
-from ptmst.config import Keep, LossKind, Precision
+from ptmst.config import Keep, LossKind
 
 Gradient = Literal["truncated", "exact"]
 
@@ -43,7 +40,6 @@ class Way:
     name: str
     compiled: bool = False
     keep: Keep = "path"
-    precision: Precision = "fp32"
     general: bool = False
     """A frozen tower goes through the general path, as one that is trained."""
 
@@ -59,9 +55,6 @@ OURS = (
 )
 GENERAL = (Way("ptmst eager, general path", general=True), Way("ptmst compiled, general path", True, general=True))
 """For a frozen tower besides."""
-_PRECISIONS: tuple[Precision, ...] = ("tf32", "bf16")
-HALF = tuple(replace(way, name=f"{way.name}, {p}", precision=p) for p in _PRECISIONS for way in OURS if way.compiled)
-"""On CUDA besides."""
 CLEAN, PUBLISHED = "double backward", "published loop"
 """Opponents (baselines.py): written cleanly, and with the published waste put back."""
 
@@ -76,22 +69,11 @@ gradient along a direction 6 or, on kept primals, 4, and the adjoint's weight gr
 
 _TOWERS = ("nfnet_l0", "resnet50_gn", "vit_tiny_patch16_224")
 _GRADIENTS: tuple[Gradient, ...] = ("truncated", "exact")
-CPU = (
+OUTER = (
     Case("nfnet_l0", 96, 8),
     Case("nfnet_l0", 96, 8, frozen=True),
     *(Case(t, 96, 8, steps=4, gradient=g) for t in _TOWERS for g in _GRADIENTS if (t, g) != ("nfnet_l0", "truncated")),
 )
-CUDA = (
-    Case("nfnet_l0", 224, 40, pairs=200),
-    Case("nfnet_l0", 224, 40, pairs=200, gradient="exact"),
-    Case("nfnet_l0", 224, 20, pairs=100, frozen=True),
-    Case("nfnet_l0", 224, 20, pairs=100),
-    Case("resnet50_gn", 224, 40, pairs=200),
-    Case("vit_small_patch16_224", 224, 40, pairs=200),
-    Case("vit_small_patch16_224", 224, 40, pairs=200, gradient="exact"),
-)
-"""In order of importance: a run stops beginning cases when its time is up."""
-
 _SMALL = Case("convnet-64", 32, 25)
 GROWTH: dict[str, tuple[Case, ...]] = {
     "inner steps": tuple(replace(_SMALL, steps=n) for n in (2, 4, 8, 16, 32)),
@@ -150,11 +132,6 @@ class Contrastive:
     def needs(self) -> int:
         """Bytes that a loss with all pairs in memory takes, roughly: seven matrices of them."""
         return 7 * 4 * self.pairs**2
-
-    def has(self, device: torch.device) -> int:
-        if device.type == "cuda":
-            return torch.cuda.mem_get_info()[0]
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.labels}-N{self.pairs}"

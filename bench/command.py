@@ -7,20 +7,16 @@ from pathlib import Path
 
 from ptmst.allocator import keep_freed_memory
 
-_GPU_MINUTES = 8.0
-"""Begin no case later; the last one takes less than a minute more."""
-
 
 def parser(name: str, about: str | None) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=about)
-    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs")
     options.add_argument("--json", type=Path, required=True, metavar="FILE", help="results, as pytest-benchmark's JSON")
     options.add_argument("--only", metavar="WORDS", default="", help="cases that match, as in pytest -k")
     options.add_argument(
         "--allocator",
         choices=("ptmst", "system"),
         default="ptmst",
-        help="memory of the process: as `ptmst` sets it up, or as the system does (CPU only)",
+        help="memory of the process: as `ptmst` sets it up, or as the system does",
     )
     return options
 
@@ -34,13 +30,11 @@ def run(test: str, asked: argparse.Namespace) -> int:
 
     arguments = [
         str(Path(__file__).parent / test),
-        f"--device={asked.device}",
         f"--benchmark-json={asked.json}",
         "--benchmark-columns=median,min,max,rounds",
         "--benchmark-sort=name",
         "-q",
         "--timeout=0",
         *(["-k", asked.only] if asked.only else []),
-        *([f"--minutes={_GPU_MINUTES}"] if asked.device == "cuda" else []),
     ]
     return int(pytest.main(arguments))

@@ -1,4 +1,4 @@
-"""`python -m bench.kernels --device cpu|cuda --json FILE`: every kernel beside plain torch and torch.compile."""
+"""`python -m bench.kernels --json FILE`: every kernel on a CPU beside plain torch and torch.compile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark needs of a device: waiting for it, its peak memory, its rates, its names."""
+"""What a benchmark needs of a device: its peak memory, its rates, its names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,20 +16,22 @@ from torch import Tensor
 from ptmst.doctor import machine
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def peak_memory(device: torch.device, call: Callable[[], object]) -> int:
-    """Most bytes of tensors that `call` holds at once, beside those that are there before it."""
+    """Most bytes of tensors that `call` holds at once, beside those that are there before it.
+
+    Where that is a CUDA graph it must be the call that records it, since a replay allocates nothing. Raises ValueError
+    for a call on CUDA that does not allocate.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        if (most := torch.cuda.max_memory_allocated() - before) <= 0:
+            raise ValueError("peak_memory: expected a call that allocates, found none; measure the one that records")
+        return most
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     held = most = 0
@@ -56,23 +58,41 @@ def product_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> fl
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Names and versions to stand beside the numbers."""
-    script = Path(sys.argv[0])
-    program = f"python -m bench.{script.stem}" if script.parent == Path(__file__).parent else "pytest"
-    found: dict[str, Any] = {"command": shlex.join([*program.split(), *sys.argv[1:]])}
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name.removesuffix(".__main__") if spec else ""
+    program = ["python", "-m", module] if module.startswith("bench.") else ["pytest"]
+    found: dict[str, Any] = {"command": shlex.join([*program, *sys.argv[1:]])}
     found |= {"torch": torch.__version__, **machine()}
     if device.type == "cuda":
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-        found |= {"cuda": torch.version.cuda, "driver": driver, "cudnn": torch.backends.cudnn.version()}
+        found |= {"cuda": torch.version.cuda, "driver": _driver(), "cudnn": torch.backends.cudnn.version()}
     return found
 
 
+def _driver() -> str:
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # containers need not have it
+        return "unknown"
+
+
 def _best(device: torch.device, call: Callable[[], Tensor]) -> float:
+    """Seconds."""
+    if device.type == "cuda":
+        return _best_on_cuda(call)
     times = []
     for _ in range(6):
-        synchronise(device)
         began = time.perf_counter()
         call()
-        synchronise(device)
         times.append(time.perf_counter() - began)
     return min(times)
+
+
+def _best_on_cuda(call: Callable[[], Tensor]) -> float:
+    call()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(11)]
+    for mark in marks:
+        call()
+        mark.record()
+    torch.cuda.synchronize()
+    return float(min(before.elapsed_time(after) for before, after in pairwise(marks))) / 1000

@@ -1,4 +1,4 @@
-"""`python -m bench.outer --device cpu|cuda --json FILE`: the outer step, measured beside what people use today."""
+"""`python -m bench.outer --json FILE`: the outer step on a CPU, measured beside what people use today."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seconds and memory of an outer step, ours and others'; `python -m bench.outer` runs them.
+"""Seconds and memory of an outer step on a CPU, ours and others'; `python -m bench.outer` runs them.
 
 No speed counts for a wrong answer: after its timing every result is compared with that of another way of computing it.
 """
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.baselines import Gradients, Waste, double_backward, unrolled
-from bench.cases import CLEAN, CPU, CUDA, FORWARDS, GENERAL, GROWTH, HALF, OURS, PUBLISHED, Case, Way
-from bench.measure import copy_bandwidth, environment, peak_memory, product_rate, synchronise
+from bench.cases import CLEAN, FORWARDS, GENERAL, GROWTH, OURS, OUTER, PUBLISHED, Case, Way
+from bench.measure import copy_bandwidth, environment, peak_memory, product_rate
 from ptmst import OuterStep, Student, SyntheticPairs
 from ptmst.contrast import student_loss
-from ptmst.devices import arithmetic
 from ptmst.encoders import ProjectionHead
 from ptmst.shortcut import Displacement, Shortcut
 from ptmst.similarity import FullSimilarity
 from ptmst.towers import ConvNet
 
 TEXT_WIDTH, HEAD_WIDTH = 768, 2048
-_COSINE = {"fp32": 0.9999, "tf32": 0.99, "bf16": 0.98}
+CPU = torch.device("cpu")
+COSINE = {"fp32": 0.9999, "tf32": 0.99, "bf16": 0.98}
 """With the other way of computing it, in every leaf; at random directions, where errors are at their largest."""
 
 
@@ -68,6 +68,7 @@ def build_tower(name: str, size: int) -> tuple[nn.Module, int]:
 
 @cache
 def setting(case: Case, device: torch.device) -> Setting:
+    """The same numbers on every device."""
     torch.manual_seed(0)
     tower, width = build_tower(case.tower, case.size)
     if case.frozen:
@@ -83,8 +84,8 @@ def setting(case: Case, device: torch.device) -> Setting:
     on_device = Displacement(moved.values.to(device), moved.scale.to(device), moved.norms)
     beta = torch.linspace(0, 1, 6)[:, None].expand(6, layers.num_layers).contiguous()
     pairs = SyntheticPairs(
-        torch.randn(case.pairs, 3, case.size, case.size, device=device),
-        torch.randn(case.pairs, TEXT_WIDTH, device=device),
+        torch.randn(case.pairs, 3, case.size, case.size).to(device),
+        torch.randn(case.pairs, TEXT_WIDTH).to(device),
         FullSimilarity(torch.eye(case.pairs, device=device)),
         torch.full((2,), 0.1, device=device),
     )
@@ -94,11 +95,9 @@ def setting(case: Case, device: torch.device) -> Setting:
 
 
 @cache
-def rates(device: torch.device, precision: str) -> dict[str, float]:
-    """Measured in the same run: bytes a second copied, operations a second of products in that precision."""
-    with arithmetic("tf32" if precision == "tf32" else "fp32"):
-        product = product_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    return {"copied bytes/s": copy_bandwidth(device), "product FLOP/s": product}
+def rates() -> dict[str, float]:
+    """Measured in the same run: bytes a second copied, operations a second of products."""
+    return {"copied bytes/s": copy_bandwidth(CPU), "product FLOP/s": product_rate(CPU)}
 
 
 @cache
@@ -110,18 +109,9 @@ def forward_operations(case: Case) -> int:
     return int(counter.get_total_flops())
 
 
-def record(
-    benchmark: BenchmarkFixture, case: Case, way: str, device: torch.device, call: Callable[[], Gradients]
-) -> Gradients:
+def record(benchmark: BenchmarkFixture, case: Case, way: str, call: Callable[[], Gradients]) -> Gradients:
     """Time `call`, then measure its memory; returns what it found."""
-
-    def timed() -> Gradients:
-        found = call()
-        synchronise(device)
-        return found
-
-    rounds = 3 if device.type == "cpu" else 10
-    found: Gradients = benchmark.pedantic(timed, rounds=rounds, warmup_rounds=1 if device.type == "cpu" else 3)
+    found: Gradients = benchmark.pedantic(call, rounds=3, warmup_rounds=1)
     benchmark.extra_info |= {
         "case": str(case),
         "way": way,
@@ -132,75 +122,69 @@ def record(
         "pairs": case.pairs,
         "gradient": case.gradient,
         "frozen": case.frozen,
-        "parameters": setting(case, device).student.layers.num_params,
-        "peak MB": peak_memory(device, timed) / 2**20,
-        "environment": environment(device),
+        "parameters": setting(case, CPU).student.layers.num_params,
+        "peak MB": peak_memory(CPU, call) / 2**20,
+        "environment": environment(CPU),
     }
     return found
 
 
-def agree(found: Gradients, expected: Gradients, cosine: float) -> None:
-    for name, value in expected.items():
-        a, b = found[name].double().flatten(), value.double().flatten()
-        assert float(a @ b / (a.norm() * b.norm())) >= cosine, name
+def cosines(found: Gradients, expected: Gradients) -> dict[str, float]:
+    """By leaf."""
+    pairs = {name: (found[name].double().flatten(), value.double().flatten()) for name, value in expected.items()}
+    return {name: float(a @ b / (a.norm() * b.norm())) for name, (a, b) in pairs.items()}
 
 
-def measure_ours(benchmark: BenchmarkFixture, case: Case, way: Way, device: torch.device) -> None:
-    s = setting(case, device)
+def agree(found: Gradients, expected: Gradients) -> None:
+    for name, cosine in cosines(found, expected).items():
+        assert cosine >= COSINE["fp32"], name
+
+
+def measure_ours(benchmark: BenchmarkFixture, case: Case, way: Way) -> None:
+    s = setting(case, CPU)
     step = OuterStep(
         s.general if way.general else s.student,
         adjoint=case.adjoint,
         keep=way.keep,
-        precision=way.precision,
         compile="on" if way.compiled else "off",
     )
-    found = record(benchmark, case, way.name, device, partial(s.step, step))
+    found = record(benchmark, case, way.name, partial(s.step, step))
     if not case.frozen:
-        measured = rates(device, way.precision)
+        measured = rates()
         floor = FORWARDS[case.gradient, way.keep] * case.steps * forward_operations(case) / measured["product FLOP/s"]
         benchmark.extra_info |= {"rates": measured, "floor s": floor}
         benchmark.extra_info["fraction of floor"] = floor / benchmark.stats.stats.median  # type: ignore[union-attr]
-    agree(found, opponents_answer(case, device), _COSINE[way.precision])
+    agree(found, opponents_answer(case))
 
 
-def measure_opponent(
-    benchmark: BenchmarkFixture, case: Case, device: torch.device, waste: Callable[[], None] | None = None
-) -> None:
-    s = setting(case, device)
+def measure_opponent(benchmark: BenchmarkFixture, case: Case, waste: Callable[[], None] | None = None) -> None:
+    s = setting(case, CPU)
 
     def call() -> Gradients:
         if waste is not None:
             waste()
-        # torch's defaults, as published: TF32 in convolutions on CUDA.
         return s.opponent(opponent(case))
 
-    found = record(benchmark, case, PUBLISHED if waste else CLEAN, device, call)
-    agree(found, s.step(OuterStep(s.student, adjoint=case.adjoint)), 0.99 if device.type == "cuda" else 0.9999)
+    found = record(benchmark, case, PUBLISHED if waste else CLEAN, call)
+    agree(found, s.step(OuterStep(s.student, adjoint=case.adjoint)))
 
 
 @cache
-def opponents_answer(case: Case, device: torch.device) -> Gradients:
-    with arithmetic("fp32"):
-        return setting(case, device).opponent(opponent(case))
+def opponents_answer(case: Case) -> Gradients:
+    return setting(case, CPU).opponent(opponent(case))
 
 
 def opponent(case: Case) -> Callable[..., Gradients]:
     return double_backward if case.gradient == "truncated" else unrolled
 
 
-def cases(name: str) -> tuple[Case, ...]:
-    return CPU if name == "cpu" else CUDA
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The cases of the device asked for, in order of importance."""
-    device = metafunc.config.getoption("--device")
+    """The cases in order of importance."""
     if metafunc.function is test_outer_step:
-        ways = OURS if device == "cpu" else (*OURS, *HALF)
-        all_ways: list[Any] = [CLEAN, *reversed(ways), PUBLISHED]
+        all_ways: list[Any] = [CLEAN, *reversed(OURS), PUBLISHED]
         chosen = [
             (case, way)
-            for case in cases(device)
+            for case in OUTER
             for way in (*all_ways, *(GENERAL if case.frozen else ()))
             if _applies(case, way)
         ]
@@ -216,23 +200,21 @@ def _applies(case: Case, way: Any) -> bool:
     return way != PUBLISHED or (case.gradient == "truncated" and not case.frozen)
 
 
-def test_outer_step(
-    benchmark: BenchmarkFixture, case: Case, way: Way | str, device: torch.device, tmp_path: Path
-) -> None:
+def test_outer_step(benchmark: BenchmarkFixture, case: Case, way: Way | str, tmp_path: Path) -> None:
     if isinstance(way, Way):
-        measure_ours(benchmark, case, way, device)
+        measure_ours(benchmark, case, way)
     elif way == PUBLISHED:
-        points = [setting(case, device).trajectory.point(t).cpu() for t in range(6)]
+        points = [setting(case, CPU).trajectory.point(t) for t in range(6)]
         waste = Waste(lambda: build_tower(case.tower, case.size)[0], tmp_path / "replay_buffer.pt", points)
-        measure_opponent(benchmark, case, device, partial(waste, device))
+        measure_opponent(benchmark, case, partial(waste, CPU))
     else:
-        measure_opponent(benchmark, case, device)
+        measure_opponent(benchmark, case)
 
 
 @pytest.mark.parametrize("way", [OURS[0], CLEAN], ids=str)
-def test_growth(benchmark: BenchmarkFixture, axis: str, case: Case, way: Way | str, device: torch.device) -> None:
+def test_growth(benchmark: BenchmarkFixture, axis: str, case: Case, way: Way | str) -> None:
     benchmark.extra_info["axis"] = axis
     if isinstance(way, Way):
-        measure_ours(benchmark, case, way, device)
+        measure_ours(benchmark, case, way)
     else:
-        measure_opponent(benchmark, case, device)
+        measure_opponent(benchmark, case)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.measure import environment, synchronise
-from ptmst import DistilledSet, EncoderConfig, EvaluateConfig, Student, SyntheticPairs
+from bench.measure import environment
+from ptmst import DistilledSet, EncoderConfig, EvaluateConfig, SyntheticPairs
 from ptmst.distilled import DistilledPhase
 from ptmst.encoders import make_student
 from ptmst.evaluation import train_students
@@ -17,44 +17,45 @@ STUDENTS, PAIRS, SIZE, TEXT_WIDTH, EPOCHS = 4, 100, 32, 256, 3
 DRAWS = [(0, "student", number) for number in range(STUDENTS)]
 
 
-def students(frozen: bool, device: torch.device) -> tuple[Student, torch.Tensor]:
-    encoder = EncoderConfig(image_width=64, freeze_tower=frozen)
-    made = [make_student(encoder, SIZE, TEXT_WIDTH, draw) for draw in DRAWS]
-    return made[0].to(device), torch.stack([student.flatten() for student in made]).to(device)
+def encoder(frozen: bool) -> EncoderConfig:
+    """The demo's."""
+    return EncoderConfig(image_width=64, freeze_tower=frozen)
 
 
-def distilled() -> DistilledSet:
+def distilled(size: int) -> DistilledSet:
     draw = torch.Generator().manual_seed(0)
-    images = torch.randn(PAIRS, 3, SIZE, SIZE, generator=draw)
+    images = torch.randn(PAIRS, 3, size, size, generator=draw)
     lr = torch.full((2,), 0.05)
     pairs = SyntheticPairs(images, torch.randn(PAIRS, TEXT_WIDTH, generator=draw), FullSimilarity.identity(PAIRS), lr)
     return DistilledSet((DistilledPhase(pairs, lr, ("",) * PAIRS, {}),), {}, {}, None)
 
 
-def trained(frozen: bool, together: int, device: torch.device) -> torch.Tensor:
-    """θ [K, P] after all epochs."""
-    student, thetas = students(frozen, device)
-    config = EvaluateConfig(epochs=EPOCHS - 1)
-    parts = []
-    for first in range(0, STUDENTS, together):
+def trained(encoder: EncoderConfig, size: int, students: int, together: int, device: torch.device) -> torch.Tensor:
+    """θ [K, P] of so many students after all epochs, so many of them as one stack."""
+    made = [make_student(encoder, size, TEXT_WIDTH, draw) for draw in DRAWS[:students]]
+    thetas = torch.stack([student.flatten() for student in made]).to(device)
+    config, parts = EvaluateConfig(epochs=EPOCHS - 1), []
+    for first in range(0, students, together):
         some = slice(first, first + together)
-        *_, (_, theta) = train_students(student, thetas[some], distilled(), config, DRAWS[some])
+        shared = made[0].to(device)
+        *_, (_, theta) = train_students(shared, thetas[some], distilled(size), config, DRAWS[:students][some])
         parts.append(theta)
-    synchronise(device)
     return torch.cat(parts)
 
 
 @pytest.mark.parametrize("together", [1, STUDENTS])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_students(benchmark: BenchmarkFixture, frozen: bool, together: int, device: torch.device) -> None:
-    found = benchmark.pedantic(trained, args=(frozen, together, device), rounds=5, warmup_rounds=1)
+def test_students(benchmark: BenchmarkFixture, frozen: bool, together: int) -> None:
+    cpu = torch.device("cpu")
+    arguments = encoder(frozen), SIZE, STUDENTS
+    found = benchmark.pedantic(trained, args=(*arguments, together, cpu), rounds=5, warmup_rounds=1)
     benchmark.extra_info |= {
         "students": STUDENTS,
         "together": together,
         "frozen": frozen,
         "pairs": PAIRS,
         "epochs": EPOCHS,
-        "environment": environment(device),
+        "environment": environment(cpu),
     }
-    other = trained(frozen, 1 if together > 1 else STUDENTS, device)
+    other = trained(*arguments, 1 if together > 1 else STUDENTS, cpu)
     assert float((found - other).norm() / other.norm()) < 1e-4

@@ -1,0 +1,217 @@
+"""An outer step in every precision, captured, and its opponents."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.baselines import Gradients, Waste
+from bench.cases import FORWARDS, Case
+from bench.gpu.rows import Found, Sheet, Wrong
+from bench.gpu.timing import alone, profiled, timed
+from bench.measure import copy_bandwidth, peak_memory, product_rate
+from bench.test_outer import COSINE, build_tower, cosines, forward_operations, opponent, setting
+from ptmst.capture import Captured, Tensors, cuda_graph
+from ptmst.config import Precision
+from ptmst.devices import arithmetic
+from ptmst.unroll import OuterStep
+
+CUDA = torch.device("cuda", 0)
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
+
+
+class Recorded(OuterStep):
+    """A captured step that can be recorded again; what was compiled stays."""
+
+    def again(self, tf32: bool) -> None:
+        """Forget the recording and its memory. The next call makes another, if `tf32` with TF32 in convolutions."""
+        self._captured = Captured(_record_in_tf32 if tf32 else cuda_graph)
+
+    def replay(self) -> None:
+        """What the last call did, without copying its inputs."""
+        assert self._captured._replay is not None
+        self._captured._replay()
+
+
+def _record_in_tf32(function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+    with _convolutions_in_tf32():
+        return cuda_graph(function)
+
+
+@contextmanager
+def _convolutions_in_tf32() -> Iterator[None]:
+    """Where float32 is set. Compiled code does not depend on this setting, and is not compiled again for it."""
+    cudnn: Any = torch.backends.cudnn
+    cudnn.allow_tf32, cudnn.conv.fp32_precision = True, "tf32"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.conv.fp32_precision = False, "ieee"
+
+
+def captured(sheet: Sheet, case: Case, precisions: tuple[Precision, ...]) -> None:
+    """The captured step, compiled once: for fp32, say, and recorded again with TF32 in its convolutions."""
+    measured = _Measured(case, precisions[0])
+    sheet.row("compile", 0, measured.compile_time)
+    for precision in reversed(precisions):
+        sheet.row(precision, 20, partial(measured.step, precision))
+        sheet.row(f"{precision}, profile", 10, partial(measured.profile, precision))
+
+
+class _Measured:
+    """One compiled step of a case."""
+
+    def __init__(self, case: Case, compiled_for: Precision) -> None:
+        self._case, self._compiled_for = case, compiled_for
+        self._made: Recorded | None = None
+        self._first: Found = {}
+
+    def compile_time(self) -> Found:
+        """Seconds until the first outer step is done, recording included."""
+        self._recorded(self._compiled_for)
+        return {"case": str(self._case), "precision": self._compiled_for, **self._first}
+
+    def step(self, precision: Precision) -> Found:
+        case, s = self._case, setting(self._case, CUDA)
+        step, graphs = self._recorded(precision), _compiled("unique_graphs")
+        with alone():
+            peak = peak_memory(CUDA, partial(s.step, step))
+            compared = compare(s.step(step), expected(case), precision)
+            times, replay = timed(partial(s.step, step)), timed(step.replay)
+            with arithmetic("tf32" if precision == "tf32" else "fp32"):
+                rate = product_rate(CUDA, torch.bfloat16 if precision == "bf16" else torch.float32)
+            copied = copy_bandwidth(CUDA)
+        floor = 1000 * FORWARDS[case.gradient, "path"] * case.steps * forward_operations(case) / rate
+        return {
+            **_about(case, f"ptmst captured, {precision}"),
+            **times,
+            "replay ms": replay["ms"],
+            "peak MB": peak / 2**20,
+            "floor ms": floor,
+            "fraction of floor": floor / times["ms"],
+            "product FLOP/s": rate,
+            "copied bytes/s": copied,
+            "compiled again": _compiled("unique_graphs") > graphs,
+            "cosine": compared,
+        }
+
+    def profile(self, precision: Precision) -> Found:
+        step = self._recorded(precision)
+        with alone():
+            setting(self._case, CUDA).step(step)
+            found = profiled(step.replay)
+        if not found["kernels"]:
+            raise Wrong("expected the profiler to see kernels, it saw none")
+        return {"case": str(self._case), "precision": precision, **found}
+
+    def _recorded(self, precision: Precision) -> Recorded:
+        """The step, whose next call records it in this precision."""
+        if self._made is None:
+            s = setting(self._case, CUDA)
+            self._made = Recorded(s.student, compile="on", precision=self._compiled_for, adjoint=self._case.adjoint)
+            began = time.perf_counter()
+            s.step(self._made)
+            torch.cuda.synchronize()
+            self._first = {
+                "compile s": time.perf_counter() - began,
+                "graphs": _compiled("unique_graphs"),
+                "graphs from the cache": _compiled("fxgraph_cache_hit", "inductor"),
+            }
+        self._made.again(tf32=(self._compiled_for, precision) == ("fp32", "tf32"))
+        return self._made
+
+
+def opponents(sheet: Sheet, case: Case) -> None:
+    """What people use today, and our step where nothing is compiled."""
+    clean = "double backward" if case.gradient == "truncated" else "unrolled"
+    theirs = partial(setting(case, CUDA).opponent, opponent(case))
+    # torch's own arithmetic, as published: TF32 in convolutions.
+    sheet.row(clean, 30, partial(_theirs, case, clean, theirs))
+    sheet.row(f"{clean}, fp32", 30, partial(_theirs_in_float32, case, f"{clean}, fp32", theirs))
+    for precision in _PRECISIONS:
+        sheet.row(f"ptmst eager, {precision}", 20, partial(_eager, case, precision))
+    if case.gradient == "truncated":
+        sheet.row("published loop", 30, partial(_published, case, theirs))
+
+
+def _theirs(case: Case, name: str, call: Callable[[], Gradients]) -> Found:
+    try:
+        with alone():
+            peak = peak_memory(CUDA, call)
+            compared = compare(call(), expected(case), "tf32")
+            times = timed(call, rounds=5, warm_up=1)
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        return {**_about(case, name), "out of memory": str(error).splitlines()[0]}
+    return {**_about(case, name), **times, "peak MB": peak / 2**20, "cosine": compared}
+
+
+def _theirs_in_float32(case: Case, name: str, call: Callable[[], Gradients]) -> Found:
+    with arithmetic("fp32"):
+        return _theirs(case, name, call)
+
+
+def _published(case: Case, call: Callable[[], Gradients]) -> Found:
+    points = [setting(case, CUDA).trajectory.point(t).cpu() for t in range(6)]
+    with tempfile.TemporaryDirectory() as folder:
+        waste = Waste(lambda: build_tower(case.tower, case.size)[0], Path(folder) / "replay_buffer.pt", points)
+
+        def loop() -> Gradients:
+            waste(CUDA)
+            return call()
+
+        return _theirs(case, "published loop", loop)
+
+
+def _eager(case: Case, precision: Precision) -> Found:
+    s = setting(case, CUDA)
+    step = OuterStep(s.student, precision=precision, adjoint=case.adjoint)
+    with alone():
+        peak = peak_memory(CUDA, partial(s.step, step))
+        compared = compare(s.step(step), expected(case), precision)
+        times = timed(partial(s.step, step), rounds=5, warm_up=1)
+    return {**_about(case, f"ptmst eager, {precision}"), **times, "peak MB": peak / 2**20, "cosine": compared}
+
+
+@cache
+def expected(case: Case) -> Gradients:
+    """Of our step, eager, in float32, which the checks compare with a CPU's."""
+    s = setting(case, CUDA)
+    found = s.step(OuterStep(s.student, adjoint=case.adjoint))
+    torch.cuda.empty_cache()
+    return found
+
+
+def compare(found: Gradients, right: Gradients, precision: Precision) -> dict[str, float]:
+    """Cosines by leaf. Raises Wrong where one is too small."""
+    seen = cosines(found, right)
+    # Also where it is not a number.
+    if off := {name: cosine for name, cosine in seen.items() if not cosine >= COSINE[precision]}:
+        raise Wrong(f"cosine with eager float32: expected at least {COSINE[precision]}, found {off}")
+    return seen
+
+
+def _about(case: Case, way: str) -> Found:
+    return {
+        "case": str(case),
+        "way": way,
+        "tower": case.tower,
+        "size": case.size,
+        "batch": case.batch,
+        "inner steps": case.steps,
+        "gradient": case.gradient,
+    }
+
+
+def _compiled(what: str, of: str = "stats") -> int:
+    """torch's own count of what this process has compiled so far."""
+    from torch._dynamo.utils import counters
+
+    return int(counters[of][what])

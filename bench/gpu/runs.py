@@ -1,0 +1,107 @@
+"""Teaching and evaluation: images a second, and seconds of a student."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from bench import test_students
+from bench.gpu.rows import Found, Sheet, Wrong
+from bench.gpu.timing import alone
+from bench.measure import peak_memory
+from ptmst.config import DataConfig, EncoderConfig, RenderConfig, TeachConfig
+from ptmst.data import Pairs, write_rendered
+from ptmst.devices import arithmetic
+from ptmst.encoders import embed_captions, make_student, text_tower
+from ptmst.teachers import load, train_on_pairs
+from ptmst.towers import prepared
+
+CUDA = torch.device("cuda", 0)
+_TEXT_WIDTH = 768
+_EPOCHS = 101
+"""Of a student, as published."""
+_AGREE = 1e-3
+"""Relative distance of students that were trained in a stack from the same ones trained one by one."""
+
+
+def teach(sheet: Sheet, tower: str, size: int, images: int, batch: int) -> None:
+    """Decoding on the host, and training one expert on images that were decoded before."""
+    encoder = EncoderConfig(image_tower=tower, text_width=_TEXT_WIDTH)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_rendered(RenderConfig("scenes", root, size, train=images, val=1, test=1, warmup=0, captions=1))
+        data = prepared(DataConfig(root=root, image_size=size), encoder)
+        sheet.row("decode", 20, partial(_decode, load(data, "train")))
+        for precision in ("fp32", "tf32"):
+            config = TeachConfig(data=data, encoder=encoder, epochs=2, batch_size=batch, precision=precision)
+            sheet.row(f"teach, {precision}", 20, partial(_teach, load(data, "train"), config))
+
+
+def _decode(pairs: Pairs) -> Found:
+    began = time.perf_counter()
+    pairs.pixels(torch.arange(len(pairs)))
+    return {"size": pairs.image_size, "images/s": len(pairs) / (time.perf_counter() - began)}
+
+
+def _teach(pairs: Pairs, config: TeachConfig) -> Found:
+    pairs.pixels(torch.arange(len(pairs)))
+    texts = embed_captions(text_tower(config.encoder), pairs.captions, CUDA).to(CUDA)
+    student = make_student(config.encoder, pairs.image_size, _TEXT_WIDTH, (0,)).to(CUDA)
+    ends = []
+
+    def train() -> None:
+        for _ in train_on_pairs(student, pairs, texts, config, 0):
+            torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+    with alone(), arithmetic(config.precision):
+        peak = peak_memory(CUDA, train)
+    # The first epoch sets up libraries.
+    return {
+        "tower": config.encoder.image_tower,
+        "size": pairs.image_size,
+        "batch": config.batch_size,
+        "precision": config.precision,
+        "images/s": len(pairs) / (ends[-1] - ends[-2]),
+        "peak MB": peak / 2**20,
+    }
+
+
+def students(sheet: Sheet, tower: str, size: int, count: int) -> None:
+    """The students of an evaluation, one at a time and as one stack: the demo's, and a large tower's."""
+    _stacks(sheet, "demo", test_students.encoder(frozen=False), test_students.SIZE, test_students.STUDENTS)
+    _stacks(sheet, tower, EncoderConfig(image_tower=tower), size, count)
+
+
+def _stacks(sheet: Sheet, name: str, encoder: EncoderConfig, size: int, count: int) -> None:
+    for together in (1, count):
+        sheet.row(f"{name}, {together} together", 40, partial(_students, encoder, size, count, together))
+
+
+def _students(encoder: EncoderConfig, size: int, count: int, together: int) -> Found:
+    train = partial(test_students.trained, encoder, size, count, device=CUDA)
+    with alone(), arithmetic("fp32"):
+        peak = peak_memory(CUDA, partial(train, together))
+        began = time.perf_counter()
+        found = train(together)
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        other = found if together == 1 else train(1)
+    distance = float((found - other).norm() / other.norm())
+    if not distance <= _AGREE:
+        raise Wrong(f"a stack's students: expected those trained one by one, found them {distance:.1e} apart")
+    return {
+        "tower": encoder.image_tower,
+        "size": size,
+        "pairs": test_students.PAIRS,
+        "students": count,
+        "together": together,
+        "epochs": test_students.EPOCHS,
+        "s": seconds,
+        "students/s": count / seconds * test_students.EPOCHS / _EPOCHS,
+        "peak MB": peak / 2**20,
+    }
