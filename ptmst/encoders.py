@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -114,7 +114,7 @@ class _TextModel(ABC):
     """A frozen text model of torch. It lies on the CPU but while it embeds captions."""
 
     width: int
-    _model: nn.Module
+    _model: Any
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
@@ -179,7 +179,13 @@ class HuggingFaceText(_TextModel):
         # SigLIP pools the last position, which must not depend on the other captions.
         padding = "max_length" if self._has_images else "longest"
         tokens = self._tokenizer(
-            captions, padding=padding, truncation=True, max_length=self._length, return_tensors="pt"
+            captions,
+            padding=padding,
+            truncation=True,
+            max_length=self._length,
+            # A caption is one text, for which models that tell two apart take zeros; others may know no such argument.
+            return_token_type_ids=False,
+            return_tensors="pt",
         ).to(device)
         if not self._has_images:
             first: Tensor = self._model(**tokens).last_hidden_state[:, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import ptmst.data.batches as batches_module
-import ptmst.data.pairs as module
+from ptmst import devices
 from ptmst.data import Pairs, image_batches, normalise
 from ptmst.data.annotations import Place
 from ptmst.errors import InputError
@@ -55,7 +55,7 @@ def reading() -> list[str]:
 @pytest.mark.parametrize("free", [0, 2 * BYTES])
 def test_batches_are_those_of_the_indices(pairs: Pairs, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit and in their order: read anew, read the first time, and held."""
-    monkeypatch.setattr(module.devices, "free_bytes", lambda device: free)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: free)
     for _ in range(2):
         found = list(image_batches(pairs, iter(INDICES), CPU))
         assert len(found) == len(INDICES)
@@ -158,7 +158,7 @@ def test_an_interrupt_leaves_what_is_to_come(pairs: Pairs, monkeypatch: pytest.M
 
     monkeypatch.setattr(Pairs, "pixels", pixels)
     monkeypatch.setattr(batches_module, "ThreadPoolExecutor", Executor)
-    monkeypatch.setattr(batches_module.Future, "result", interrupted)
+    monkeypatch.setattr(Future, "result", interrupted)
     with pytest.raises(KeyboardInterrupt):
         next(image_batches(pairs, INDICES, CPU))
     assert begun == [INDICES[0].tolist()] and not reading()
