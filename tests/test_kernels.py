@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lanes import LANES, NATIVE, each_lane, running
 from torch import Tensor
@@ -109,6 +109,7 @@ def test_shortcut_point_against_float64(device: torch.device, sizes: tuple[int, 
 
 @pytest.mark.parametrize("lane", LANES)
 @given(sizes=drawn_tables, seed=st.integers(0, 2**32))
+@example(sizes=[33], seed=3212291180)  # whose inner product's terms cancel
 @drawn
 def test_flat_kernels_of_any_table(lane: str, sizes: list[int], seed: int) -> None:
     with running(lane) as device:
@@ -141,11 +142,18 @@ def test_every_finite_half_is_decoded(lane: str, device: torch.device, size: int
 # Residuals
 
 
-def matched(dtype: torch.dtype, member: Tensor, theta: Tensor, start: Tensor, target: Tensor) -> list[Tensor]:
+def matched(
+    dtype: torch.dtype,
+    member: Tensor,
+    theta: Tensor,
+    start: Tensor,
+    target: Tensor,
+    term: Callable[[Tensor], Tensor] = torch.positive,
+) -> list[Tensor]:
     residual, moved, apart = ((a - b).to(dtype) for a, b in ((theta, target), (theta, start), (target, start)))
 
     def sums(values: Tensor) -> Tensor:
-        return torch.stack([values[member == g].sum() for g in range(2)])
+        return torch.stack([term(values[member == g]).sum() for g in range(2)])
 
     return [residual, sums(residual**2), sums(residual * moved), sums(apart**2)]
 
@@ -159,21 +167,26 @@ def assert_matching(device: torch.device, sizes: Sequence[int], point: Point, se
     ends: Any = [[by_layer(dtype, *point[:4], beta) for beta in betas] for dtype in (torch.float64, torch.float32)]
     theta = ends[1][0] + 0.02 * torch.randn(sum(sizes), generator=rng)
     exact = matched(torch.float64, member, theta.double(), *ends[0])
+    terms = matched(torch.float64, member, theta.double(), *ends[0], torch.abs)
     plain = matched(torch.float32, member, theta, *ends[1])
     table = point[3], groups
     number: Any = () if len(sizes) > 2 else (2,)
     ours = kernels.matching_residual(*on(device, theta, *point[:4], groups, *betas), *number)
-    assert_near(ours, exact[:3], plain[:3])
+    assert_near(ours, exact[:3], plain[:3], terms[:3])
     wide = matched(torch.float64, member, theta.double(), *(v.double() for v in ends[1]))
-    assert_near(kernels.vector_residual(*on(device, theta, *ends[1], *table), *number), wide, plain)
+    vectors = kernels.vector_residual(*on(device, theta, *ends[1], *table), *number)
+    assert_near(vectors, wide, plain, terms)
 
 
-def assert_near(ours: Sequence[Tensor], exact: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
-    for a, b, c in zip(ours, exact, plain, strict=True):
+def assert_near(
+    ours: Sequence[Tensor], exact: Sequence[Tensor], plain: Sequence[Tensor], sizes: Sequence[Tensor] | None = None
+) -> None:
+    """Twice torch's own error, which may be 0 by chance, and two roundings of `sizes`, larger where terms cancel."""
+    for a, b, c, size in zip(ours, exact, plain, sizes or exact, strict=True):
         assert a.dtype == torch.float32
         assert a.shape == b.shape
         assert torch.isfinite(a).all()
-        assert float((a.cpu() - b).norm()) <= 2 * float((c - b).norm()) + 2 * EPS * float(b.norm())
+        assert float((a.cpu() - b).norm()) <= 2 * float((c - b).norm()) + 2 * EPS * float(size.norm())
 
 
 @each_lane
