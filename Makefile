@@ -1,13 +1,15 @@
 # Two commands: `make demo` runs the main job, `make test` the checks and tests. Both make .venv first.
 # `make test-oldest` runs the tests on the oldest versions that pyproject.toml allows, in .venv-oldest.
+# `make bundle PYTHON=3.12` makes the wheels that a machine without a network lacks, for its Python.
 
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
+BUNDLE ?= dist/bundle
 BIN := $(VENV)/bin
 BUILD_INPUTS := pyproject.toml $(wildcard constraints*.txt) CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: demo test test-oldest check clean
+.PHONY: demo test test-oldest check bundle clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ptmst demo $(ARGS)
@@ -24,6 +26,16 @@ check: $(VENV)/.installed-dev
 	rm -rf build/types && mkdir -p build/types/ptmst
 	ln -s $(CURDIR)/ptmst/* build/types/ptmst/ && ln -s $(CURDIR)/kernels build/types/ptmst/kernels
 	$(BIN)/mypy build/types/ptmst tests bench
+
+PLATFORMS := $(foreach glibc,2_28 2_27 2_17,manylinux_$(glibc)_x86_64) manylinux2014_x86_64
+bundle:
+	@case "$(PYTHON)" in 3.11|3.12) ;; *) \
+	  echo "make bundle: expected the other machine's Python, as PYTHON=3.12, found $(PYTHON)" >&2; exit 2;; esac
+	rm -rf $(BUNDLE) build/pip && python3 -m venv build/pip
+	build/pip/bin/pip download --quiet --no-deps --only-binary=:all: --python-version $(PYTHON) --implementation cp \
+	  $(addprefix --platform ,$(PLATFORMS)) --constraint constraints.txt --requirement bundle.txt --dest $(BUNDLE)
+	build/pip/bin/pip wheel --quiet --no-deps --wheel-dir $(BUNDLE) .
+	ls $(BUNDLE)
 
 CONSTRAINTS := constraints.txt
 $(VENV)/.installed-dev: EXTRAS := [dev]

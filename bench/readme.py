@@ -13,6 +13,7 @@ from bench import ablation, presets, reading
 from bench.adjoint import tables as adjoint
 from bench.adjoint.cells import DATA
 from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
+from bench.gpu import tables as gpu
 from ptmst.results import HEADINGS
 
 ROOT = Path(__file__).parents[1]
@@ -349,11 +350,13 @@ TABLES: dict[str, Table] = {
     "adjoint-combination": partial(adjoint_table, adjoint.combination),
     "adjoint-phases": partial(adjoint_table, adjoint.phases),
     "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),
+    **{name: partial(gpu.table, lines, RESULTS) for name, lines in gpu.TABLES.items()},
 }
 PAGES = {
     "README.md": "bench/results",
     "docs/outer-step.md": "../bench/results",
     "docs/kernels.md": "../bench/results",
+    "docs/gpu.md": "../bench/results",
     "docs/formats.md": "../bench/results",
     "docs/adjoint.md": "../bench/results",
     "docs/towers.md": "../bench/results",

@@ -101,6 +101,7 @@ def _students(encoder: EncoderConfig, size: int, count: int, together: int) -> F
         "students": count,
         "together": together,
         "epochs": test_students.EPOCHS,
+        "whole epochs": _EPOCHS,
         "s": seconds,
         "students/s": count / seconds * test_students.EPOCHS / _EPOCHS,
         "peak MB": peak / 2**20,
