@@ -101,7 +101,7 @@ def _dry() -> list[Part]:
         Part("kernels", "checks", "checks.kernels_run", (), 0, 0),
         Part("demo", "checks", "checks.demo", (), 0, 0),
         *_tests("tests", _TESTS, "recorded", shares=1),
-        Part("gradients", "checks", "checks.gradients", ((small,), 40), 0, 0),
+        Part("gradients", "checks", "checks.gradients", ((small,), 60), 0, 0),
         *_tests("lane", _LANES, "tables", shares=1),
         _captured(small, _FOR_FLOAT32, 0),
         _opponents(small),

@@ -160,8 +160,8 @@ class Runner:
 
     def _log(self, name: str, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        with open(self._folder.path / LOG, "a") as log:
-            for line in process.stdout:
+        with process.stdout as said, open(self._folder.path / LOG, "a") as log:
+            for line in said:
                 log.write(f"{name}: {line}")
                 log.flush()
 
