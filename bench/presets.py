@@ -46,7 +46,8 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
     config, size = found.distill, found.teach.data.image_size
     assert size is not None
     frozen = found.teach.encoder.freeze_tower
-    config = replace(config, compile="off", device="cpu", chunk=None if config.batch_size <= chunk else chunk)
+    config = replace(config, compile="off", device="cpu", keep="path" if config.keep == "auto" else config.keep)
+    config = replace(config, chunk=None if config.batch_size <= chunk else chunk)
     student = make_student(found.teach.encoder, size, TEXT_WIDTH, (0,), None)
     layers, draw = student.layers, generator("presets")
     # Some towers have weights that start at zero, which would leave work undone.

@@ -34,6 +34,7 @@ from ptmst.errors import Diverged, InputError
 from ptmst.evaluation import Scores, evaluate, evaluate_experts, recorded
 from ptmst.presets import applied, experiment, methods
 from ptmst.results import Row
+from ptmst.room import settled
 from ptmst.store import TrajectoryStore
 from ptmst.teachers import data_of, load, made_of, student_of, train_teachers
 from ptmst.unroll import OuterStep
@@ -315,6 +316,7 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
 
 def _distilled(config: DistillConfig, store: TrajectoryStore) -> tuple[DistilledSet | None, dict[str, Any]]:
     """The set, none where its distillation diverged, and what it cost, compilation apart."""
+    config = settled(config, store, student_of(store, (config.seed, "student")).to(devices.pick(config.device)))
     step = shared_outer_step(config, store, OuterStep)
     if step.compiles:
         distill_with(step, replace(config, steps=1), store)

@@ -87,6 +87,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path | None, config: DistillConfig, store: TrajectoryStore, resume: bool) -> None:
         """Raises InputError where the folder holds another run, or one that was not to be resumed."""
+        self.settled: DistillConfig | None = None
+        """`config` as the run that is resumed had settled it: what was `auto` stays what it was."""
         self._folder, self._every_s = folder, 60 * config.checkpoint_minutes
         self._saved_at = time.monotonic()
         self._record = {"format": "ptmst-distillation-run", "version": _VERSION, "store_sha256": store.fingerprint}
@@ -97,16 +99,20 @@ class Checkpoints:
             raise InputError(
                 f"{folder}: holds a distillation already; continue it with --resume, or choose another --out"
             )
-        if run_record(folder) != json.loads(json.dumps(self._record)):
+        record = run_record(folder)
+        settled = record.pop("settled", {})
+        if record != json.loads(json.dumps(self._record)):
             raise InputError(
                 f"{folder}: expected a run of these settings and this store, found another; resume with the "
                 "settings it began with, or choose another --out"
             )
+        self.settled = replace(config, **settled)
 
-    def begin(self) -> None:
+    def begin(self, settled: DistillConfig) -> None:
         """Write what the folder is for, before anything else is written there."""
         if self._folder is not None and not (self._folder / RUN).exists():
-            files.write_json(self._folder / RUN, self._record)
+            what = {"keep": settled.keep, "chunk": settled.chunk}
+            files.write_json(self._folder / RUN, {**self._record, "settled": what})
 
     @property
     def steps_done(self) -> int:

@@ -19,6 +19,7 @@ from ptmst import allocator, presets
 from ptmst import config as configs
 from ptmst.config import (
     AblateConfig,
+    Chunk,
     Device,
     DistillConfig,
     Endpoints,
@@ -454,7 +455,7 @@ def _value(arguments: list[str], flag: str) -> str | None:
 
 
 def _constructors() -> ConstructorRegistry:
-    """How phases and end points are written on a command line."""
+    """How phases, end points and chunks are written on a command line."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -479,6 +480,18 @@ def _constructors() -> ConstructorRegistry:
             instance_from_str=lambda words: configs.parse_endpoints(words[0]),
             is_instance=lambda value: value == "all" or isinstance(value, tuple),
             str_from_instance=lambda value: [value if value == "all" else ",".join(map(str, value))],
+        )
+
+    @registry.primitive_rule
+    def chunk(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Chunk] | None:
+        if info.type != Chunk:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT|none|auto",
+            instance_from_str=lambda words: configs.parse_chunk(words[0]),
+            is_instance=lambda value: value is None or value == "auto" or isinstance(value, int),
+            str_from_instance=lambda value: ["none" if value is None else str(value)],
         )
 
     @registry.primitive_rule

@@ -43,6 +43,11 @@ def compiler(mode: Compile, device: torch.device) -> Compiler | None:
     return compiled
 
 
+def compiles(mode: Compile, device: torch.device) -> bool:
+    """Whether `compiler` would give one."""
+    return mode == "on" or (mode == "auto" and device.type == "cuda" and _lacking(device) is None)
+
+
 def summary(device: torch.device) -> str:
     """Which path an outer step takes on a device, in one line."""
     lacking = _lacking(device)

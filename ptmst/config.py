@@ -28,6 +28,8 @@ LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl", "siglip"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16"]
 Keep = Literal["nothing", "path", "primals"]
+KeepOrAuto = Literal["auto", "nothing", "path", "primals"]
+Chunk = int | Literal["auto"] | None
 Compile = Literal["auto", "on", "off"]
 Selection = Literal["random", "herding", "kcenter", "forgetting"]
 """Of real pairs."""
@@ -259,7 +261,7 @@ class LeafRates:
         yield from _at_least(self, 0, "images", "texts", "lr", "similarity")
 
 
-def gradient_problems(adjoint: float, adjoint_clip: float | None, keep: Keep, chunk: int | None) -> Iterator[str]:
+def gradient_problems(adjoint: float, adjoint_clip: float | None, keep: KeepOrAuto, chunk: Chunk) -> Iterator[str]:
     """What is wrong with how an outer step is to be taken."""
     if not adjoint >= 0:
         yield f"adjoint: expected at least 0, found {adjoint}; raise it"
@@ -269,9 +271,9 @@ def gradient_problems(adjoint: float, adjoint_clip: float | None, keep: Keep, ch
         yield f"adjoint_clip: expected a positive number, found {adjoint_clip}; raise it or leave it out"
     if keep == "nothing" and adjoint > 0:
         yield f"keep: expected path or primals with adjoint {adjoint}, found nothing; keep the path, or set adjoint 0"
-    if chunk is not None and chunk < 1:
+    if isinstance(chunk, int) and chunk < 1:
         yield f"chunk: expected at least 1, found {chunk}; raise it"
-    if chunk is not None and keep == "primals":
+    if isinstance(chunk, int) and keep == "primals":
         yield "keep and chunk: expected one way to spend memory, found primals with chunks; drop one"
 
 
@@ -320,10 +322,10 @@ class DistillConfig:
     """Largest ‖λ_i‖/‖λ_n‖ per group; none = unclipped."""
     precision: Precision = "fp32"
     """Arithmetic of the student: fp32, tf32 (CUDA only), or bf16; parameters, matching and leaves stay float32."""
-    keep: Keep = "path"
-    """Kept of the inner steps: path = n parameter vectors; primals = activations too, faster; nothing = slower."""
-    chunk: int | None = None
-    """Images in the tower at a time, a divisor of batch_size, to save memory; none = the whole batch."""
+    keep: KeepOrAuto = "auto"
+    """Kept of inner steps: nothing (slow), path (n parameter vectors), primals (activations, fast), auto (by room)."""
+    chunk: Chunk = "auto"
+    """Images in the tower at a time, a divisor of batch_size; none = the whole batch; auto = as many as fit."""
     compile: Compile = "auto"
     """Compile the outer step, once, for minutes with a big tower: auto = on CUDA only."""
     ema: float = 0.99
@@ -347,7 +349,7 @@ class DistillConfig:
             yield "phases: expected at least one, found none; name one, such as 99:5:0-2"
         yield from _below(self, 1, "momentum", "ema")
         yield from gradient_problems(self.adjoint, self.adjoint_clip, self.keep, self.chunk)
-        if self.chunk is not None and self.chunk > 0 and self.batch_size % self.chunk:
+        if isinstance(self.chunk, int) and self.chunk > 0 and self.batch_size % self.chunk:
             yield f"chunk: expected a divisor of batch_size {self.batch_size}, found {self.chunk}; name one"
         for i, phase in enumerate(self.phases):
             first, last = phase.start
@@ -577,6 +579,18 @@ def parse_phase(text: str) -> Phase:
         raise ValueError(f"expected PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2, found {text}") from None
 
 
+def parse_chunk(text: str) -> Chunk:
+    """A number of images, `none` or `auto`."""
+    if text == "none":
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"expected a number of images, none or auto, found {text}") from None
+
+
 def parse_endpoints(text: str) -> Endpoints:
     """`5,7`, or `all`."""
     if text == "all":
@@ -598,7 +612,9 @@ def _converter() -> Converter:
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook_func(_is_literal, _one_of)
     converter.register_structure_hook_func(lambda t: t == Endpoints, _endpoints)
+    converter.register_structure_hook_func(lambda t: t == Chunk, _chunk)
     converter.register_structure_hook_func(_is_optional, lambda v, t: _optional(converter, v, t))
+    converter.register_unstructure_hook_func(lambda t: t == Chunk, lambda v: v)
     converter.register_unstructure_hook_func(lambda t: t == Endpoints, lambda v: v if v == "all" else list(v))
     return converter
 
@@ -636,6 +652,14 @@ def _one_of(value: object, kind: object) -> object:
 def _no_choice(value: object, kind: object) -> str:
     choices = [str(choice) for choice in get_args(kind)]
     return f"expected {', '.join(choices)}, found {value!r}{nearest(str(value), choices, 'choose one of them')}"
+
+
+def _chunk(value: object, _: object) -> Chunk:
+    if isinstance(value, str):
+        return parse_chunk(value)
+    if value is None or type(value) is int:
+        return value
+    raise TypeError(f"expected a number of images, none or auto, found {value!r}")
 
 
 def _endpoints(value: object, _: object) -> Endpoints:

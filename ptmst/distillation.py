@@ -21,6 +21,7 @@ from ptmst.devices import sent
 from ptmst.distilled import INDEX, DistilledPhase, DistilledSet, nearest_captions, versions
 from ptmst.errors import Diverged, InputError
 from ptmst.flat import Student
+from ptmst.room import settled
 from ptmst.rotation import Rotation
 from ptmst.seeds import generator
 from ptmst.shortcut import Expert, Span, Trajectory
@@ -49,10 +50,11 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
             checkpoints.clear()
             return DistilledSet.load(out)
         student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
-        real = real_pairs(store, config.root)
+        real = real_pairs(store, config.root, student.device)
+        config = checkpoints.settled or settled(config, store, student)
         starts = _starts(config, student, real)
         _refuse_underivable(config, student, starts[0], store.settings["encoder"]["image_tower"])
-        checkpoints.begin()
+        checkpoints.begin(config)
         distilled = _distil_phases(config, store, OuterStep.of(student, config), starts, real, checkpoints)
         if out is not None:
             distilled.save(out)
@@ -78,6 +80,7 @@ def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor])
 
 def _refuse_underivable(config: DistillConfig, student: Student, pairs: SyntheticPairs, tower: str) -> None:
     few = pairs.images[:2].to(student.device), pairs.texts[:2].to(student.device)
+    assert config.keep != "auto"
     reason = underivable(student, config.keep, config.adjoint > 0, *few)
     if reason is not None:
         other = "" if config.keep == "primals" else "try keep primals, or "
@@ -250,7 +253,8 @@ def _look(state: OuterState, gradient: OuterGradient | None = None) -> _Seen:
         found = {"loss": gradient.loss, **{f"gradient of {name}": value for name, value in gradient.grads.items()}}
     flags = [*(torch.isfinite(value).all() for value in (*begun.values(), *found.values())), (lr > 0).all()]
     numbers = [torch.stack(flags).double(), found["loss"].view(1).double(), lr.double()]
-    answers, (loss, *eta) = (part.tolist() for part in torch.cat(numbers).cpu().split([len(flags), 1 + len(lr)]))
+    told = torch.cat(numbers).tolist()
+    answers, (loss, *eta) = told[: len(flags)], told[len(flags) :]
     good = dict(zip((*begun, *found), answers, strict=False))
     broken_state, broken_gradient = (
         [f"non-finite {name}" for name in part if not good[name]] for part in (begun, found)

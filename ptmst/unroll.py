@@ -116,7 +116,11 @@ class OuterStep:
 
     @classmethod
     def of(cls, student: Student, config: DistillConfig) -> Self:
-        """The outer step of a distillation's settings."""
+        """The outer step of a distillation's settings. Raises InputError where they leave open what is kept."""
+        if config.keep == "auto" or config.chunk == "auto":
+            raise InputError(
+                "keep, chunk: expected a choice, found auto; settle it first (ptmst.room.settled), or name one"
+            )
         return cls(
             student,
             loss=config.loss,

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from ptmst import config as configs
 from ptmst.config import (
     AblateConfig,
+    Chunk,
     DataConfig,
     DistillConfig,
     EncoderConfig,
@@ -265,7 +266,7 @@ def test_endpoints_of_another_type_are_refused() -> None:
         ),
         (
             DistillConfig(keep="primal"),  # type: ignore[arg-type]
-            "keep: expected nothing, path, primals, found 'primal'; did you mean primals?",
+            "keep: expected auto, nothing, path, primals, found 'primal'; did you mean primals?",
         ),
         (
             DistillConfig(compile="yes"),  # type: ignore[arg-type]
@@ -297,19 +298,25 @@ def test_a_clip_that_clips_all_is_refused(clip: float) -> None:
 
 
 def test_ways_of_computing_that_go_together() -> None:
-    for chunk in (None, 1, 8, 40):
+    chunks: tuple[Chunk, ...] = (None, "auto", 1, 8, 40)
+    for chunk in chunks:
         check(DistillConfig(chunk=chunk, adjoint=1.0))
         check(DistillConfig(chunk=chunk, keep="nothing", adjoint=0.0))
     check(DistillConfig(keep="primals", adjoint=1.0, precision="bf16", compile="on"))
     check(EvaluateConfig(together=1))
     config = DistillConfig()
-    assert (config.precision, config.keep, config.chunk, config.compile) == ("fp32", "path", None, "auto")
+    assert (config.precision, config.keep, config.chunk, config.compile) == ("fp32", "auto", "auto", "auto")
     assert EvaluateConfig().together is None
 
 
 def test_none_is_a_word_in_toml(tmp_path: Path) -> None:
     path = toml(tmp_path, 'adjoint_clip = "none"\nchunk = 4\nroot = "none"')
     assert from_toml(DistillConfig, path) == DistillConfig(adjoint_clip=None, chunk=4, root=None)
+    for text, chunk in (('"none"', None), ('"auto"', "auto")):
+        assert from_toml(DistillConfig, toml(tmp_path, f"chunk = {text}")).chunk == chunk
+    for text in ('"most"', "1.5", "true"):
+        with pytest.raises(InputError, match=r"expected a number of images, none or auto, found .* @ \$\.chunk"):
+            from_toml(DistillConfig, toml(tmp_path, f"chunk = {text}"))
     with pytest.raises(InputError, match=r"expected float, found 'nothing' @ \$\.adjoint_clip"):
         from_toml(DistillConfig, toml(tmp_path, 'adjoint_clip = "nothing"'))
 
@@ -317,7 +324,7 @@ def test_none_is_a_word_in_toml(tmp_path: Path) -> None:
 def test_a_word_that_is_no_choice_is_named_in_toml(tmp_path: Path) -> None:
     for name, choices in (
         ("precision", "fp32, tf32, bf16"),
-        ("keep", "nothing, path, primals"),
+        ("keep", "auto, nothing, path, primals"),
         ("compile", "auto, on"),
     ):
         path = toml(tmp_path, f'{name} = "qqq"')

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import oracles
 from ptmst import teachers, towers
-from ptmst.config import DataConfig, DistillConfig, EncoderConfig, Keep, LeafRates, Phase, TeachConfig
+from ptmst.config import DataConfig, DistillConfig, EncoderConfig, Keep, KeepOrAuto, LeafRates, Phase, TeachConfig
 from ptmst.data import MEAN, STD, write_scenes
 from ptmst.derivatives import Along, Batch, derivatives, underivable
 from ptmst.distillation import distill
@@ -215,7 +215,7 @@ def test_a_tower_without_forward_mode_wants_its_primals_kept(
 ) -> None:
     store = train_teachers(odd_teaching(tmp_path, data, monkeypatch, only_reverse, frozen=False))
 
-    def settings(keep: Keep) -> DistillConfig:
+    def settings(keep: KeepOrAuto) -> DistillConfig:
         return DistillConfig(
             phases=(Phase(4, 1, (0, 1)),), steps=1, inner_steps=1, batch_size=4, keep=keep, rates=LeafRates(1, 1, 0, 1)
         )
@@ -224,7 +224,9 @@ def test_a_tower_without_forward_mode_wants_its_primals_kept(
         InputError, match=r"image_tower convnet: expected a tower that keep path can .*try keep primals"
     ):
         distill(settings("path"), store)
-    assert distill(settings("primals"), store).num_pairs == 4
+    for keep in ("primals", "auto"):
+        made = distill(settings(keep), store)
+        assert made.num_pairs == 4 and made.provenance["config"]["keep"] == "primals"
 
 
 def odd_teaching(

@@ -93,6 +93,7 @@ BASE = DistillConfig(
     adjoint_clip=None,
     ema=0.95,
     keep="primals",
+    chunk=None,
     compile="on",
     device="cpu",
 )
