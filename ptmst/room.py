@@ -114,8 +114,8 @@ def _measured(keep: Keep, config: DistillConfig, store: TrajectoryStore, student
         student = student.in_bf16()
     found: dict[int, tuple[int, int]] = {}
     with arithmetic(config.precision):
-        # The first one also takes what libraries keep for good. Then the most of some: what was held before may be freed
-        # late, by another thread, and counts against the next.
+        # The first one also takes what libraries keep for good. Then the most of some: what was held before may be
+        # freed late, by another thread, and counts against the next.
         _bytes(keep, config.adjoint > 0, student, *_few(_FEW[0], store, student))
         for images in _FEW:
             tries = (_bytes(keep, config.adjoint > 0, student, *_few(images, store, student)) for _ in range(_TRIES))
