@@ -69,7 +69,8 @@ def distill_with(outer_step: OuterStep, config: DistillConfig, store: Trajectory
     """
     configs.check(config)
     _check_against_store(config, store)
-    student, real = student_of(store, (config.seed, "student")), real_pairs(store, config.root)
+    student = student_of(store, (config.seed, "student"))
+    real = real_pairs(store, config.root, devices.pick(config.device))
     checkpoints = Checkpoints(None, config, store, resume=False)
     return _distil_phases(config, store, outer_step, _starts(config, student, real), real, checkpoints)
 
