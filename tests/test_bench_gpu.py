@@ -400,6 +400,7 @@ def test_all_of_it_runs_dry(tmp_path: Path) -> None:
         "expected it to run to its end, found exit code 2: ptmst: ",
         "call: assert",
         "a stack's students: expected those trained one by one",
+        "InputError: span 0 → 1, group image, text: expected a span that moves",
     )
     assert not {key: text for key, text in failed.items() if not text.startswith(expected)}
     for part, row in failed:

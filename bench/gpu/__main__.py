@@ -40,7 +40,7 @@ def main() -> int:
     with folder.claimed():
         folder.append("call", environment=about, doctor=dict(report()), dry=asked.dry)
         gigabytes = torch.cuda.mem_get_info()[1] / 1e9
-        runner = Runner(folder, chosen, command, until, os.cpu_count() or 1, gigabytes)
+        runner = Runner(folder, chosen, command, until, len(os.sched_getaffinity(0)), gigabytes)
         try:
             runner.run()
         finally:

@@ -34,7 +34,7 @@ def flat(sheet: Sheet, cases: tuple[Flat, ...]) -> None:
     """Milliseconds, and which share of them a copy of as many bytes would take."""
     for case in cases:
         for provider in (OURS_KERNEL, COMPILED, PLAIN):
-            sheet.row(f"{case}, {provider}", 8, partial(_flat, case, provider))
+            sheet.row(f"{case}, {provider}", 15, partial(_flat, case, provider))
 
 
 def _flat(case: Flat, provider: str) -> Found:

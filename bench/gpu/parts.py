@@ -44,7 +44,9 @@ _TRUNCATED = (
 )
 """Cases, and estimated seconds to compile one."""
 _EXACT = tuple((replace(case, gradient="exact"), seconds) for case, seconds in _TRUNCATED[:2])
-_FOR_FLOAT32: tuple[Precision, ...] = ("fp32", "tf32")
+_CONVOLUTIONAL: tuple[tuple[Precision, ...], ...] = (("fp32", "tf32"), ("bf16",))
+"""What is compiled together: with TF32 in convolutions alone, the code is that for float32."""
+_OTHERS: tuple[tuple[Precision, ...], ...] = (("tf32",), ("bf16",), ("fp32",))
 _GRADIENTS = (Case("convnet-64", 32, 25, pairs=50), Case("nfnet_l0", 96, 8, pairs=20, steps=2))
 _TESTS = ("tests/test_gpu.py",)
 _LANES = tuple(f"tests/test_kernels{name}.py" for name in ("", "_contrast", "_ops", "_triton"))
@@ -79,8 +81,7 @@ def _measures() -> list[Part]:
     (first, compiling), *others = _TRUNCATED
     contrastive = tuple(case for case in CONTRASTIVE if case.kind in ("infonce", "wbce"))
     found = [
-        _captured(first, _FOR_FLOAT32, compiling),
-        _captured(first, ("bf16",), compiling),
+        *(_captured(first, together, compiling) for together in _forms(first)),
         _opponents(first),
         Part("flat", "measures", "kernels.flat", (FLAT,), 25, 120, gigabytes=4),
         Part("contrastive", "measures", "kernels.contrastive", (contrastive,), 30, 180),
@@ -88,8 +89,12 @@ def _measures() -> list[Part]:
         Part("students", "measures", "runs.students", ("timm:nfnet_l0", 224, 2), 40, 120, gigabytes=4),
     ]
     for case, compiling in (*others, *_EXACT):
-        found += [_captured(case, _FOR_FLOAT32, compiling), _opponents(case)]
-    return found + [_captured(case, ("bf16",), compiling) for case, compiling in others]
+        found += [_captured(case, _forms(case)[0], compiling), _opponents(case)]
+    return found + [_captured(case, form, compiling) for case, compiling in others for form in _forms(case)[1:]]
+
+
+def _forms(case: Case) -> tuple[tuple[Precision, ...], ...]:
+    return _OTHERS if case.tower.startswith("vit") else _CONVOLUTIONAL
 
 
 def _dry() -> list[Part]:
@@ -100,10 +105,9 @@ def _dry() -> list[Part]:
     return [
         Part("kernels", "checks", "checks.kernels_run", (), 0, 0),
         Part("demo", "checks", "checks.demo", (), 0, 0),
-        *_tests("tests", _TESTS, "recorded", shares=1),
+        *_tests("tests", (*_TESTS, *_LANES), "recorded or tables", shares=1),
         Part("gradients", "checks", "checks.gradients", ((small,), 60), 0, 0),
-        *_tests("lane", _LANES, "tables", shares=1),
-        _captured(small, _FOR_FLOAT32, 0),
+        _captured(small, _CONVOLUTIONAL[0], 0),
         _opponents(small),
         Part("flat", "measures", "kernels.flat", (flat,), 0, 0),
         Part("contrastive", "measures", "kernels.contrastive", (CONTRASTIVE[:1],), 0, 0),
@@ -121,7 +125,8 @@ def _captured(case: Case, precisions: tuple[Precision, ...], compiling: float) -
 
 
 def _opponents(case: Case) -> Part:
-    return Part(f"opponents-{_short(case)}", "measures", "outer.opponents", (case,), 45, 120)
+    # The published loop builds its encoders on the host.
+    return Part(f"opponents-{_short(case)}", "measures", "outer.opponents", (case,), 45, 120, cores=4)
 
 
 def _short(case: Case) -> str:

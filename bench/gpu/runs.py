@@ -37,7 +37,7 @@ def teach(sheet: Sheet, tower: str, size: int, images: int, batch: int) -> None:
         data = prepared(DataConfig(root=root, image_size=size), encoder)
         sheet.row("decode", 20, partial(_decode, load(data, "train")))
         for precision in ("fp32", "tf32"):
-            config = TeachConfig(data=data, encoder=encoder, epochs=2, batch_size=batch, precision=precision)
+            config = TeachConfig(data=data, encoder=encoder, epochs=2, lr=0.01, batch_size=batch, precision=precision)
             sheet.row(f"teach, {precision}", 20, partial(_teach, load(data, "train"), config))
 
 
