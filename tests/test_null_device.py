@@ -10,13 +10,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import null_device
+from null_device.flows import DISTILLATIONS, FROZEN, MORE, STEPS
 
 _LACKING = null_device.lacking()
 pytestmark = pytest.mark.skipif(_LACKING is not None, reason=_LACKING or "")
@@ -67,3 +69,46 @@ def test_the_device_counts_and_refuses(ran: Ran) -> None:
         assert bool(refused["capture"]) == (mode == "global"), mode
         assert bool(refused["synchronise"]) == (mode != "relaxed"), mode
         assert refused["item"], mode
+
+
+RECORDED = {"experts that are not resident", *DISTILLATIONS, *(f"frozen, {name}" for name in FROZEN)} - {"eager"}
+
+
+def test_all_of_the_way_goes_through(ran: Ran) -> None:
+    """From real pairs to scores, in every setting; two phases, so two recordings, each repeated at every step."""
+    found = ran("way")
+    # With this seed no expert is read ahead of the first phase's second step.
+    assert found.pop("met") == [False, True] and "forgetting" in found
+    for name, done in found.items():
+        assert "refusals" not in done, name
+        if name in RECORDED:
+            assert done["recordings"] == 2, name
+            assert done["replays"] == 2 * DISTILLATIONS.get(name, {}).get("steps", STEPS), name
+    # The host waits for the device once a step, for all that it wants to know of it; and for an expert that is read.
+    few, many = (_waits(found[name]) for name in ("captured", "captured, more steps"))
+    assert many - few == 2 * MORE + 1
+
+
+def _waits(done: Mapping[str, int]) -> int:
+    return sum(number for name, number in done.items() if name.endswith("synchronisations"))
+
+
+def test_experts_that_are_read_anew_take_the_memory_of_the_first(ran: Ran) -> None:
+    found = ran("rotation")
+    assert found["after 30"] == found["after 3"]
+
+
+LAUNCHES = {"inner step": (155, 155), "its gradient": (788, 834), "outer step": (2945, 3095), "compiled": (307, 313)}
+"""Kernels, fills and copies on the device that were reached: with torch 2.14 and newer, and with older ones."""
+
+
+def test_launches_of_an_outer_step(ran: Ran) -> None:
+    found = ran("launched")
+    older = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
+    launched = {
+        name: done["launches"] + done.get("copies_on_device", 0) for name, done in found.items() if name in LAUNCHES
+    }
+    launched["compiled"] = found["replayed"]["replayed_nodes"]
+    assert found["recorded"]["recordings"] == 1 and found["replayed"].keys().isdisjoint({"launches", "refusals"})
+    for name, reached in LAUNCHES.items():
+        assert 0 < launched[name] <= 1.02 * reached[older], name
