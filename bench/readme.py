@@ -350,6 +350,7 @@ TABLES: dict[str, Table] = {
     "adjoint-combination": partial(adjoint_table, adjoint.combination),
     "adjoint-phases": partial(adjoint_table, adjoint.phases),
     "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),
+    "gpu-parts": gpu.estimates,
     **{name: partial(gpu.table, lines, RESULTS) for name, lines in gpu.TABLES.items()},
 }
 PAGES = {

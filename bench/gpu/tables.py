@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench import reading
 from bench.cases import COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
+from bench.gpu.parts import parts
 from bench.gpu.rows import WHOLE, Found
 
 _CLEAN = ("double backward", "unrolled")
@@ -176,6 +177,14 @@ def checks(card: Card) -> Iterator[str]:
             f"{', '.join(means)}."
         )
     yield from (f"* Failed: {row['part']}, {row['row']}: {row['failed'].partition(chr(10))[0]}" for row in card.failed)
+
+
+def estimates(folder: str) -> str:
+    """What the parts are estimated to take, in their order."""
+    lines = ["| part | estimate of its first result | of all | cores |", "|---|--:|--:|--:|"]
+    for part in parts(dry=False):
+        lines.append(f"| `{part.name}` | {part.first:.0f} s | {part.seconds:.0f} s | {part.cores} |")
+    return "\n".join(lines)
 
 
 TABLES: dict[str, Callable[[Card], Iterator[str]]] = {
