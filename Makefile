@@ -55,4 +55,4 @@ $(VENV) $(OLDEST):
 	@echo "installing torch and what else is needed, several GB: this takes a few minutes, once"
 
 clean:
-	rm -rf build $(VENV) $(OLDEST)
+	rm -rf build $(BUNDLE) $(VENV) $(OLDEST)
