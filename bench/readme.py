@@ -147,10 +147,13 @@ def kernels_contrastive_table(name: str, folder: str) -> str:
 def ptx_table(name: str, folder: str) -> str:
     """Registers, spills and widths of memory accesses of every Triton kernel."""
     found: dict[str, Any] = _measured(name)
-    lines = ["| kernel | registers | bytes spilled | widest load, store |", "|---|--:|--:|--:|"]
+    lines = [
+        "| kernel | registers | threads at once | bytes spilled | widest load, store |",
+        "|---|--:|--:|--:|--:|",
+    ]
     for row in found["kernels"]:
-        widths = f"{row['widest load']}, {row['widest store']} bytes"
-        lines.append(f"| {row['kernel']} | {row['registers']} | {row['spilled bytes stored']} | {widths} |")
+        numbers = f"{row['registers']} | {row['share of threads']:.0%} | {row['spilled bytes stored']}"
+        lines.append(f"| {row['kernel']} | {numbers} | {row['widest load']}, {row['widest store']} bytes |")
     made = f"`{found['command']}`, Triton {found['triton']}, {found['target']} ([raw]({folder}/{name}.json))."
     return "\n".join([*lines, "", made])
 
@@ -275,6 +278,36 @@ def presets_table(name: str, folder: str) -> str:
     return "\n".join(lines)
 
 
+def cuda_host_table(name: str, folder: str) -> str:
+    """What the host's side of the CUDA path takes, tree by tree."""
+    found: dict[str, Any] = _measured(name)
+    commits = {row["tree"]: row["commit"] for row in found["rows"]}
+    lines: list[str] = []
+    for of in dict.fromkeys(row["of"] for row in found["rows"]):
+        cells: dict[str, dict[str, str]] = {}
+        for row in found["rows"]:
+            if row["of"] == of:
+                cells.setdefault(row["what"], {})[row["tree"]] = _cuda_host_cell(row)
+        lines += [f"| {of} | {' | '.join(commits)} |", f"|---|{'--:|' * len(commits)}"]
+        lines += [f"| {what} | {' | '.join(by_tree.get(t, '–') for t in commits)} |" for what, by_tree in cells.items()]
+        lines.append("")
+    trees = ", ".join(f"{tree} is {commit}" for tree, commit in commits.items())
+    machine = found["machine"]
+    lines += [
+        f"`{found['command']}` on {machine['cpu']}, one thread of {machine['cores']} cores, which others used "
+        f"meanwhile; torch {found['torch']}; {trees} ([raw]({folder}/{name}.json)).",
+    ]
+    return "\n".join(lines)
+
+
+def _cuda_host_cell(row: dict[str, Any]) -> str:
+    if "value" not in row:
+        return str(row.get("said") or f"fails: {row['failed']}")
+    value: float = row["value"]
+    number = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}" if value < 1 else f"{value:.1f}"
+    return f"{number} {row['unit']}".strip()
+
+
 def _short_time(seconds: float) -> str:
     return f"{1e3 * seconds:.1f} ms" if seconds < 0.1 else f"{seconds:.2f} s"
 
@@ -350,6 +383,7 @@ TABLES: dict[str, Table] = {
     "adjoint-combination": partial(adjoint_table, adjoint.combination),
     "adjoint-phases": partial(adjoint_table, adjoint.phases),
     "kernels-ptx": partial(ptx_table, "kernels-ptx-sm90"),
+    "cuda-host": partial(cuda_host_table, "cuda-host"),
     "gpu-parts": gpu.estimates,
     **{name: partial(gpu.table, lines, RESULTS) for name, lines in gpu.TABLES.items()},
 }

@@ -112,3 +112,14 @@ def test_launches_of_an_outer_step(ran: Ran) -> None:
     assert found["recorded"]["recordings"] == 1 and found["replayed"].keys().isdisjoint({"launches", "refusals"})
     for name, reached in LAUNCHES.items():
         assert 0 < launched[name] <= 1.02 * reached[older], name
+
+
+def test_what_is_measured_of_one_tree_stays_beside_that_of_another(tmp_path: Path) -> None:
+    file = tmp_path / "cuda-host.json"
+    other = {"tree": "before", "part": "launches-small", "commit": "0", "of": "it", "what": "launches", "value": 1}
+    file.write_text(json.dumps({"rows": [other, {**other, "tree": "now"}]}))
+    command = [sys.executable, "-m", "bench.cuda_host", "--json", str(file), "--only", "launches-small"]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True)
+    kept, measured = json.loads(file.read_text())["rows"]
+    assert kept == other
+    assert (measured["tree"], measured["part"]) == ("now", "launches-small") and measured["value"] > 1000

@@ -163,7 +163,7 @@ def rules(folder: Path) -> Found:
 @flow
 def way(folder: Path) -> Found:
     """All of the way: experts, distilled sets, students and baselines; steps are recorded as they are, not compiled."""
-    torch.compile = lambda function, **how: function
+    torch.compile = lambda function, **how: function  # type: ignore[assignment]
     world = _World(folder / "way")
     found = {
         "teach": counted(lambda: train_teachers(world.on_device("taught"))),
@@ -220,7 +220,8 @@ def _reading_while_recording() -> Iterator[list[bool]]:
     met: list[bool] = []
     asked, recording, done = threading.Event(), threading.Event(), threading.Event()
     begin, end = torch.cuda.CUDAGraph.capture_begin, torch.cuda.CUDAGraph.capture_end
-    made, read = Rotation.__init__, Rotation._read
+    made: Any = Rotation.__init__
+    read = Rotation._read
 
     def at_begin(self: Any, *args: Any, **named: Any) -> None:
         begin(self, *args, **named)

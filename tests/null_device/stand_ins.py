@@ -35,9 +35,9 @@ def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, *how: Any)
 def _convolution_backward(
     grad: Tensor, images: Tensor, weight: Tensor, bias_sizes: list[int] | None, *how: Any
 ) -> tuple[Tensor | None, ...]:
-    *how, wanted = how
-    shapes = torch.ops.aten.convolution_backward(*(_meta(t) for t in (grad, images, weight)), bias_sizes, *how, wanted)
-    memory = _format(images, weight, None, how, bias_sizes)
+    wanted = how[-1]
+    shapes = torch.ops.aten.convolution_backward(*(_meta(t) for t in (grad, images, weight)), bias_sizes, *how)
+    memory = _format(images, weight, None, how[:-1], bias_sizes)
     formats = (memory, memory, torch.contiguous_format)
     return tuple(
         _written(shape, images, each) if asked else None
