@@ -31,12 +31,16 @@ _TYPES = {
     "p_first_group": "*i32",
     "p_numbers": "*fp64",
     "p_state": "*fp64",
+    "p_losses": "*fp64",
+    "p_positives": "*i64",
     "num_params": "i64",
     "lr": "fp32",
     "momentum": "fp32",
     "weight": "fp32",
 }
 """Of arguments; other pointers are float32, other numbers int32."""
+_DIVISIBLE = ("num_columns", "label_stride", "width")
+"""By 16, as pairs and widths most often are. Parameters need not be."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,13 @@ class Kernel:
 
     def __str__(self) -> str:
         told = [f"{k.lower()}={v}" for k, v in self.constants.items() if isinstance(v, bool | str)]
-        return " ".join([self.of.fn.__name__, *told])
+        return " ".join([self.of.fn.__name__, *told, *(f"{k}={v.lstrip('*')}" for k, v in self.types.items())])
 
 
 _TILE = {"ROWS": contrast._ROWS, "COLUMNS": contrast._COLUMNS}
 KERNELS = (
     *(
-        Kernel(of, {"BLOCK": BLOCK, "FULL": full}, warps=OPTIONS["num_warps"])
-        for full in (True, False)
+        Kernel(of, {"BLOCK": BLOCK}, warps=OPTIONS["num_warps"])
         for of in (
             shortcut.point_kernel,
             matching.shortcut_residual_kernel,
@@ -66,21 +69,23 @@ KERNELS = (
             update.sgd_ema_kernel,
         )
     ),
-    *(Kernel(matching.add_up_kernel, {"SUMMED": 1024}, types={"p_sums": f"*{t}"}) for t in ("fp32", "fp64")),
+    Kernel(matching.group_sums_kernel, {"BLOCK": BLOCK, "SUMMED": matching._SUMMED}, warps=8),
     *(
-        Kernel(contrast.merge_columns_kernel, {"SHARPENED": sharpened, "STRIP": contrast._STRIP}, warps=2)
-        for sharpened in (False, True)
+        Kernel(of, {"ROWS": contrast._VECTORS, "LINE": contrast._LINE}, contrast._WARPS, {"p_units": units})
+        for of in (contrast.unit_pairs_kernel, contrast.through_norms_kernel)
+        for units in ("*fp32", "*bf16")
     ),
     *(
         Kernel(
             contrast.pairwise_kernel,
             {"KIND": kind, "IDENTITY": identity, "DIFFERENTIATE": True, "OF_LABELS": not identity, **_TILE},
+            contrast._WARPS,
         )
         for kind in ("wbce", "bce", "mse", "siglip")
         for identity in (True, False)
     ),
     *(
-        Kernel(of, {"SHARPENED": sharpened, "IDENTITY": identity, **constants})
+        Kernel(of, {"SHARPENED": sharpened, "IDENTITY": identity, **constants}, contrast._WARPS)
         for sharpened in (False, True)
         for identity in (True, False)
         for of, constants in (
@@ -89,11 +94,28 @@ KERNELS = (
             (contrast.softmax_kernel, {"OF_LABELS": not identity, **_TILE}),
         )
     ),
+    *(
+        Kernel(
+            contrast.merge_columns_kernel,
+            {"FIRST": False, "SHARPENED": sharpened, "STRIP": contrast._STRIP},
+            warps=2,
+        )
+        for sharpened in (False, True)
+    ),
+    *(
+        Kernel(
+            contrast.line_numbers_kernel,
+            {"KIND": kind, "STRIP": contrast._LINES},
+            types={"p_rows": "*fp64", "p_columns": "*fp64"},
+        )
+        for kind in ("infonce", "cwcl", "kl")
+    ),
+    Kernel(contrast.totals_kernel, {"DIFFERENTIATE": True, "BIASED": True, "SUMMED": contrast._SUMMED}, warps=8),
 )
 
 
 def compiled(kernel: Kernel) -> dict[str, Any]:
-    """PTX of a kernel whose pointers are aligned, and what the assembler says of it."""
+    """PTX of a kernel with aligned pointers, and what the assembler says of it."""
     names = kernel.of.arg_names
     signature, attributes, constants = {}, {}, {}
     for number, name in enumerate(names):
@@ -103,13 +125,20 @@ def compiled(kernel: Kernel) -> dict[str, Any]:
         else:
             default = "*fp32" if name.startswith("p_") else "i32"
             signature[name] = kernel.types.get(name) or _TYPES.get(name, default)
-            if name.startswith("p_"):
+            if name.startswith("p_") or name in _DIVISIBLE:
                 attributes[(number,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel.of, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": kernel.warps, "enable_fp_fusion": OPTIONS["enable_fp_fusion"]}
     found = triton.compile(source, target=GPUTarget("cuda", _CAPABILITY, 32), options=options)
     ptx: str = found.asm["ptx"]
-    return {"kernel": str(kernel), **assembled(ptx), "shared bytes": found.metadata.shared, **widths(ptx)}
+    numbers = assembled(ptx)
+    return {
+        "kernel": str(kernel),
+        **numbers,
+        "shared bytes": found.metadata.shared,
+        "share of threads": share_of_threads(numbers["registers"], kernel.warps),
+        **widths(ptx),
+    }
 
 
 def assembled(ptx: str) -> dict[str, int]:
@@ -125,6 +154,13 @@ def assembled(ptx: str) -> dict[str, int]:
         "spilled bytes loaded": r"(\d+) bytes spill loads",
     }
     return {name: int(_found(pattern, said)) for name, pattern in numbers.items()}
+
+
+def share_of_threads(registers: int, warps: int) -> float:
+    """Of the 64 warps that a multiprocessor holds, those for which its 65,536 registers suffice: it gives eight at a
+    time to each of the 32 threads of a warp."""
+    blocks = 65_536 // (32 * warps * -(-registers // 8) * 8)
+    return min(blocks, 64 // warps) * warps / 64
 
 
 def widths(ptx: str) -> dict[str, int]:

@@ -1,17 +1,17 @@
 """The soft-label contrastive losses in tiles: no matrix of all pairs against all pairs but the labels' own.
 
 Image rows are taken in blocks. The logits of a block against all texts are one matrix product; a kernel turns them
-into ∂ℓ/∂logits where they lie, and two more products add up the embeddings' gradients. With z = x̂ ŷᵀ/τ + b:
+into ∂ℓ/∂logits where they lie, and two more products add up the embeddings' gradients. With z = x̂ŷᵀ/τ + b:
 
     pairwise losses    ℓ = Σ_ij w_ij f(z_ij, S_ij)                      one pass over the blocks
     softmax losses     ℓ = ½ Σ_rows r(z_i, S_i) + ½ Σ_columns r(…)      a pass that gathers log Σ exp z and what the
                                                                         loss needs of S, and a pass for gradients
-    ∂ℓ/∂x̂ = (∂ℓ/∂z) ŷ/τ     ∂ℓ/∂ŷ = (∂ℓ/∂z)ᵀ x̂/τ     ∂ℓ/∂τ = −Σ (∂ℓ/∂z)(z − b)/τ     ∂ℓ/∂b = Σ ∂ℓ/∂z
+    ∂ℓ/∂x̂ = (∂ℓ/∂z) ŷ/τ     ∂ℓ/∂ŷ = (∂ℓ/∂z)ᵀ x̂/τ     ∂ℓ/∂τ = −Σ (∂ℓ/∂z)(x̂ŷᵀ/τ)/τ     ∂ℓ/∂b = Σ ∂ℓ/∂z
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,10 +26,6 @@ from ptmst.kernels.reference import LOSSES, LowRank
 _PAIRWISE = ("wbce", "bce", "mse", "siglip")
 _TILE = {"cpu": 1 << 24, "cuda": 1 << 25}
 """Logits of a block: 64 MB or 128 MB of them."""
-_LOWEST = -3.4e38
-_EPS = 1e-6
-_SMALLEST_NORM = 1e-12
-"""As torch's normalize has it."""
 
 
 def soft_contrastive(
@@ -123,11 +119,17 @@ def _check(inputs: _Inputs) -> None:
 
 
 class Tiles(Protocol):
-    """A device's kernels on a tile: logits z [B, N], contiguous, whose row 0 is the partner of column `first`.
+    """A device's kernels on a tile: cosines over the temperature z [B, N], contiguous, whose row 0 is the partner of
+    column `first`; and the small steps around them (steps.py).
 
     labels [B, N] with unit stride along rows; none: S is the identity. z becomes ∂ℓ/∂z where it lies, and d_labels
-    [B, N] takes ∂ℓ/∂S where it is given. Sums are added to.
+    [B, N] takes ∂ℓ/∂S where it is given.
     """
+
+    unit_pairs: Callable[[Tensor, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
+    through_norms: Callable[[tuple[Tensor, Tensor], Tensor, Tensor, Tensor, torch.dtype], list[Tensor]]
+    line_numbers: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    totals: Callable[[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, torch.dtype], list[Tensor]]
 
     def pairwise(
         self,
@@ -136,12 +138,12 @@ class Tiles(Protocol):
         labels: Tensor | None,
         d_labels: Tensor | None,
         first: int,
-        weights: Tensor,
+        bias: Tensor,
+        positives: Tensor | None,
         differentiate: bool,
-        sums: Tensor,
-    ) -> None:
-        """weights float32 [2] of pairs with S > ½ and of the rest; sums float64 [4]: ℓ without its weight of the
-        one and of the other, Σ z ∂ℓ/∂z, Σ ∂ℓ/∂z. Without `differentiate` z stays."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """bias is added to z; positives: how many of all pairs have S > ½, where wbce is told labels. Returns numbers
+        [any] each, whose sums are ℓ, Σ z ∂ℓ/∂z and Σ ∂ℓ/∂z. Without `differentiate` z stays, and only ℓ is there."""
 
     def lines(self, kind: str, z: Tensor, labels: Tensor | None, first: int, rows: Tensor, columns: Tensor) -> None:
         """rows float64 [B, 5] is written, columns float64 [5, N] goes on from tile to tile. m = max z and Σ exp(z −
@@ -157,12 +159,11 @@ class Tiles(Protocol):
         first: int,
         rows: Tensor,
         columns: Tensor,
-        sums: Tensor,
-    ) -> None:
+    ) -> Tensor:
         """rows float32 [B, 5], columns float32 [5, N]: m = max z and w = a/Σ exp(z − m), so that a times the softmax p
         of z is w exp(z − m); then of linear losses u, v with ∂ℓ/∂z = (a p − u S)/2, ∂ℓ/∂S = −u (z − v)/2; of kl, with
         q the softmax of x = 10 S, m′ = max x, a/Σ exp(x − m′), v with ∂ℓ/∂z = a (p − q)/2, ∂ℓ/∂S = 5 a q (x − z − v).
-        Rows and columns add up. sums float64 [2]: Σ z ∂ℓ/∂z, Σ ∂ℓ/∂z."""
+        Rows and columns add up. Returns numbers [any] whose sum is Σ z ∂ℓ/∂z."""
 
 
 class _Labels:
@@ -172,7 +173,7 @@ class _Labels:
         self._labels = [v.float().contiguous() for v in labels]
         self._factor = alpha / labels[1].shape[1] if len(labels) == 3 else 0.0
         self._differentiate = differentiate and bool(labels)
-        self.gradients = [torch.zeros_like(v) for v in self._labels] if self._differentiate else []
+        self.gradients = [torch.empty_like(v) for v in self._labels] if self._differentiate else []
 
     def rows(self, block: slice) -> Tensor | None:
         if len(self._labels) != 3:
@@ -195,150 +196,113 @@ class _Labels:
         d_diag, d_left, d_right = self.gradients
         d_diag[block] = gradient.diagonal(block.start)
         torch.mm(gradient, right, out=d_left[block]).mul_(self._factor)
-        d_right.addmm_(gradient.T, left[block], alpha=self._factor)
+        d_right.addmm_(gradient.T, left[block], alpha=self._factor, beta=_onto(block))
 
-    def positives(self, blocks: list[slice], n: int, device: torch.device) -> Tensor:
-        """How many of all pairs have S > ½."""
-        if not self._labels:
-            return torch.full((), float(n), dtype=torch.float64, device=device)
+    def positives(self, blocks: list[slice]) -> Tensor | None:
+        """How many of all pairs have S > ½; none for the identity."""
         counts = [(rows > 0.5).sum() for block in blocks if (rows := self.rows(block)) is not None]
-        return torch.stack(counts).sum().double()
-
-
-class _Found(NamedTuple):
-    value: Tensor
-    gradients: list[Tensor]
-    """Of image_embeds, text_embeds, temperature, bias, and the labels where they are asked for; or none."""
+        return torch.stack(counts).sum() if len(counts) > 1 else counts[0] if counts else None
 
 
 class _Embeddings:
     """Unit embeddings, the images' over the temperature, and the products that logits and gradients are made of."""
 
-    def __init__(self, inputs: _Inputs) -> None:
-        self.temperature, self.bias = inputs.temperature.float(), inputs.bias.float()
-        self._raw = inputs.image_embeds.contiguous(), inputs.text_embeds.contiguous()
-        norms = [v.float().norm(dim=1, keepdim=True).clamp_min(_SMALLEST_NORM) for v in self._raw]
-        self._scales = norms[0] * self.temperature, norms[1]
-        self._half = inputs.image_embeds.dtype == torch.bfloat16 and inputs.image_embeds.is_cuda
-        dtype = torch.bfloat16 if self._half else torch.float32
-        self._units = tuple((v / scale).to(dtype) for v, scale in zip(self._raw, self._scales, strict=True))
-        self._gradients = tuple(torch.empty_like(v, dtype=torch.float32) for v in self._raw)
+    def __init__(self, tiles: Tiles, inputs: _Inputs) -> None:
+        self._tiles, self._temperature, self._type = tiles, inputs.temperature, inputs.image_embeds.dtype
+        raw = inputs.image_embeds.contiguous(), inputs.text_embeds.contiguous()
+        half = self._type == torch.bfloat16 and raw[0].is_cuda
+        self._factors = torch.bfloat16 if half else torch.float32
+        self._sums: dict[str, Any] = {"out_dtype": torch.float32} if half else {}
+        self._units, self._scales = tiles.unit_pairs(*raw, self._temperature, self._factors)
+        self._gradients = torch.empty_like(raw[0], dtype=torch.float32), torch.empty_like(raw[1], dtype=torch.float32)
 
-    def logits(self, block: slice) -> Tensor:
+    def cosines(self, block: slice) -> Tensor:
+        """Over the temperature."""
         images, texts = self._units
-        if self._half:
-            return torch.mm(images[block], texts.T, out_dtype=torch.float32).add_(self.bias)
-        return torch.addmm(self.bias, images[block], texts.T)
+        return torch.mm(images[block], texts.T, **self._sums)
 
     def add(self, block: slice, slopes: Tensor) -> None:
         """Take ∂ℓ/∂z of a block of rows in; the first block is the first to come."""
         (images, texts), (of_images, of_texts) = self._units, self._gradients
-        if self._half:
-            slopes = slopes.bfloat16()
-            of_images[block] = torch.mm(slopes, texts, out_dtype=torch.float32)
-            along = torch.mm(slopes.T, images[block], out_dtype=torch.float32)
-            of_texts.copy_(along) if block.start == 0 else of_texts.add_(along)
-        else:
-            torch.mm(slopes, texts, out=of_images[block])
-            if block.start == 0:
-                torch.mm(slopes.T, images[block], out=of_texts)
-            else:
-                of_texts.addmm_(slopes.T, images[block])
+        slopes = slopes.to(self._factors)
+        torch.mm(slopes, texts, out=of_images[block], **self._sums)
+        torch.addmm(of_texts, slopes.T, images[block], beta=_onto(block), out=of_texts, **self._sums)
 
     def gradients(self) -> list[Tensor]:
-        """Of the embeddings as they were given: across their directions, over their lengths."""
-        found = []
-        lengths = self.temperature.reciprocal(), torch.ones_like(self.temperature)
-        scaled = zip(self._gradients, self._units, self._scales, lengths, self._raw, strict=True)
-        for gradient, vector, scale, length, raw in scaled:
-            radial = (gradient * vector).sum(1, keepdim=True) / length.square()
-            found.append(gradient.addcmul_(vector, radial, value=-1).div_(scale).to(raw.dtype))
-        return found
+        """Of the embeddings as they were given."""
+        return self._tiles.through_norms(self._gradients, self._units, self._scales, self._temperature, self._type)
 
 
-def _tiled(tiles: Tiles, inputs: _Inputs, differentiate: bool, of_labels: bool) -> _Found:
+def _onto(block: slice) -> int:
+    """What is there counts once or, before the first block, not at all."""
+    return int(block.start > 0)
+
+
+def _tiled(tiles: Tiles, inputs: _Inputs, differentiate: bool, of_labels: bool) -> list[Tensor]:
+    """The loss; and its gradients in image_embeds, text_embeds, temperature, bias and labels where asked for."""
     # Autocast would make the products half, and kernels read float32.
     with torch.autocast(inputs.image_embeds.device.type, enabled=False):
         return _over_blocks(tiles, inputs, differentiate, of_labels)
 
 
-def _over_blocks(tiles: Tiles, inputs: _Inputs, differentiate: bool, of_labels: bool) -> _Found:
-    n, device = len(inputs.image_embeds), inputs.image_embeds.device
-    embeddings, soft = _Embeddings(inputs), _Labels(inputs.labels, inputs.alpha, of_labels)
-    blocks = list(_blocks(n, max(1, _TILE[device.type] // n)))
+def _over_blocks(tiles: Tiles, inputs: _Inputs, differentiate: bool, of_labels: bool) -> list[Tensor]:
+    n = len(inputs.image_embeds)
+    embeddings, soft = _Embeddings(tiles, inputs), _Labels(inputs.labels, inputs.alpha, of_labels)
+    blocks = list(_blocks(n, max(1, _TILE[inputs.image_embeds.device.type] // n)))
     over = _pairwise if inputs.kind in _PAIRWISE else _softmax
-    value, along, slopes = over(tiles, inputs.kind, embeddings, soft, blocks, n, differentiate)
-    value = value.to(inputs.image_embeds.dtype)
+    sums = over(tiles, inputs, embeddings, soft, blocks, differentiate)
+    value, *numbers = tiles.totals(*sums, inputs.temperature, inputs.bias, inputs.image_embeds.dtype)
     if not differentiate:
-        return _Found(value, [])
-    of_temperature = -(along - embeddings.bias * slopes) / embeddings.temperature
-    numbers = [of_temperature.to(inputs.temperature.dtype), slopes.to(inputs.bias.dtype)]
+        return [value]
     of_soft = [gradient.to(v.dtype) for gradient, v in zip(soft.gradients, inputs.labels, strict=False)]
-    return _Found(value, [*embeddings.gradients(), *numbers, *of_soft])
+    return [value, *embeddings.gradients(), *numbers, *of_soft]
 
 
 def _pairwise(
-    tiles: Tiles, kind: str, embeddings: _Embeddings, soft: _Labels, blocks: list[slice], n: int, differentiate: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    device = embeddings.bias.device
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    if kind == "wbce":
-        positive = soft.positives(blocks, n, device)
-        weights = 0.5 / (torch.stack([positive, n * n - positive]) + _EPS)
-    else:
-        weights = torch.full((2,), 1 / n if kind == "siglip" else 1 / n**2, dtype=torch.float64, device=device)
+    tiles: Tiles, inputs: _Inputs, embeddings: _Embeddings, soft: _Labels, blocks: list[slice], differentiate: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    positives = soft.positives(blocks) if inputs.kind == "wbce" else None
+    found = []
     for block in blocks:
-        z, rows = embeddings.logits(block), soft.rows(block)
+        z, rows = embeddings.cosines(block), soft.rows(block)
         d_rows = soft.gradient(block, z)
-        tiles.pairwise(kind, z, rows, d_rows, block.start, weights.float(), differentiate, sums)
+        found.append(tiles.pairwise(inputs.kind, z, rows, d_rows, block.start, inputs.bias, positives, differentiate))
         if differentiate:
             embeddings.add(block, z)
             soft.add(block, d_rows)
         del z, rows, d_rows  # before the next block takes as much
-    return (sums[:2] * weights).sum(), sums[2], sums[3]
+    losses, along, slopes = map(_joined, zip(*found, strict=True))
+    return (losses, along, slopes) if differentiate else (losses, None, None)
 
 
 def _softmax(
-    tiles: Tiles, kind: str, embeddings: _Embeddings, soft: _Labels, blocks: list[slice], n: int, differentiate: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    form, device = "kl" if kind == "kl" else "linear", embeddings.bias.device
-    rows = torch.empty(n, 5, dtype=torch.float64, device=device)
-    columns = torch.zeros(5, n, dtype=torch.float64, device=device)
-    columns[:2] = _LOWEST
+    tiles: Tiles, inputs: _Inputs, embeddings: _Embeddings, soft: _Labels, blocks: list[slice], differentiate: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    n, device, form = len(inputs.image_embeds), inputs.bias.device, "kl" if inputs.kind == "kl" else "linear"
+    rows, columns = (torch.empty(shape, dtype=torch.float64, device=device) for shape in ((n, 5), (5, n)))
     z = None
     for block in blocks:
         z = None
-        z = embeddings.logits(block)
+        z = embeddings.cosines(block)
         tiles.lines(form, z, soft.rows(block), block.start, rows[block], columns)
-    (of_rows, row_value), (of_columns, column_value) = (_line(kind, numbers, n) for numbers in (rows.T, columns))
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    if differentiate:
-        of_rows = of_rows.T.contiguous()
-        for block in blocks:
-            if z is None or len(blocks) > 1:  # a single block's logits are still there
-                z = None
-                z = embeddings.logits(block)
-            d_rows = soft.gradient(block, z)
-            tiles.softmax(form, z, soft.rows(block), d_rows, block.start, of_rows[block], of_columns, sums)
-            embeddings.add(block, z)
-            soft.add(block, d_rows)
+    of_rows, of_columns, losses = tiles.line_numbers(inputs.kind, rows, columns)
+    if not differentiate:
+        return losses, None, None
+    found = []
+    for block in blocks:
+        if z is None or len(blocks) > 1:  # a single block's logits are still there
+            z = None
+            z = embeddings.cosines(block)
+        d_rows = soft.gradient(block, z)
+        found.append(tiles.softmax(form, z, soft.rows(block), d_rows, block.start, of_rows[block], of_columns))
+        embeddings.add(block, z)
+        soft.add(block, d_rows)
     # A bias takes no part in a softmax.
-    return (row_value + column_value) / 2, sums[0] - embeddings.bias * sums[1], torch.zeros_like(sums[1])
+    return losses, _joined(found), None
 
 
-def _line(kind: str, numbers: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Of rows or columns [5, N] as `Tiles.lines` leaves them: what `Tiles.softmax` takes [5, N], and the loss."""
-    peak, sharp_peak, total, second, third = numbers
-    log_total = total.log()
-    if kind == "kl":
-        a, mean = 1 / n**2, third / second
-        of_line = [peak, a / total, sharp_peak, a / second, mean + sharp_peak - peak]
-        return torch.stack(of_line).float(), a * (mean - second.log() + log_total).sum()
-    # The line's loss is −u Σ S log p.
-    weight = second + _EPS if kind == "cwcl" else torch.ones_like(second)
-    u, sum_log = 1 / (n * weight), third - second * log_total
-    v = peak + log_total + (sum_log / weight if kind == "cwcl" else 0)
-    return torch.stack([peak, second * u / total, u, v, u]).float(), -(u * sum_log).sum()
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def _blocks(n: int, size: int) -> Iterator[slice]:
@@ -369,7 +333,7 @@ def _run_value(*args: Any) -> Tensor:
     inputs = _Inputs(*args)
     _check(inputs)
     tiles = _tiles(inputs.image_embeds)
-    return _plain(inputs) if tiles is None else _tiled(tiles, inputs, differentiate=False, of_labels=False).value
+    return _plain(inputs) if tiles is None else _tiled(tiles, inputs, differentiate=False, of_labels=False)[0]
 
 
 def _run_gradients(*args: Any) -> list[Tensor]:
@@ -377,8 +341,7 @@ def _run_gradients(*args: Any) -> list[Tensor]:
     _check(inputs)
     tiles = _tiles(inputs.image_embeds)
     assert tiles is not None
-    value, gradients = _tiled(tiles, inputs, differentiate=True, of_labels=of_labels)
-    return [value, *gradients]
+    return _tiled(tiles, inputs, differentiate=True, of_labels=of_labels)
 
 
 def _fake_value(*args: Any) -> Tensor:

@@ -36,8 +36,8 @@ def on_device(device: str, wanted: str | None) -> ModuleType:
         if device == "cpu" and native.library() is not None:
             return native
         if wanted is not None:
-            lacks = "the native library, found none; install with g++ and cmake"
             where = f"tensors on the CPU, found them on {device}; move them, or unset it"
+            lacks = f"the native library, which {native.lacks()}"
             raise OSError(f"{FORCE}=native: expected {lacks if device == 'cpu' else where}")
         return reference
     if wanted == "triton" or device == "cuda":
@@ -76,7 +76,7 @@ def _on_cpu() -> str:
         return "Triton's interpreter on the CPU"
     if os.environ.get(FORCE) == "reference":
         return f"plain torch on the CPU ({FORCE}=reference)"
-    return "plain torch on the CPU (the native library was not built: install with g++ and cmake)"
+    return f"plain torch on the CPU (the native library {native.lacks()})"
 
 
 def _on_cuda() -> str:

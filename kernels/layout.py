@@ -10,6 +10,9 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+CUTS_KEPT = 64
+"""The last cuts that are remembered, on the host and on a device."""
+
 
 @dataclass(frozen=True, eq=False)
 class Cut:
@@ -42,7 +45,7 @@ def cut(parameters: int, offsets: Tensor, groups: Tensor | None = None, num_grou
     return _cut(parameters, ends, found, num_groups)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=CUTS_KEPT)
 def _cut(parameters: int, ends: tuple[int, ...], groups: tuple[int, ...], num_groups: int | None) -> Cut:
     if not ends or ends[0] != 0 or ends[-1] != parameters or any(b < a for a, b in pairwise(ends)):
         shown = f"{ends[0]} … {ends[-1]}" if ends else "none"

@@ -11,22 +11,56 @@ import torch
 from torch import Tensor
 
 from ptmst.kernels.layout import cut
+from ptmst.kernels.steps import line_numbers, pair_weights, through_norms, totals, unit_pairs
+
+__all__ = [
+    "choose",
+    "flat_sgd_",
+    "instructions",
+    "library",
+    "line_numbers",
+    "lines",
+    "matching_residual",
+    "pairwise",
+    "sgd_ema_",
+    "shortcut_point",
+    "softmax",
+    "through_norms",
+    "totals",
+    "unit_pairs",
+    "vector_residual",
+]
 
 _POINTERS = (torch.float32, torch.float64, torch.float16, torch.int64)
 _KINDS = ("wbce", "bce", "mse", "siglip", "linear", "kl")
 """In the order of `Kind` in csrc/kernels.hpp."""
+_LOWEST = -3.4e38
+
+
+def library() -> ctypes.CDLL | None:
+    """The library; none where it cannot be had."""
+    found = _loaded()
+    return None if isinstance(found, str) else found
+
+
+def lacks() -> str:
+    """What ails the library, and what to do; nothing where it is there."""
+    found = _loaded()
+    return found if isinstance(found, str) else ""
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The library; none where it was not built."""
+def _loaded() -> ctypes.CDLL | str:
     # An editable install keeps it away from this file: the import system knows where.
     spec = importlib.util.find_spec("ptmst.kernels._native")
     if spec is None or spec.origin is None:
-        return None
-    found = ctypes.CDLL(spec.origin)
-    found.ptmst_instructions.restype = ctypes.c_char_p
-    found.ptmst_choose.argtypes = [ctypes.c_char_p]
+        return "was not built: install with g++ and cmake"
+    try:
+        found = ctypes.CDLL(spec.origin)
+        found.ptmst_instructions.restype = ctypes.c_char_p
+        found.ptmst_choose.argtypes = [ctypes.c_char_p]
+    except (OSError, AttributeError) as error:
+        return f"does not load ({error}): install anew, with g++ and cmake"
     return found
 
 
@@ -92,27 +126,34 @@ def sgd_ema_(
 
 
 def pairwise(
-    kind: str, z: Tensor, labels: Tensor | None, d_labels: Tensor | None, first: int, weights: Tensor,
-    differentiate: bool, sums: Tensor,
-) -> None:  # fmt: skip
+    kind: str, z: Tensor, labels: Tensor | None, d_labels: Tensor | None, first: int, bias: Tensor,
+    positives: Tensor | None, differentiate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """A tile of a loss that sums over pairs; see contrast.py."""
-    stride = 0 if labels is None else labels.stride(0)
-    _call("pairwise", _KINDS.index(kind), z, labels, d_labels, *z.shape, stride, first, weights, differentiate, sums)
+    if added := float(bias):
+        z += added
+    weights = torch.tensor(pair_weights(kind, z.shape[1], positives), dtype=torch.float64)
+    sums, stride = torch.zeros(4, dtype=torch.float64), 0 if labels is None else labels.stride(0)
+    tile = (z, labels, d_labels, *z.shape, stride, first)
+    _call("pairwise", _KINDS.index(kind), *tile, weights.float(), differentiate, sums)
+    return sums[:2] * weights, sums[2:3] - added * sums[3:], sums[3:]
 
 
 def lines(kind: str, z: Tensor, labels: Tensor | None, first: int, rows: Tensor, columns: Tensor) -> None:
     """What a softmax loss needs of a tile's rows and of all columns so far; see contrast.py."""
+    if first == 0:
+        columns[:2], columns[2:] = _LOWEST, 0
     stride = 0 if labels is None else labels.stride(0)
     _call("lines", _KINDS.index(kind), z, labels, *z.shape, stride, first, rows, columns)
 
 
 def softmax(
     kind: str, z: Tensor, labels: Tensor | None, d_labels: Tensor | None, first: int, rows: Tensor, columns: Tensor,
-    sums: Tensor,
-) -> None:  # fmt: skip
+) -> Tensor:  # fmt: skip
     """The gradient of a tile of a softmax loss; see contrast.py."""
-    stride = 0 if labels is None else labels.stride(0)
+    sums, stride = torch.zeros(2, dtype=torch.float64), 0 if labels is None else labels.stride(0)
     _call("softmax", _KINDS.index(kind), z, labels, d_labels, *z.shape, stride, first, rows, columns, sums)
+    return sums[:1]
 
 
 def _library() -> ctypes.CDLL:

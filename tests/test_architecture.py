@@ -13,7 +13,7 @@ import ptmst
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    "errors kernels.layout kernels.ops kernels.reference kernels.native kernels.triton_kernels.tiles "
+    "errors kernels.layout kernels.ops kernels.reference kernels.steps kernels.native kernels.triton_kernels.tiles "
     "kernels.triton_kernels.shortcut kernels.triton_kernels.matching kernels.triton_kernels.update "
     "kernels.triton_kernels.contrast kernels.triton_kernels kernels.dispatch kernels.shortcut kernels.matching "
     "kernels.update kernels.contrast kernels",

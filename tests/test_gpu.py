@@ -15,6 +15,7 @@ from ptmst.config import Keep, Precision
 from ptmst.encoders import ProjectionHead
 from ptmst.flat import Student
 from ptmst.kernels import reference
+from ptmst.kernels.layout import CUTS_KEPT
 from ptmst.shortcut import Displacement, Shortcut
 from ptmst.similarity import FullSimilarity
 from ptmst.synthetic import SyntheticPairs
@@ -123,7 +124,8 @@ def test_kernels_give_the_same_bits_again() -> None:
 
 
 def test_kernels_can_be_recorded() -> None:
-    """In a CUDA graph, after one call that compiles them and makes their tables; replayed on other numbers."""
+    """In a CUDA graph, after one call that compiles them and makes their tables; replayed on other numbers, when the
+    cut's tables have long made way for those of others."""
     theta, base, half, scale, offsets, groups, start, target = flat_inputs(100_003)
 
     def run() -> list[torch.Tensor]:
@@ -131,17 +133,48 @@ def test_kernels_can_be_recorded() -> None:
         return [point, *kernels.matching_residual(theta, base, half, scale, offsets, groups, start, target, 2)]
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         run()
-    torch.cuda.synchronize()
+    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         recorded = run()
+    points = []
+    for number in range(CUTS_KEPT):
+        _, other, moved, factor, ends, _, _, beta = flat_inputs(100_004 + number)
+        points.append(kernels.shortcut_point(other, moved, factor, ends, beta))
     theta.normal_()
     target.uniform_()
     graph.replay()
     torch.cuda.synchronize()
+    assert len(points) == CUTS_KEPT
     assert all(torch.equal(a, b) for a, b in zip(recorded, run(), strict=True))
+
+
+def test_the_contrastive_loss_can_be_recorded() -> None:
+    images, texts = torch.randn(2, 200, 64, device="cuda")
+    temperature = torch.tensor(0.07, device="cuda")
+    leaves = [v.requires_grad_() for v in (images, texts, temperature)]
+
+    def run(kind: str) -> list[torch.Tensor]:
+        value = kernels.soft_contrastive(images, texts, kind=kind, temperature=temperature)
+        return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+    for kind in ("wbce", "kl"):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run(kind)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            recorded = run(kind)
+        with torch.no_grad():
+            images.normal_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(recorded, run(kind), strict=True)), kind
 
 
 def test_points_past_two_to_the_31() -> None:

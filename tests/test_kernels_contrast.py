@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lanes import NATIVE, each_lane, running
+from lanes import NATIVE, each_lane, interpreted, running
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -125,39 +125,42 @@ def ours(kind: LossKind) -> Callable[[Batch], Tensor]:
     return loss
 
 
-def assert_as_exact_as_torch(kind: LossKind, found: list[Tensor], batch: Batch) -> None:
-    exact, plain = (b.differentiated(by_definition(kind)) for b in (batch, batch.to(torch.float32)))
-    scale = exact[3].norm() if kind in SOFTMAX else 0  # their bias drops out, and what is left of it is noise
-    for number, (a, b, c) in enumerate(zip(found, exact, plain, strict=True)):
-        assert a.shape == b.shape
-        if number == 4 and kind in SOFTMAX:
-            assert float(abs(a)) <= 1e-5 * float(scale)
-        else:
-            assert relative_error(a.cpu(), b) <= 2 * relative_error(c, b) + 2e-6, number
+def assert_as_exact_as_torch(kind: LossKind, batches: list[Batch], device: torch.device) -> Tensor:
+    """By root mean squares over the batches: of a few pairs, one rounding may decide. Returns the last one's loss."""
+    errors = []
+    for batch in batches:
+        found = batch.to(torch.float32).to(device).differentiated(ours(kind))
+        exact, plain = (b.differentiated(by_definition(kind)) for b in (batch, batch.to(torch.float32)))
+        if kind in SOFTMAX:  # a bias drops out, and what is left of it is noise
+            assert float(found.pop(4).abs()) <= 1e-5 * float(exact[3].norm())
+            del exact[4], plain[4]
+        both = [[relative_error(v.cpu(), e) for v, e in zip(side, exact, strict=True)] for side in (found, plain)]
+        errors.append(torch.tensor(both))
+    mine, theirs = torch.stack(errors).square().mean(0).sqrt()
+    assert (mine <= 2 * theirs + 2e-6).all(), (mine, theirs)
+    return found[0]
 
 
 @each_lane
 @each_kind
 @each_label
 def test_against_float64(lane: str, device: torch.device, kind: LossKind, labels: str) -> None:
-    for pairs in (1, 5, 33, 67) if lane != "triton" else (5, 33):
+    for pairs in (5, 33) if interpreted(lane) else (1, 5, 33, 67, 300):
         if pairs == 1 and kind in SOFTMAX:
             continue  # the loss is 0, and its gradients are noise
-        batch = Batch.of(pairs, labels)
-        found = batch.to(torch.float32).to(device).differentiated(ours(kind))
-        assert_as_exact_as_torch(kind, found, batch)
+        seeds = range(4 if pairs == 5 and labels == "low-rank" else 1)
+        assert_as_exact_as_torch(kind, [Batch.of(pairs, labels, seed=seed) for seed in seeds], device)
 
 
 @each_lane
 @each_kind
 @each_label
 def test_in_blocks_of_rows(lane: str, device: torch.device, kind: LossKind, labels: str, small_tiles: None) -> None:
-    batch = Batch.of(67 if lane != "triton" else 41, labels)
-    found = batch.to(torch.float32).to(device).differentiated(ours(kind))
-    assert_as_exact_as_torch(kind, found, batch)
+    batch = Batch.of(23 if interpreted(lane) else 67, labels)
+    found = assert_as_exact_as_torch(kind, [batch], device)
     with torch.no_grad():
         alone = ours(kind)(batch.to(torch.float32).to(device))
-    assert torch.equal(alone, found[0])
+    assert torch.equal(alone, found)
 
 
 @each_lane
@@ -205,17 +208,15 @@ def tile_results(kind: LossKind, z: Tensor, labels: Tensor) -> list[Tensor]:
 
     # The product itself may depend on the threads.
     z = torch.linspace(-14, 14, z.numel()).view_as(z)[torch.arange(len(z)).flip(0)].contiguous()
-    d_labels, columns = torch.full_like(z, torch.nan), torch.zeros(5, len(z), dtype=torch.float64)
-    sums = torch.zeros(4, dtype=torch.float64)
+    d_labels = torch.full_like(z, torch.nan)
     if kind not in SOFTMAX:
-        native.pairwise(kind, z, labels, d_labels, 0, torch.tensor([0.3, 0.1]), True, sums)
-        return [z, d_labels, sums]
+        bias, positives = torch.tensor(-0.5), (labels > 0.5).sum()
+        return [z, d_labels, *native.pairwise(kind, z, labels, d_labels, 0, bias, positives, True)]
     form = "kl" if kind == "kl" else "linear"
-    rows = torch.full((len(z), 5), torch.nan, dtype=torch.float64)
-    columns[:2] = -3.4e38
+    rows, columns = (torch.full(shape, torch.nan, dtype=torch.float64) for shape in ((len(z), 5), (5, len(z))))
     native.lines(form, z, labels, 0, rows, columns)
     numbers = torch.rand(5, len(z), generator=torch.Generator().manual_seed(0))
-    native.softmax(form, z, labels, d_labels, 0, numbers.T.contiguous(), numbers, sums[:2])
+    sums = native.softmax(form, z, labels, d_labels, 0, numbers.T.contiguous(), numbers)
     return [rows, columns, z, d_labels, sums]
 
 
@@ -327,7 +328,7 @@ def test_infonce_is_open_clips_loss(device: torch.device) -> None:
         inputs = [v.clone().requires_grad_() for v in (images, texts, torch.tensor(scale, device=device))]
         theirs = open_clip.loss.ClipLoss()(*inputs)
         mine = SoftContrastiveLoss("infonce")(*inputs[:2], temperature=1 / inputs[2])
-        assert relative_error(mine, theirs.cpu()) <= 1e-6 if device.type == "cpu" else 1e-5
+        assert relative_error(mine, theirs.cpu()) <= (1e-6 if device.type == "cpu" else 1e-5)
         assert_same_gradients(torch.autograd.grad(mine, inputs), torch.autograd.grad(theirs, inputs), inputs)
 
 

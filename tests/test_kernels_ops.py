@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from oracles import relative_error
-from ptmst import kernels
+from ptmst import doctor, kernels
 from ptmst.kernels import dispatch, native, reference
 
 ROOT = Path(__file__).parents[1]
@@ -320,14 +321,35 @@ def test_an_unknown_choice_is_refused(choose: Callable[[str | None], None]) -> N
         kernels.shortcut_point(*arguments("shortcut_point")[0])
 
 
-def test_without_the_native_library(choose: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "library", lambda: None)
-    choose("native")
-    with pytest.raises(OSError, match=r"^PTMST_KERNELS=native: expected the native library, found none; install"):
-        kernels.active()
-    choose(None)
-    assert "the native library was not built: install with g++" in kernels.active()["shortcut_point"]
-    assert dispatch.implementation(torch.zeros(1)) is reference
+@pytest.mark.parametrize("ailment", ["missing", "broken", "another's"])
+def test_without_the_native_library(
+    choose: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ailment: str
+) -> None:
+    """Not built, no library, or one that is not ours: plain torch runs, and that is told in a line."""
+    broken = tmp_path / "_native.so"
+    broken.write_bytes(b"\x7fELF and no more")
+    found = {"missing": None, "broken": str(broken), "another's": torch._C.__file__}[ailment]
+    why = {
+        "missing": "was not built: install with g++ and cmake",
+        "broken": f"does not load ({broken}: ",
+        "another's": "does not load (",
+    }[ailment]
+    real = importlib.util.find_spec
+    spec = None if found is None else SimpleNamespace(origin=found)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name.endswith("._native") else real(name))
+    native._loaded.cache_clear()
+    try:
+        choose("native")
+        expected = f"PTMST_KERNELS=native: expected the native library, which {why}"
+        with pytest.raises(OSError, match="^" + re.escape(expected)):
+            kernels.active()
+        choose(None)
+        (shown,) = {how for name, how in doctor.report() if name.startswith("kernel ")}
+        assert shown.startswith(f"plain torch on the CPU (the native library {why}") and "\n" not in shown
+        assert "with g++ and cmake" in shown
+        assert dispatch.implementation(torch.zeros(1)) is reference
+    finally:
+        native._loaded.cache_clear()
 
 
 def test_native_on_cuda_is_refused(choose: Callable[[str | None], None]) -> None:
@@ -353,13 +375,6 @@ def test_triton_where_it_is_not_installed(
     with pytest.raises(OSError, match=r"^PTMST_KERNELS=triton: expected triton, found none; pip install triton$"):
         dispatch.on_device("cuda", "triton")
     assert dispatch.on_device("cuda", None) is reference
-
-
-def test_the_native_library_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    native.library.cache_clear()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert native.library() is None
-    native.library.cache_clear()
 
 
 def test_the_folder_is_not_a_package_of_its_own() -> None:

@@ -14,6 +14,7 @@ import pytest
 from ptmst.kernels import dispatch
 
 ROOT = Path(__file__).parents[1]
+FLAT = ("point", "shortcut", "vector", "flat", "sgd")
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +48,13 @@ def test_registers_suffice(report: list[dict[str, Any]]) -> None:
     """The assembler trades a word or two for more threads at once; more would be a kernel that does too much."""
     for row in report:
         assert max(row["spilled bytes stored"], row["spilled bytes loaded"]) <= 16, row
-        # One last tile with masks may take more: it runs alone.
-        assert 0 < row["registers"] <= (255 if "full=False" in row["kernel"] else 128), row
+        # A multiprocessor has 65,536: kernels that wait for memory share it with three more of 256 threads.
+        assert 0 < row["registers"] <= (64 if row["kernel"].startswith(FLAT) else 128), row
 
 
 def test_flat_kernels_read_and_write_16_bytes_at_once(report: list[dict[str, Any]]) -> None:
     """Whatever the number of parameters: it is no argument of theirs that has to be a multiple of anything."""
-    flat = [row for row in report if row["kernel"].startswith(("point", "shortcut", "vector", "flat", "sgd"))]
-    whole = [row for row in flat if "full=True" in row["kernel"]]
-    assert (len(flat), len(whole)) == (10, 5)
-    for row in whole:
+    flat = [row for row in report if row["kernel"].startswith(FLAT)]
+    assert len(flat) == len(FLAT)
+    for row in flat:
         assert row["widest load"] == row["widest store"] == 16, row

@@ -1,4 +1,4 @@
-"""Residual of a student against its target, with sums per group: tiles first, then their sums in order."""
+"""Residual of a student against its target, with sums per group: of tiles first, then of these in order."""
 
 from __future__ import annotations
 
@@ -8,118 +8,174 @@ import triton.language as tl
 from torch import Tensor
 
 from ptmst.kernels.layout import Cut, cut
-from ptmst.kernels.triton_kernels.tiles import launch, num_tiles, of_part, tables, tile_offsets, within
+from ptmst.kernels.triton_kernels.tiles import (
+    BLOCK,
+    Tables,
+    inside,
+    launch,
+    num_tiles,
+    tables,
+    tile_begin,
+    within,
+)
 
-_SUMMED = 1024
+_SUMMED = 4096
 """Tiles' sums that are added at once."""
 
 
 @triton.jit
 def tile_sums(
-    p_partial,  # [tiles, G, QUANTITIES] out; zeros before
-    b_value,  # [BLOCK]
-    o,  # [BLOCK]
-    m,  # [BLOCK]
+    p_sums,  # [QUANTITIES, places] out
+    b_first,  # [BLOCK]
+    b_second,  # [BLOCK]
+    b_third,  # [BLOCK]
+    o,  # [BLOCK] offsets in the tile
     p_group_offsets,  # [G+1]
+    p_first_group,  # [tiles + 1]
     i_tile,
-    i_first,
-    i_last,
-    i_quantity,
-    num_groups,
+    num_places,
     QUANTITIES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Sum a tile's values over each of its groups i_first to i_last."""
-    for i in range(i_first, i_last + 1):
-        inside = m & (o >= tl.load(p_group_offsets + i)) & (o < tl.load(p_group_offsets + i + 1))
-        total = tl.sum(tl.where(inside, b_value, 0.0), axis=0)
-        tl.store(p_partial + (i_tile.to(tl.int64) * num_groups + i) * QUANTITIES + i_quantity, total)
+    """Sum two or three quantities of a tile over each of its groups.
+
+    Group i's sum has place tile + i of tiles + G. A tile begins with the last group of the one before or a later one:
+    so each sum has a place of its own, and a group's lie side by side.
+    """
+    for i in range(tl.load(p_first_group + i_tile), tl.load(p_first_group + i_tile + 1) + 1):
+        m = inside(p_group_offsets, i, o, tile_begin(i_tile, BLOCK), BLOCK)
+        p_own = p_sums + i_tile + i
+        tl.store(p_own, tl.sum(tl.where(m, b_first, 0.0), axis=0))
+        tl.store(p_own + num_places, tl.sum(tl.where(m, b_second, 0.0), axis=0))
+        if QUANTITIES == 3:
+            tl.store(p_own + 2 * num_places, tl.sum(tl.where(m, b_third, 0.0), axis=0))
 
 
-@triton.jit(do_not_specialize=["i_begin"])
+@triton.jit(do_not_specialize=["num_params", "num_places"])
 def shortcut_residual_kernel(
     p_residual,  # [P] out
-    p_partial,  # [tiles, G, 3] out; zeros before
+    p_sums,  # [2, places] out
     p_theta,  # [P]
     p_base,  # [P]
     p_displacement,  # [P] half
-    p_start_factor,  # [L] β(s) · scale
-    p_target_factor,  # [L] β(t) · scale
+    p_scale,  # [L]
+    p_beta_start,  # [L]
+    p_beta_target,  # [L]
     p_offsets,  # [L+1]
     p_group_offsets,  # [G+1]
     p_first_layer,  # [tiles + 1]
     p_first_group,  # [tiles + 1]
     num_params,
-    num_groups,
-    i_begin,
-    FULL: tl.constexpr,
+    num_places,
     BLOCK: tl.constexpr,
 ):
     """residual = θ − target; Σ residual², Σ residual (θ − start). A program owns BLOCK parameters; start and target
     live in registers only."""
-    i_tile = i_begin + tl.program_id(0)
-    o = tile_offsets(i_tile, BLOCK)
-    m = within(o, num_params, FULL, BLOCK)
-    i_first, i_last = tl.load(p_first_layer + i_tile), tl.load(p_first_layer + i_tile + 1)
-    b_theta = tl.load(p_theta + o, mask=m, other=0.0)
-    b_base = tl.load(p_base + o, mask=m, other=0.0)
-    b_moved = tl.load(p_displacement + o, mask=m, other=0.0).to(tl.float32)
-    b_start = b_base + of_part(p_start_factor, p_offsets, o, i_first, i_last, BLOCK) * b_moved
-    b_target = b_base + of_part(p_target_factor, p_offsets, o, i_first, i_last, BLOCK) * b_moved
-    b_residual = b_theta - b_target
-    tl.store(p_residual + o, b_residual, mask=m)
-    i_first, i_last = tl.load(p_first_group + i_tile), tl.load(p_first_group + i_tile + 1)
-    b_squared, b_progress = b_residual * b_residual, b_residual * (b_theta - b_start)
-    tile_sums(p_partial, b_squared, o, m, p_group_offsets, i_tile, i_first, i_last, 0, num_groups, 3)
-    tile_sums(p_partial, b_progress, o, m, p_group_offsets, i_tile, i_first, i_last, 1, num_groups, 3)
+    i_tile, o = tl.program_id(0), tl.arange(0, BLOCK)
+    begin = tile_begin(i_tile, BLOCK)
+    for WHOLE in tl.static_range(2):
+        if (begin + BLOCK <= num_params) == WHOLE:
+            m = within(o, num_params - begin, WHOLE, BLOCK)
+            b_theta = tl.load(p_theta + begin + o, mask=m, other=0.0)
+            b_base = tl.load(p_base + begin + o, mask=m, other=0.0)
+            b_moved = tl.load(p_displacement + begin + o, mask=m, other=0.0).to(tl.float32)
+            b_start = tl.zeros([BLOCK], tl.float32)
+            b_target = tl.zeros([BLOCK], tl.float32)
+            # Factors of the tile's layers, most often one.
+            for i in range(tl.load(p_first_layer + i_tile), tl.load(p_first_layer + i_tile + 1) + 1):
+                m_layer, scale = inside(p_offsets, i, o, begin, BLOCK), tl.load(p_scale + i)
+                b_start = tl.where(m_layer, tl.load(p_beta_start + i) * scale, b_start)
+                b_target = tl.where(m_layer, tl.load(p_beta_target + i) * scale, b_target)
+            b_residual = b_theta - (b_base + b_target * b_moved)
+            b_progress = b_residual * (b_theta - (b_base + b_start * b_moved))
+            tl.store(p_residual + begin + o, b_residual, mask=m)
+            b_squared = b_residual * b_residual
+            tile_sums(
+                p_sums,
+                b_squared,
+                b_progress,
+                b_progress,
+                o,
+                p_group_offsets,
+                p_first_group,
+                i_tile,
+                num_places,
+                2,
+                BLOCK,
+            )
 
 
-@triton.jit(do_not_specialize=["i_begin"])
+@triton.jit(do_not_specialize=["num_params", "num_places"])
 def vector_residual_kernel(
     p_residual,  # [P] out
-    p_partial,  # [tiles, G, 3] out; zeros before
+    p_sums,  # [3, places] out
     p_theta,  # [P]
     p_start,  # [P]
     p_target,  # [P]
     p_group_offsets,  # [G+1]
     p_first_group,  # [tiles + 1]
     num_params,
-    num_groups,
-    i_begin,
-    FULL: tl.constexpr,
+    num_places,
     BLOCK: tl.constexpr,
 ):
     """The same between plain vectors, and Σ (target − start)²."""
-    i_tile = i_begin + tl.program_id(0)
-    o = tile_offsets(i_tile, BLOCK)
-    m = within(o, num_params, FULL, BLOCK)
-    b_theta = tl.load(p_theta + o, mask=m, other=0.0)
-    b_start = tl.load(p_start + o, mask=m, other=0.0)
-    b_target = tl.load(p_target + o, mask=m, other=0.0)
-    b_residual, b_distance = b_theta - b_target, b_target - b_start
-    tl.store(p_residual + o, b_residual, mask=m)
-    i_first, i_last = tl.load(p_first_group + i_tile), tl.load(p_first_group + i_tile + 1)
-    b_squared, b_progress = b_residual * b_residual, b_residual * (b_theta - b_start)
-    tile_sums(p_partial, b_squared, o, m, p_group_offsets, i_tile, i_first, i_last, 0, num_groups, 3)
-    tile_sums(p_partial, b_progress, o, m, p_group_offsets, i_tile, i_first, i_last, 1, num_groups, 3)
-    tile_sums(p_partial, b_distance * b_distance, o, m, p_group_offsets, i_tile, i_first, i_last, 2, num_groups, 3)
+    i_tile, o = tl.program_id(0), tl.arange(0, BLOCK)
+    begin = tile_begin(i_tile, BLOCK)
+    for WHOLE in tl.static_range(2):
+        if (begin + BLOCK <= num_params) == WHOLE:
+            m = within(o, num_params - begin, WHOLE, BLOCK)
+            b_theta = tl.load(p_theta + begin + o, mask=m, other=0.0)
+            b_start = tl.load(p_start + begin + o, mask=m, other=0.0)
+            b_target = tl.load(p_target + begin + o, mask=m, other=0.0)
+            b_residual, b_moved = b_theta - b_target, b_target - b_start
+            tl.store(p_residual + begin + o, b_residual, mask=m)
+            b_squared, b_progress, b_distance = (
+                b_residual * b_residual,
+                b_residual * (b_theta - b_start),
+                b_moved * b_moved,
+            )
+            tile_sums(
+                p_sums,
+                b_squared,
+                b_progress,
+                b_distance,
+                o,
+                p_group_offsets,
+                p_first_group,
+                i_tile,
+                num_places,
+                3,
+                BLOCK,
+            )
 
 
-@triton.jit
-def add_up_kernel(
-    p_sums,  # [columns] out
-    p_partial,  # [rows, columns]
-    num_rows,
-    num_columns,
+@triton.jit(do_not_specialize=["num_places"])
+def group_sums_kernel(
+    p_squared,  # [G] out
+    p_progress,  # [G] out
+    p_distance,  # [G] out
+    p_sums,  # [quantities, places]
+    p_group_offsets,  # [G+1]
+    num_places,
+    BLOCK: tl.constexpr,
     SUMMED: tl.constexpr,
 ):
-    """A program owns a column: its sum in float64, in an order that is always the same."""
-    i_column = tl.program_id(0)
-    o = tl.arange(0, SUMMED)
+    """A program owns a group's sum of one quantity: in float64, in an order that is always the same."""
+    i_group, i_quantity = tl.program_id(0), tl.program_id(1)
+    begin, end = tl.load(p_group_offsets + i_group), tl.load(p_group_offsets + i_group + 1)
+    p_own = p_sums + i_quantity * num_places + i_group
+    first, last = (begin // BLOCK).to(tl.int32), tl.cdiv(end, BLOCK).to(tl.int32)
     b_total = tl.zeros([SUMMED], tl.float64)
-    for i_row in range(0, num_rows, SUMMED):
-        o_row = (i_row + o).to(tl.int64)
-        b_total += tl.load(p_partial + o_row * num_columns + i_column, mask=o_row < num_rows, other=0.0).to(tl.float64)
-    tl.store(p_sums + i_column, tl.sum(b_total, axis=0))
+    for i in range(first, tl.where(begin < end, last, first), SUMMED):
+        o = i + tl.arange(0, SUMMED)
+        b_total += tl.load(p_own + o, mask=o < last, other=0.0).to(tl.float64)
+    total = tl.sum(b_total, axis=0)
+    if i_quantity == 0:
+        tl.store(p_squared + i_group, total)
+    elif i_quantity == 1:
+        tl.store(p_progress + i_group, total)
+    else:
+        tl.store(p_distance + i_group, total)
 
 
 def matching_residual(
@@ -134,25 +190,25 @@ def matching_residual(
     num_groups: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = cut(theta.numel(), offsets, groups, num_groups)
-    table = tables(layout, theta.device)
-    residual, partial = torch.empty_like(theta), _partial(layout, theta)
+    table, residual, sums = tables(layout, theta.device), torch.empty_like(theta), _sums(layout, theta, 2)
     launch(
         shortcut_residual_kernel,
         theta.numel(),
         p_residual=residual,
-        p_partial=partial,
+        p_sums=sums,
         p_theta=theta,
         p_base=base,
         p_displacement=displacement,
-        p_start_factor=beta_start * scale,
-        p_target_factor=beta_target * scale,
+        p_scale=scale,
+        p_beta_start=beta_start,
+        p_beta_target=beta_target,
         p_offsets=table.offsets,
         p_group_offsets=table.group_offsets,
         p_first_layer=table.first_layer,
         p_first_group=table.first_group,
-        num_groups=layout.num_groups,
+        num_places=sums.shape[1],
     )
-    squared, progress, _ = _added(layout, partial)
+    squared, progress = _added(layout, table, sums)
     return residual, squared, progress
 
 
@@ -160,38 +216,40 @@ def vector_residual(
     theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor, groups: Tensor, num_groups: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layout = cut(theta.numel(), offsets, groups, num_groups)
-    table = tables(layout, theta.device)
-    residual, partial = torch.empty_like(theta), _partial(layout, theta)
+    table, residual, sums = tables(layout, theta.device), torch.empty_like(theta), _sums(layout, theta, 3)
     launch(
         vector_residual_kernel,
         theta.numel(),
         p_residual=residual,
-        p_partial=partial,
+        p_sums=sums,
         p_theta=theta,
         p_start=start,
         p_target=target,
         p_group_offsets=table.group_offsets,
         p_first_group=table.first_group,
-        num_groups=layout.num_groups,
+        num_places=sums.shape[1],
     )
-    squared, progress, distance = _added(layout, partial)
+    squared, progress, distance = _added(layout, table, sums)
     return residual, squared, progress, distance
 
 
-def _partial(layout: Cut, theta: Tensor) -> Tensor:
-    return theta.new_zeros(num_tiles(theta.numel()), layout.num_groups, 3)
+def _sums(layout: Cut, theta: Tensor, quantities: int) -> Tensor:
+    return theta.new_empty(quantities, num_tiles(theta.numel()) + layout.num_groups)
 
 
-def _added(layout: Cut, partial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    sums = partial.new_empty(layout.num_groups, 3)
+def _added(layout: Cut, table: Tables, sums: Tensor) -> list[Tensor]:
+    """Each quantity [G]."""
+    found = [sums.new_empty(layout.num_groups) for _ in sums]
     if layout.num_groups:
-        add_up_kernel[(3 * layout.num_groups,)](
+        group_sums_kernel[(layout.num_groups, len(sums))](
+            p_squared=found[0],
+            p_progress=found[1],
+            p_distance=found[-1],
             p_sums=sums,
-            p_partial=partial,
-            num_rows=len(partial),
-            num_columns=3 * layout.num_groups,
+            p_group_offsets=table.group_offsets,
+            num_places=sums.shape[1],
+            BLOCK=BLOCK,
             SUMMED=_SUMMED,
-            num_warps=4,
+            num_warps=8,
         )
-    squared, progress, distance = (column.clone() for column in sums.unbind(1))
-    return squared, progress, distance
+    return found

@@ -8,30 +8,35 @@ import triton.language as tl
 from torch import Tensor
 
 from ptmst.kernels.layout import cut
-from ptmst.kernels.triton_kernels.tiles import launch, of_part, tables, tile_offsets, within
+from ptmst.kernels.triton_kernels.tiles import inside, launch, tables, tile_begin, within
 
 
-@triton.jit(do_not_specialize=["i_begin"])
+@triton.jit(do_not_specialize=["num_params"])
 def point_kernel(
     p_theta,  # [P] out
     p_base,  # [P]
     p_displacement,  # [P] half
-    p_factor,  # [L] β · scale
+    p_scale,  # [L]
+    p_beta,  # [L]
     p_offsets,  # [L+1]
     p_first_layer,  # [tiles + 1]
     num_params,
-    i_begin,
-    FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """θ = base + factor · displacement. A program owns BLOCK parameters."""
-    i_tile = i_begin + tl.program_id(0)
-    o = tile_offsets(i_tile, BLOCK)
-    m = within(o, num_params, FULL, BLOCK)
-    i_first, i_last = tl.load(p_first_layer + i_tile), tl.load(p_first_layer + i_tile + 1)
-    b_factor = of_part(p_factor, p_offsets, o, i_first, i_last, BLOCK)
-    b_moved = tl.load(p_displacement + o, mask=m, other=0.0).to(tl.float32)
-    tl.store(p_theta + o, tl.load(p_base + o, mask=m, other=0.0) + b_factor * b_moved, mask=m)
+    """θ = base + β · scale · displacement. A program owns BLOCK parameters."""
+    i_tile, o = tl.program_id(0), tl.arange(0, BLOCK)
+    begin = tile_begin(i_tile, BLOCK)
+    for WHOLE in tl.static_range(2):
+        if (begin + BLOCK <= num_params) == WHOLE:
+            m = within(o, num_params - begin, WHOLE, BLOCK)
+            b_base = tl.load(p_base + begin + o, mask=m, other=0.0)
+            b_moved = tl.load(p_displacement + begin + o, mask=m, other=0.0).to(tl.float32)
+            b_factor = tl.zeros([BLOCK], tl.float32)
+            # Factors of the tile's layers, most often one.
+            for i in range(tl.load(p_first_layer + i_tile), tl.load(p_first_layer + i_tile + 1) + 1):
+                m_layer = inside(p_offsets, i, o, begin, BLOCK)
+                b_factor = tl.where(m_layer, tl.load(p_beta + i) * tl.load(p_scale + i), b_factor)
+            tl.store(p_theta + begin + o, b_base + b_factor * b_moved, mask=m)
 
 
 def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
@@ -43,7 +48,8 @@ def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: T
         p_theta=theta,
         p_base=base,
         p_displacement=displacement,
-        p_factor=beta * scale,
+        p_scale=scale,
+        p_beta=beta,
         p_offsets=table.offsets,
         p_first_layer=table.first_layer,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,12 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ptmst.kernels.layout import Cut
+from ptmst.kernels.layout import CUTS_KEPT, Cut
 
-BLOCK = 4096
+BLOCK = 2048
 """Parameters of a tile."""
 OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
-"""Of every launch. Fused, a·b + c would round once, and a shortcut's point have other bits than plain torch's."""
+"""Of every launch. Fused, a·b + c would round once, and a shortcut's point have other bits than plain torch's. A thread
+has 8 parameters: two loads of 16 bytes of each float32 vector, and registers for half of all threads at once."""
 
 
 class Tables(NamedTuple):
@@ -32,9 +33,24 @@ class Tables(NamedTuple):
     """int32 [tiles + 1], likewise."""
 
 
-@cache
+_recorded: dict[int, Tables] = {}
+"""Those of a CUDA graph, which reads them at their addresses for as long as it lives: nobody can tell how long."""
+
+
 def tables(cut: Cut, device: torch.device) -> Tables:
-    """Made once for each cut and kept: a step that is recorded in a CUDA graph finds them again at their addresses."""
+    """Those of the last cuts are kept; for good where a CUDA graph is being recorded."""
+    found = _tables(cut, device)
+    if _recording(device):
+        _recorded[id(found)] = found
+    return found
+
+
+def _recording(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+@lru_cache(maxsize=CUTS_KEPT)
+def _tables(cut: Cut, device: torch.device) -> Tables:
     starts = range(0, cut.ends[-1], BLOCK)
 
     def first(ends: tuple[int, ...]) -> Tensor:
@@ -51,44 +67,41 @@ def num_tiles(parameters: int) -> int:
 
 
 def launch(kernel: Any, parameters: int, **arguments: Any) -> None:
-    """Run a kernel over all tiles: the whole ones without masks, which would keep it from reading 16 bytes at once
-    wherever P is no multiple of 16, and then the rest."""
-    whole, rest = divmod(parameters, BLOCK)
-    common = {**arguments, "num_params": parameters, "BLOCK": BLOCK, **OPTIONS}
-    if whole:
-        kernel[(whole,)](i_begin=0, FULL=True, **common)
-    if rest:
-        kernel[(1,)](i_begin=whole, FULL=False, **common)
+    """Run a kernel over all tiles."""
+    if parameters:
+        kernel[(num_tiles(parameters),)](**arguments, num_params=parameters, BLOCK=BLOCK, **OPTIONS)
 
 
 @triton.jit
-def tile_offsets(i_tile, BLOCK: tl.constexpr):
+def tile_begin(i_tile, BLOCK: tl.constexpr):
     # In 64 bits before the product: parameters pass 2³¹.
-    return i_tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return i_tile.to(tl.int64) * BLOCK
 
 
 @triton.jit
-def within(o, num_params, FULL: tl.constexpr, BLOCK: tl.constexpr):
-    """Which of a tile's offsets are parameters."""
-    if FULL:
+def within(o, left, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
+    """Which of a tile's offsets are parameters, of which `left` are left.
+
+    A whole tile goes without a mask, which would keep it from reading 16 bytes at once wherever P is no multiple of
+    16. So kernels have a tile's work twice, of which the last tile alone takes the one with masks.
+    """
+    if WHOLE:
         m = tl.full([BLOCK], True, tl.int1)
     else:
-        m = o < num_params
+        m = o < left
     return m
 
 
 @triton.jit
-def of_part(
-    p_value,  # [L]
+def inside(
     p_offsets,  # [L+1]
-    o,  # [BLOCK] offsets of parameters
-    i_first,
-    i_last,
+    i,
+    o,  # [BLOCK] offsets in the tile
+    begin,
     BLOCK: tl.constexpr,
 ):
-    """Each parameter's value of its layer, or group: those of a tile are i_first to i_last, most often one."""
-    b_value = tl.zeros([BLOCK], tl.float32)
-    for i in range(i_first, i_last + 1):
-        inside = (o >= tl.load(p_offsets + i)) & (o < tl.load(p_offsets + i + 1))
-        b_value = tl.where(inside, tl.load(p_value + i), b_value)
-    return b_value
+    """Which of a tile's offsets lie in layer, or group, i."""
+    # In 32 bits from here: half the registers.
+    low = tl.maximum(tl.load(p_offsets + i) - begin, 0).to(tl.int32)
+    high = tl.minimum(tl.load(p_offsets + i + 1) - begin, BLOCK).to(tl.int32)
+    return (o >= low) & (o < high)
