@@ -21,8 +21,8 @@ FLOORS = (
     "data.captions data.annotations data.classes data.karpathy data.tables data.shards data.sources data.images "
     "data.composition data.generated data.scenes data.digits data.pairs data.batches data.check data.render data",
     "towers encoders similarity contrast synthetic",
-    "derivatives features matching shortcut codings store rotation room warmup teachers unroll distilled legacy exchange "
-    "baselines",
+    "derivatives features matching shortcut codings store rotation room warmup teachers unroll distilled legacy "
+    "exchange baselines",
     "checkpoints distillation evaluation",
     "inspection results report doctor demo ablation cli __main__ __init__",
 )
