@@ -41,9 +41,13 @@ def arithmetic(precision: Precision) -> Iterator[None]:
     for part in (matmul, cudnn.conv, cudnn.rnn):
         part.fp32_precision = "tf32" if fast else "ieee"
     cudnn.deterministic, cudnn.benchmark = True, False
+    # Attention that is differentiated twice has its products in float32 otherwise, whatever its tensors are.
+    halves = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(precision == "bf16")
     try:
         yield
     finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(halves)
         products = "highest" if before[0] != "tf32" else "medium" if before[1] == "bf16" else "high"
         _older_names(products, before[2] == "tf32")
         for part, value in zip(named, before, strict=True):

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oracles import relative_error
+from ptmst.devices import arithmetic
 from ptmst.errors import InputError
 from ptmst.flat import LayerTable, Student
 
@@ -235,24 +237,52 @@ def test_bf16_is_in_every_product_of_a_tower_alone() -> None:
     assert torch.equal(half.heads.embed_images(theta, x), found)
 
 
-@pytest.mark.parametrize("block", ["open_clip", "timm, fused", "timm"])
-@pytest.mark.parametrize("training", [False, True])
-def test_bf16_reaches_into_attention(block: str, training: bool) -> None:
+def attention(block: str) -> nn.Module:
     """open_clip's is torch's own module: one function, in which no product is seen by itself."""
     if block == "open_clip":
         module: Any = pytest.importorskip("open_clip.transformer").ResidualAttentionBlock(8, 2)
     else:
         module = pytest.importorskip("timm.models.vision_transformer").Block(8, 2)
         module.attn.fused_attn = "fused" in block
-    exact = Student.from_modules(module.train(training), nn.Linear(6, 6))
+    return module
+
+
+def assert_in_halves(watch: Watch, found: Tensor, expected: Tensor) -> None:
+    assert {dtype for name, types in watch.found.items() if name != "add" for dtype in types} == {torch.bfloat16}
+    assert found.dtype == torch.float32
+    assert 1e-4 < relative_error(found, expected) < 2e-2
+
+
+@pytest.mark.parametrize("block", ["open_clip", "timm, fused", "timm"])
+@pytest.mark.parametrize("training", [False, True])
+def test_bf16_reaches_into_attention(block: str, training: bool) -> None:
+    exact = Student.from_modules(attention(block).train(training), nn.Linear(6, 6))
     tokens = torch.randn(3, 5, 8)
     with torch.no_grad(), Watch() as watch:
         found = exact.in_bf16().embed_images(exact.flatten(), tokens)
-    expected = exact.embed_images(exact.flatten(), tokens)
-    assert {dtype for name, types in watch.found.items() if name != "add" for dtype in types} == {torch.bfloat16}
     assert ("attention" in watch.found) == (block != "timm")
-    assert found.dtype == torch.float32
-    assert 1e-4 < relative_error(found, expected) < 2e-2
+    assert_in_halves(watch, found, exact.embed_images(exact.flatten(), tokens))
+
+
+@pytest.mark.parametrize("block", ["open_clip", "timm, fused", "timm"])
+def test_bf16_reaches_into_attention_that_is_differentiated_twice(block: str) -> None:
+    """By its plain form, which alone has a forward-mode derivative."""
+    exact = Student.from_modules(attention(block), nn.Linear(6, 6))
+    theta, tokens = exact.flatten(), torch.randn(3, 5, 8)
+    direction = torch.randn(len(theta))
+
+    def moved(student: Student) -> Tensor:
+        def gradient(theta: Tensor) -> Tensor:
+            return torch.func.grad(lambda theta: student.embed_images(theta, tokens).square().sum())(theta)
+
+        return torch.func.jvp(gradient, (theta,), (direction,))[1]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = moved(exact)
+        with arithmetic("bf16"), Watch() as watch:
+            found = moved(exact.in_bf16())
+    assert_in_halves(watch, found, expected)
+    assert "bmm" in watch.found and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
 
 
 def test_bf16_heads_behind_a_tower_stay_whole() -> None:
