@@ -7,6 +7,7 @@ VENV ?= .venv
 OLDEST ?= .venv-oldest
 BUNDLE ?= dist/bundle
 BIN := $(VENV)/bin
+AT_ONCE := --numprocesses 2 --dist loadfile
 BUILD_INPUTS := pyproject.toml $(wildcard constraints*.txt) CMakeLists.txt $(wildcard kernels/csrc/*)
 
 .PHONY: demo test test-oldest check bundle clean
@@ -15,10 +16,10 @@ demo: $(VENV)/.installed
 	$(BIN)/ptmst demo $(ARGS)
 
 test: check
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(AT_ONCE) $(ARGS)
 
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/pytest $(ARGS)
+	$(OLDEST)/bin/pytest $(AT_ONCE) $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What every test starts from: no network, two threads, a known seed, a cache folder of its own."""
+"""What every test starts from: no network, at most two threads, a known seed, a cache folder of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is there: threads of one test would wait, spinning, for those of another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
