@@ -49,7 +49,7 @@ class Kernel:
 
     of: Any
     constants: dict[str, Any]
-    warps: int = 4
+    warps: int = OPTIONS["num_warps"]
     types: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Kernel:
 _TILE = {"ROWS": contrast._ROWS, "COLUMNS": contrast._COLUMNS}
 KERNELS = (
     *(
-        Kernel(of, {"BLOCK": BLOCK}, warps=OPTIONS["num_warps"])
+        Kernel(of, {"BLOCK": BLOCK})
         for of in (
             shortcut.point_kernel,
             matching.shortcut_residual_kernel,
@@ -69,9 +69,9 @@ KERNELS = (
             update.sgd_ema_kernel,
         )
     ),
-    Kernel(matching.group_sums_kernel, {"BLOCK": BLOCK, "SUMMED": matching._SUMMED}, warps=8),
+    Kernel(matching.group_sums_kernel, {"BLOCK": BLOCK, "SUMMED": matching._SUMMED}),
     *(
-        Kernel(of, {"ROWS": contrast._VECTORS, "LINE": contrast._LINE}, contrast._WARPS, {"p_units": units})
+        Kernel(of, {"ROWS": contrast._VECTORS, "LINE": contrast._LINE}, types={"p_units": units})
         for of in (contrast.unit_pairs_kernel, contrast.through_norms_kernel)
         for units in ("*fp32", "*bf16")
     ),
@@ -79,13 +79,12 @@ KERNELS = (
         Kernel(
             contrast.pairwise_kernel,
             {"KIND": kind, "IDENTITY": identity, "DIFFERENTIATE": True, "OF_LABELS": not identity, **_TILE},
-            contrast._WARPS,
         )
         for kind in ("wbce", "bce", "mse", "siglip")
         for identity in (True, False)
     ),
     *(
-        Kernel(of, {"SHARPENED": sharpened, "IDENTITY": identity, **constants}, contrast._WARPS)
+        Kernel(of, {"SHARPENED": sharpened, "IDENTITY": identity, **constants})
         for sharpened in (False, True)
         for identity in (True, False)
         for of, constants in (
@@ -106,11 +105,12 @@ KERNELS = (
         Kernel(
             contrast.line_numbers_kernel,
             {"KIND": kind, "STRIP": contrast._LINES},
+            warps=4,
             types={"p_rows": "*fp64", "p_columns": "*fp64"},
         )
         for kind in ("infonce", "cwcl", "kl")
     ),
-    Kernel(contrast.totals_kernel, {"DIFFERENTIATE": True, "BIASED": True, "SUMMED": contrast._SUMMED}, warps=8),
+    Kernel(contrast.totals_kernel, {"DIFFERENTIATE": True, "BIASED": True, "SUMMED": contrast._SUMMED}),
 )
 
 

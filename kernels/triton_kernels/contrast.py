@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ptmst.kernels.steps import EPS, SMALLEST_NORM
+from ptmst.kernels.triton_kernels.tiles import OPTIONS
 
 _ROWS, _COLUMNS = 8, 128
 """Of logits that one program owns."""
@@ -19,8 +20,6 @@ _VECTORS = 4
 """Embeddings that one program owns."""
 _STRIP, _STEP = 64, 64
 """Columns and rows of logits whose column sums one program makes."""
-_WARPS = 8
-"""Of a program over logits: a thread has 4 or 16 of them, and registers suffice for half of all threads at once."""
 _LINES = 128
 """Rows, or columns, whose numbers one program makes."""
 _SUMMED = 4096
@@ -513,7 +512,7 @@ def unit_pairs(images: Tensor, texts: Tensor, temperature: Tensor, dtype: torch.
         width=width,
         ROWS=_VECTORS,
         LINE=_LINE,
-        num_warps=_WARPS,
+        **OPTIONS,
     )
     return units, scales
 
@@ -535,7 +534,7 @@ def through_norms(
         width=width,
         ROWS=_VECTORS,
         LINE=_LINE,
-        num_warps=_WARPS,
+        **OPTIONS,
     )
     return found
 
@@ -655,7 +654,7 @@ def totals(
         DIFFERENTIATE=along is not None,
         BIASED=slopes is not None,
         SUMMED=_SUMMED,
-        num_warps=8,
+        **OPTIONS,
     )
     return [value] if along is None else [value, of_temperature, of_bias]
 
@@ -667,7 +666,7 @@ def _common(z: Tensor, labels: Tensor | None, first: int) -> dict[str, Any]:
         "num_rows": z.shape[0],
         "num_columns": z.shape[1],
         "IDENTITY": labels is None,
-        "num_warps": _WARPS,
+        **OPTIONS,
     }
 
 

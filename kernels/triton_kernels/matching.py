@@ -10,6 +10,7 @@ from torch import Tensor
 from ptmst.kernels.layout import Cut, cut
 from ptmst.kernels.triton_kernels.tiles import (
     BLOCK,
+    OPTIONS,
     Tables,
     inside,
     launch,
@@ -250,6 +251,6 @@ def _added(layout: Cut, table: Tables, sums: Tensor) -> list[Tensor]:
             num_places=sums.shape[1],
             BLOCK=BLOCK,
             SUMMED=_SUMMED,
-            num_warps=8,
+            **OPTIONS,
         )
     return found

@@ -16,8 +16,9 @@ from ptmst.kernels.layout import CUTS_KEPT, Cut
 BLOCK = 2048
 """Parameters of a tile."""
 OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
-"""Of every launch. Fused, a·b + c would round once, and a shortcut's point have other bits than plain torch's. A thread
-has 8 parameters: two loads of 16 bytes of each float32 vector, and registers for half of all threads at once."""
+"""Of every launch but the small ones. Fused, a·b + c would round once: a shortcut's point would have other bits than
+plain torch's, and a loss others with its gradient than without. A thread has 8 parameters, which are two loads of 16
+bytes of each float32 vector, and registers suffice for half of all threads at once."""
 
 
 class Tables(NamedTuple):
@@ -88,7 +89,7 @@ def within(o, left, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
     if WHOLE:
         m = tl.full([BLOCK], True, tl.int1)
     else:
-        m = o < left
+        m = o < left.to(tl.int32)
     return m
 
 
