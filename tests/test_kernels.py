@@ -268,6 +268,19 @@ def test_sgd_ema_against_torchs_own(
     assert_near((leaf, ema), exact, plain)
 
 
+@each_lane
+@pytest.mark.parametrize("count", [1, 255, 4097])
+def test_nothing_is_written_beside_a_leaf(device: torch.device, count: int) -> None:
+    """Which lies within another tensor, and fills neither a register nor a tile."""
+    tensors = torch.randn(4, count + 64, device=device)
+    before = tensors.clone()
+    leaf, gradient, buffer, ema = (v[32:-32] for v in tensors)
+    kernels.sgd_ema_(leaf, gradient, buffer, ema, 0.3, 0.5, 0.99)
+    for beside in (slice(32), slice(-32, None)):
+        assert torch.equal(tensors[:, beside], before[:, beside])
+    assert not torch.equal(leaf, before[0, 32:-32])
+
+
 # What is common to them
 
 

@@ -174,7 +174,9 @@ def test_unit_pairs_and_the_way_back(device: torch.device) -> None:
         assert relative_error(scales.cpu(), expected[1].double()) <= allowed
         given = slopes[0].float().to(device), slopes[1].float().to(device)
         for mine, other in zip(triton_kernels.through_norms(given, units, scales, hot, dtype), exact, strict=True):
-            assert mine.dtype == dtype and relative_error(mine.cpu(), other) <= allowed
+            assert mine.dtype == dtype
+            for row, right in zip(mine.cpu(), other, strict=True):  # a row of zeros has a slope of 10¹³
+                assert relative_error(row, right) <= allowed
 
 
 @pytest.mark.parametrize("kind", ["infonce", "cwcl", "kl"])
