@@ -240,10 +240,11 @@ def test_bf16_is_in_every_product_of_a_tower_alone() -> None:
 def attention(block: str) -> nn.Module:
     """open_clip's is torch's own module: one function, in which no product is seen by itself."""
     if block == "open_clip":
-        module: Any = pytest.importorskip("open_clip.transformer").ResidualAttentionBlock(8, 2)
-    else:
-        module = pytest.importorskip("timm.models.vision_transformer").Block(8, 2)
-        module.attn.fused_attn = "fused" in block
+        whole: nn.Module = pytest.importorskip("open_clip.transformer").ResidualAttentionBlock(8, 2)
+        return whole
+    parts: Any = pytest.importorskip("timm.models.vision_transformer").Block(8, 2)
+    parts.attn.fused_attn = "fused" in block
+    module: nn.Module = parts
     return module
 
 
@@ -272,10 +273,9 @@ def test_bf16_reaches_into_attention_that_is_differentiated_twice(block: str) ->
     direction = torch.randn(len(theta))
 
     def moved(student: Student) -> Tensor:
-        def gradient(theta: Tensor) -> Tensor:
-            return torch.func.grad(lambda theta: student.embed_images(theta, tokens).square().sum())(theta)
-
-        return torch.func.jvp(gradient, (theta,), (direction,))[1]
+        gradient = torch.func.grad(lambda theta: student.embed_images(theta, tokens).square().sum())
+        found: Tensor = torch.func.jvp(gradient, (theta,), (direction,))[1]
+        return found
 
     with sdpa_kernel(SDPBackend.MATH):
         expected = moved(exact)

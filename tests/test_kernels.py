@@ -167,7 +167,7 @@ def assert_matching(device: torch.device, sizes: Sequence[int], point: Point, se
     ends: Any = [[by_layer(dtype, *point[:4], beta) for beta in betas] for dtype in (torch.float64, torch.float32)]
     theta = ends[1][0] + 0.02 * torch.randn(sum(sizes), generator=rng)
     exact = matched(torch.float64, member, theta.double(), *ends[0])
-    terms = matched(torch.float64, member, theta.double(), *ends[0], torch.abs)
+    terms = matched(torch.float64, member, theta.double(), ends[0][0], ends[0][1], torch.abs)
     plain = matched(torch.float32, member, theta, *ends[1])
     table = point[3], groups
     number: Any = () if len(sizes) > 2 else (2,)
