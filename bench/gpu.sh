@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # `python -m bench.gpu` on a machine that has torch and no network, from a checkout and the wheels of `make bundle`:
 #   bash bench/gpu.sh --out FOLDER …
-# BUNDLE names the wheels' folder, SCRATCH one to install them into, for this command alone, PYTHON the interpreter.
+# BUNDLE names the wheels' folder, SCRATCH one to install them into instead of a temporary one, PYTHON the interpreter.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
-scratch=${SCRATCH:-${TMPDIR:-/tmp}/ptmst-gpu}
+scratch=${SCRATCH:-$(mktemp -d)}
 python=${PYTHON:-python3}
 "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$scratch/site" \
   "${BUNDLE:-$root/dist/bundle}"/*.whl

@@ -168,7 +168,9 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     choose = Retrieval(load(data, "val"), tower, device) if config.select == "best-val" else scored_on
     began = time.perf_counter()
     if config.together is None:
-        config = replace(config, together=_at_once(distilled, config, device, {scored_on, choose}))
+        # What the splits then hold is what is scored.
+        with arithmetic("fp32"), _room_for(1):
+            config = replace(config, together=_at_once(distilled, config, device, {scored_on, choose}))
     at_once = min(config.together or 1, config.students)
 
     students: list[dict[str, float]] = []
@@ -358,7 +360,7 @@ def _stack_bytes(count: int, student: Student, distilled: DistilledSet, config: 
     draws = [(config.seed, "student", number) for number in range(count)]
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    with arithmetic("fp32"), _room_for(count), suppress(Diverged):  # where phases are not in their order
+    with _room_for(count), suppress(Diverged):  # where phases are not in their order
         next(
             train_students(
                 student, student.flatten().repeat(count, 1), replace(distilled, phases=tuple(phases)), config, draws

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ptmst.devices import sent
 from ptmst.errors import InputError
 
 
@@ -122,7 +123,7 @@ class LayerTable:
 
     def expand_layers(self, per_layer: Tensor) -> Tensor:
         """[L] → [P]: each parameter's value of its layer."""
-        counts = torch.tensor(self.sizes, device=per_layer.device)
+        counts = sent(torch.tensor(self.sizes), per_layer.device)
         return per_layer.repeat_interleave(counts, output_size=self.num_params)
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:

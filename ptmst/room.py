@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,25 +55,25 @@ class Way:
     need: float
 
 
-def ways(config: DistillConfig, parameters: int, frozen: bool, path: Memory, primals: Memory) -> Iterator[Way]:
-    """Every way that `config` leaves open, the fastest first: primals, then whole batches, then ever smaller chunks.
+def ways(config: DistillConfig, parameters: int, frozen: bool, of: Mapping[Keep, Memory]) -> Iterator[Way]:
+    """Every way that `config` leaves open and `of` knows, the fastest first: primals, then whole batches, then ever
+    smaller chunks.
 
     All keep the inner loop's vectors of P `parameters`. Primals are the activations of all inner steps, behind a frozen
     tower of all images that are drawn; otherwise there are those of one batch, or chunk.
     """
     batch, steps = config.batch_size, config.inner_steps
     vectors = 4 * parameters * (steps + 2)
-    if config.keep in ("auto", "primals") and config.chunk in ("auto", None):
+    if (primals := of.get("primals")) is not None and config.chunk in ("auto", None):
         most_pairs = max(phase.pairs for phase in config.phases)
         images = min(steps * batch, most_pairs) if frozen else steps * batch
         need = vectors + primals.fixed + images * primals.kept + batch * (primals.most - primals.kept)
         yield Way("primals", None, need)
-    if config.keep != "primals":
-        keep: Keep = "path" if config.keep == "auto" else config.keep
-        for rows in (rows for rows in range(batch, 0, -1) if batch % rows == 0):
+    for keep, memory in of.items():
+        for rows in (rows for rows in range(batch, 0, -1) if batch % rows == 0 and keep != "primals"):
             chunk = rows if rows < batch else None
             if config.chunk in ("auto", chunk):
-                yield Way(keep, chunk, vectors + path.fixed + rows * path.most)
+                yield Way(keep, chunk, vectors + memory.fixed + rows * memory.most)
 
 
 def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> DistillConfig:
@@ -85,16 +85,20 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
     """
     if "auto" not in (config.keep, config.chunk):
         return config
-    if config.keep == "auto" and underivable(student, "path", config.adjoint > 0, *_few(2, store, student)) is not None:
-        config = replace(config, keep="primals")
-    if student.device.type != "cuda":
-        keep: Keep = "path" if config.keep == "auto" else config.keep
-        return replace(config, keep=keep, chunk=None if config.chunk == "auto" else config.chunk)
-    total = torch.cuda.get_device_properties(student.device).total_memory
-    path, primals = (_measured(keep, config, store, student) for keep in ("path", "primals"))
-    if compiles(config.compile, student.device):
-        path = replace(path, most=_COMPILED * path.most)
-    found = list(ways(config, student.layers.num_params, student.tower is not None, path, primals))
+    few, device = _few(2, store, student), student.device
+    # In chunks there are no primals to keep.
+    either: tuple[Keep, ...] = ("path",) if isinstance(config.chunk, int) else ("path", "primals")
+    keeps: tuple[Keep, ...] = either if config.keep == "auto" else (config.keep,)
+    derivable = (keep for keep in keeps if underivable(student, keep, config.adjoint > 0, *few) is None)
+    if device.type != "cuda":
+        return replace(config, keep=next(derivable, keeps[0]), chunk=None if config.chunk == "auto" else config.chunk)
+    of = {keep: _measured(keep, config, store, student) for keep in derivable}
+    if not of:  # which is refused when the step is made, with the reason
+        return replace(config, keep=keeps[0], chunk=None if config.chunk == "auto" else config.chunk)
+    if compiles(config.compile, device):
+        of |= {keep: replace(m, most=_COMPILED * m.most) for keep, m in of.items() if keep != "primals"}
+    total = torch.cuda.get_device_properties(device).total_memory
+    found = list(ways(config, student.layers.num_params, student.tower is not None, of))
     way = next((way for way in found if way.need <= _SHARE * total), found[-1])
     progress.tell(
         f"distil: keep {way.keep}, chunk {way.chunk or 'none'}; inner steps need about {way.need / _GIB:.1f} GiB of "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import torch
@@ -201,6 +201,8 @@ class RawTrajectory:
     """The expert's own epochs, as far as their displacements were kept."""
 
     expert: Expert
+    _distances: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Of spans that were asked for before: to look at one is to wait for the device."""
 
     def point(self, t: int) -> Tensor:
         if t == 0:
@@ -209,7 +211,10 @@ class RawTrajectory:
 
     def span(self, s: int, t: int) -> RawSpan:
         """Raises InputError where a group does not move between s and t."""
-        return RawSpan.between(self.point(s), self.point(t), self.expert.layers, f"{s} → {t}")
+        layers, start, target = self.expert.layers, self.point(s), self.point(t)
+        if (s, t) not in self._distances:
+            self._distances[s, t] = squared_length(start, target, layers, f"{s} → {t}")
+        return RawSpan(layers, start, target, self._distances[s, t])
 
 
 @dataclass(frozen=True)

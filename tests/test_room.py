@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from ptmst import distillation, room
-from ptmst.config import Chunk, DistillConfig, KeepOrAuto, Phase
+from ptmst.config import Chunk, Compile, DistillConfig, Keep, KeepOrAuto, Phase
 from ptmst.distillation import distill
 from ptmst.errors import InputError
 from ptmst.files import read_json
@@ -23,6 +24,7 @@ from tiny import DISTILL, tiny_store
 
 OPEN = replace(DISTILL, keep="auto", chunk="auto", batch_size=12, inner_steps=3, phases=(Phase(20, 2, (0, 1)),))
 PATH, PRIMALS = Memory(1000, 0, 10), Memory(2000, 7, 9)
+OF: dict[Keep, Memory] = {"path": PATH, "primals": PRIMALS}
 P = 5
 VECTORS = 4 * P * (3 + 2)
 
@@ -39,7 +41,7 @@ def test_a_line_goes_through_two_measurements() -> None:
 
 
 def test_the_ways_and_their_memory() -> None:
-    found = [(way.keep, way.chunk, way.need - VECTORS) for way in ways(OPEN, P, False, PATH, PRIMALS)]
+    found = [(way.keep, way.chunk, way.need - VECTORS) for way in ways(OPEN, P, False, OF)]
     # Three steps of twelve images, of one of which more is there while it is differentiated.
     primals = ("primals", None, 2000 + 3 * 12 * 7 + 12 * (9 - 7))
     assert found == [primals, *(("path", rows % 12 or None, 1000 + rows * 10) for rows in (12, 6, 4, 3, 2, 1))]
@@ -48,23 +50,24 @@ def test_the_ways_and_their_memory() -> None:
 def test_behind_a_frozen_tower_primals_are_of_all_drawn_images() -> None:
     for pairs, drawn in ((20, 20), (200, 36)):
         config = replace(OPEN, phases=(Phase(13, 2, (0, 1)), Phase(pairs, 2, (0, 1))))
-        [first, *_] = ways(config, P, True, PATH, PRIMALS)
+        [first, *_] = ways(config, P, True, OF)
         assert first.need == VECTORS + 2000 + drawn * 7 + 12 * (9 - 7)
 
 
 @pytest.mark.parametrize(
-    ("keep", "chunk", "expected"),
+    ("of", "chunk", "expected"),
     [
-        ("primals", "auto", [("primals", None)]),
-        ("path", "auto", [("path", rows) for rows in (None, 6, 4, 3, 2, 1)]),
-        ("nothing", "auto", [("nothing", rows) for rows in (None, 6, 4, 3, 2, 1)]),
-        ("auto", None, [("primals", None), ("path", None)]),
-        ("auto", 3, [("path", 3)]),
+        ({"primals": PRIMALS}, "auto", [("primals", None)]),
+        ({"path": PATH}, "auto", [("path", rows) for rows in (None, 6, 4, 3, 2, 1)]),
+        ({"nothing": PATH}, "auto", [("nothing", rows) for rows in (None, 6, 4, 3, 2, 1)]),
+        (OF, None, [("primals", None), ("path", None)]),
+        (OF, 3, [("path", 3)]),
     ],
 )
-def test_what_is_set_stays(keep: KeepOrAuto, chunk: Chunk, expected: list[tuple[str, int | None]]) -> None:
-    config = replace(OPEN, keep=keep, chunk=chunk, adjoint=0.0)
-    assert [(way.keep, way.chunk) for way in ways(config, P, False, PATH, PRIMALS)] == expected
+def test_a_chunk_that_is_set_stays(
+    of: dict[Keep, Memory], chunk: Chunk, expected: list[tuple[str, int | None]]
+) -> None:
+    assert [(way.keep, way.chunk) for way in ways(replace(OPEN, chunk=chunk), P, False, of)] == expected
 
 
 @pytest.mark.parametrize("keep", ["auto", "path", "nothing", "primals"])
@@ -73,6 +76,26 @@ def test_on_a_cpu_it_is_the_path_and_whole_batches(store: TrajectoryStore, keep:
     student = student_of(store, (0,))
     found = settled(replace(OPEN, keep=keep, chunk=chunk), store, student)
     assert found == replace(OPEN, keep="path" if keep == "auto" else keep, chunk=None)
+
+
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, set[Keep]], None]:
+    """A device of so many GB, and a tower of which those can be differentiated."""
+    measured = {"path": Memory(0, 0, 1.2e9), "nothing": Memory(0, 0, 1.2e9), "primals": Memory(0, 0.8e9, 0.8e9)}
+
+    def put(gigabytes: float, derivable: set[Keep]) -> None:
+        def measure(keep: Keep, *_: object) -> Memory:
+            assert keep in derivable
+            return measured[keep]
+
+        monkeypatch.setattr(room, "underivable", lambda _, keep, *__: None if keep in derivable else "it cannot")
+        monkeypatch.setattr(room, "_few", lambda *_: ())
+        monkeypatch.setattr(room, "_measured", measure)
+        monkeypatch.setattr(Student, "device", torch.device("cuda"))
+        total = SimpleNamespace(total_memory=int(gigabytes * 1e9))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: total)
+
+    return put
 
 
 @pytest.mark.parametrize(
@@ -87,25 +110,45 @@ def test_on_a_cpu_it_is_the_path_and_whole_batches(store: TrajectoryStore, keep:
 )
 def test_on_cuda_it_is_what_fits(
     store: TrajectoryStore,
+    on_cuda: Callable[[float, set[Keep]], None],
     gigabytes: float,
-    compile: str,
+    compile: Compile,
     expected: tuple[str, int | None],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of 45 %: primals 3 · 12 · 0.8 GB, the path 12 · 1.2 GB, and compiled 12 · 0.42 GB."""
-    measured = {"path": Memory(0, 0, 1.2e9), "primals": Memory(0, 0.8e9, 0.8e9)}
     student = student_of(store, (0,))
-    monkeypatch.setattr(room, "underivable", lambda *_: None)
-    monkeypatch.setattr(room, "_few", lambda *_: ())
-    monkeypatch.setattr(room, "_measured", lambda keep, *_: measured[keep])
-    monkeypatch.setattr(Student, "device", torch.device("cuda"))
-    total = SimpleNamespace(total_memory=int(gigabytes * 1e9))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: total)
-    found = settled(replace(OPEN, compile=compile), store, student)  # type: ignore[arg-type]
+    on_cuda(gigabytes, {"path", "primals"})
+    found = settled(replace(OPEN, compile=compile), store, student)
     assert (found.keep, found.chunk) == expected
     [told] = capsys.readouterr().err.splitlines()
     assert told.startswith(f"distil: keep {expected[0]}, chunk {expected[1] or 'none'}; inner steps need about ")
+
+
+@pytest.mark.parametrize(
+    ("keep", "chunk", "derivable", "expected"),
+    [
+        ("auto", "auto", {"primals"}, ("primals", None)),
+        ("auto", "auto", {"path"}, ("path", None)),
+        ("auto", 3, {"path", "primals"}, ("path", 3)),
+        ("path", "auto", {"path"}, ("path", None)),
+        ("nothing", "auto", {"nothing"}, ("nothing", None)),
+        ("path", "auto", {"primals"}, ("path", None)),
+        ("auto", "auto", set(), ("path", None)),
+    ],
+)
+def test_on_cuda_what_cannot_be_differentiated_is_not_measured(
+    store: TrajectoryStore,
+    on_cuda: Callable[[float, set[Keep]], None],
+    keep: KeepOrAuto,
+    chunk: Chunk,
+    derivable: set[Keep],
+    expected: tuple[str, int | None],
+) -> None:
+    student = student_of(store, (0,))
+    on_cuda(40.0, derivable)
+    found = settled(replace(OPEN, keep=keep, chunk=chunk, adjoint=0.0), store, student)
+    assert (found.keep, found.chunk) == expected
 
 
 def test_what_was_settled_is_recorded_and_stays_on_resuming(

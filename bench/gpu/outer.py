@@ -15,7 +15,7 @@ import torch
 from bench.baselines import Gradients, Waste
 from bench.cases import FORWARDS, Case
 from bench.gpu.rows import Found, Sheet, Wrong
-from bench.gpu.timing import alone, profiled, timed
+from bench.gpu.timing import alone, profiled, release, timed
 from bench.measure import copy_bandwidth, peak_memory, product_rate
 from bench.test_outer import COSINE, build_tower, cosines, forward_operations, opponent, setting
 from ptmst.capture import Captured, Tensors, cuda_graph
@@ -25,6 +25,8 @@ from ptmst.unroll import OuterStep
 
 CUDA = torch.device("cuda", 0)
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
+_ALONE = 0.9
+"""Of the device's memory that must be free for its lack to be an answer."""
 
 
 class Recorded(OuterStep):
@@ -142,15 +144,20 @@ def opponents(sheet: Sheet, case: Case) -> None:
 
 
 def _theirs(case: Case, name: str, call: Callable[[], Gradients]) -> Found:
-    try:
-        with alone():
+    full, about = "", _about(case, name)
+    with alone():
+        try:
             peak = peak_memory(CUDA, call)
             compared = compare(call(), expected(case), "tf32")
-            times = timed(call, rounds=5, warm_up=1)
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        return {**_about(case, name), "out of memory": str(error).splitlines()[0]}
-    return {**_about(case, name), **times, "peak MB": peak / 2**20, "cosine": compared}
+            return {**about, **timed(call, rounds=5, warm_up=1), "peak MB": peak / 2**20, "cosine": compared}
+        except torch.OutOfMemoryError as error:
+            full = str(error).splitlines()[0]
+        # Only now: the error held what had been computed.
+        release()
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(CUDA))
+    if free < _ALONE * total:
+        raise Wrong(f"expected the device for itself, found {free:.0f} of {total:.0f} GiB free: {full}")
+    return {**about, "out of memory": full}
 
 
 def _theirs_in_float32(case: Case, name: str, call: Callable[[], Gradients]) -> Found:

@@ -15,6 +15,7 @@ import torch
 
 from bench.gpu.parts import parts
 from bench.gpu.rows import WHOLE, Folder, Sheet, Spoilt, told
+from bench.gpu.timing import release
 
 FAILED, SPOILT = 4, 3
 """Exit codes: it could not go on, and its sheet says why; the device takes no more work from it."""
@@ -32,7 +33,7 @@ def main() -> int:
     asked = parser.parse_args()
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     (part,) = (part for part in parts(asked.dry) if part.name == asked.part)
-    sheet = Sheet(Folder(asked.out, asked.setting, asked.call), part.name, asked.until, torch.cuda.synchronize)
+    sheet = Sheet(Folder(asked.out, asked.setting, asked.call), part.name, asked.until, _check)
     sheet.begin(WHOLE, 0)
     began = time.perf_counter()
     try:
@@ -48,6 +49,12 @@ def main() -> int:
     if sheet.whole:
         sheet.answer(WHOLE, seconds=round(time.perf_counter() - began, 2))
     return 0
+
+
+def _check() -> None:
+    """Raises where the device takes no more work. What a failed row held goes back, which its error held as well."""
+    torch.cuda.synchronize()
+    release()
 
 
 if __name__ == "__main__":
