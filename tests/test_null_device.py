@@ -79,6 +79,7 @@ def test_all_of_the_way_goes_through(ran: Ran) -> None:
     found = ran("way")
     # With this seed no expert is read ahead of the first phase's second step.
     assert found.pop("met") == [False, True] and "forgetting" in found
+    assert found.pop("arithmetic") == [["ieee", True]]
     for name, done in found.items():
         assert "refusals" not in done, name
         if name in RECORDED:

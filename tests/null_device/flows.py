@@ -185,13 +185,29 @@ def way(folder: Path) -> Found:
     with _reading_while_recording() as met:
         distilled("experts that are not resident", store)
     config = EvaluateConfig(students=2, epochs=1, lr_drop=1, every=1, device="cuda")
-    for name, how in EVALUATIONS.items():
-        for of in ("captured", "frozen, captured"):
-            found[f"{name}, {of}"] = counted(lambda how=how, of=of: evaluate(sets[of], replace(config, **how)))  # type: ignore[misc]
-    found["experts"] = counted(lambda: evaluate_experts(store, config))
+    with _arithmetic_of_features() as arithmetic:
+        for name, how in EVALUATIONS.items():
+            for of in ("captured", "frozen, captured"):
+                found[f"{name}, {of}"] = counted(lambda how=how, of=of: evaluate(sets[of], replace(config, **how)))  # type: ignore[misc]
+        found["experts"] = counted(lambda: evaluate_experts(store, config))
     for selection in get_args(Selection):
         found[selection] = counted(lambda selection=selection: subset(store, selection, 6, 0.1, 0, "cuda"))  # type: ignore[misc]
-    return found | {"met": met}
+    return found | {"met": met, "arithmetic": sorted(arithmetic)}
+
+
+@contextmanager
+def _arithmetic_of_features() -> Iterator[set[tuple[str, bool]]]:
+    """The precision of convolutions, and whether they repeat their bits, wherever images are embedded."""
+    seen: set[tuple[str, bool]] = set()
+    cudnn: Any = torch.backends.cudnn
+
+    def features(student: Student, images: torch.Tensor, made: Any = Student.features) -> Any:
+        seen.add((cudnn.conv.fp32_precision, cudnn.deterministic))
+        return made(student, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Student, "features", features)
+        yield seen
 
 
 class _World:
