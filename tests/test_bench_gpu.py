@@ -401,6 +401,7 @@ def test_all_of_it_runs_dry(tmp_path: Path) -> None:
         "expected the profiler to see kernels, it saw none",
         "expected it to run to its end, found exit code 2: ptmst: ",
         "call: assert",
+        "call: AssertionError: ",
         "a stack's students: expected those trained one by one",
         "InputError: span 0 → 1, group image, text: expected a span that moves",
     )
