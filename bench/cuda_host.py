@@ -319,6 +319,14 @@ def measured(part: str, tree: Path, environment: dict[str, str]) -> list[Row]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+def _commit(tree: Path) -> str:
+    try:
+        command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+
+
 def main() -> int:
     options = argparse.ArgumentParser(prog="python -m bench.cuda_host", description=__doc__)
     options.add_argument("--json", type=Path, required=True, metavar="FILE", help="results")
@@ -341,8 +349,6 @@ def main() -> int:
     if lacking := null_device.lacking():
         print(lacking, file=sys.stderr)
         return 2
-    asked_git = ["git", "-C", str(asked.tree), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked_git, capture_output=True, text=True, check=True).stdout.strip()
     rows = reading.rows(asked.json)
     command = f"python -m bench.cuda_host --json {asked.json}"
     about = {"command": command, "torch": torch.__version__, "machine": machine()}
@@ -351,7 +357,7 @@ def main() -> int:
         for part in asked.only or PARTS:
             key = {"tree": asked.name, "part": part}
             rows = [row for row in rows if not key.items() <= row.items()]
-            rows += [{**key, "commit": commit, **row} for row in measured(part, asked.tree, environment)]
+            rows += [{**key, "commit": _commit(asked.tree), **row} for row in measured(part, asked.tree, environment)]
             files.write_json(asked.json, {**about, "rows": rows})
             print(part, flush=True)
     return 0
