@@ -90,11 +90,12 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
     either: tuple[Keep, ...] = ("path",) if isinstance(config.chunk, int) else ("path", "primals")
     keeps: tuple[Keep, ...] = either if config.keep == "auto" else (config.keep,)
     derivable = (keep for keep in keeps if underivable(student, keep, config.adjoint > 0, *few) is None)
+    whole = replace(config, chunk=None if config.chunk == "auto" else config.chunk)
     if device.type != "cuda":
-        return replace(config, keep=next(derivable, keeps[0]), chunk=None if config.chunk == "auto" else config.chunk)
+        return replace(whole, keep=next(derivable, keeps[0]))
     of = {keep: _measured(keep, config, store, student) for keep in derivable}
     if not of:  # which is refused when the step is made, with the reason
-        return replace(config, keep=keeps[0], chunk=None if config.chunk == "auto" else config.chunk)
+        return replace(whole, keep=keeps[0])
     if compiles(config.compile, device):
         of |= {keep: replace(m, most=_COMPILED * m.most) for keep, m in of.items() if keep != "primals"}
     total = torch.cuda.get_device_properties(device).total_memory
