@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ptmst.config import Keep, LossKind
 
@@ -27,6 +27,19 @@ class Case:
     @property
     def adjoint(self) -> float:
         return 0.0 if self.gradient == "truncated" else 1.0
+
+    def described(self) -> dict[str, Any]:
+        """What a result records of it."""
+        return {
+            "case": str(self),
+            "tower": self.tower,
+            "size": self.size,
+            "batch": self.batch,
+            "inner steps": self.steps,
+            "pairs": self.pairs,
+            "gradient": self.gradient,
+            "frozen": self.frozen,
+        }
 
     def __str__(self) -> str:
         frozen = "-frozen" if self.frozen else ""

@@ -113,15 +113,8 @@ def record(benchmark: BenchmarkFixture, case: Case, way: str, call: Callable[[],
     """Time `call`, then measure its memory; returns what it found."""
     found: Gradients = benchmark.pedantic(call, rounds=3, warmup_rounds=1)
     benchmark.extra_info |= {
-        "case": str(case),
+        **case.described(),
         "way": way,
-        "tower": case.tower,
-        "size": case.size,
-        "batch": case.batch,
-        "inner steps": case.steps,
-        "pairs": case.pairs,
-        "gradient": case.gradient,
-        "frozen": case.frozen,
         "parameters": setting(case, CPU).student.layers.num_params,
         "peak MB": peak_memory(CPU, call) / 2**20,
         "environment": environment(CPU),

@@ -92,7 +92,8 @@ class _Measured:
             copied = copy_bandwidth(CUDA)
         floor = 1000 * FORWARDS[case.gradient, "path"] * case.steps * forward_operations(case) / rate
         return {
-            **_about(case, f"ptmst captured, {precision}"),
+            **case.described(),
+            "way": f"ptmst captured, {precision}",
             **times,
             "replay ms": replay["ms"],
             "peak MB": peak / 2**20,
@@ -144,7 +145,7 @@ def opponents(sheet: Sheet, case: Case) -> None:
 
 
 def _theirs(case: Case, name: str, call: Callable[[], Gradients]) -> Found:
-    full, about = "", _about(case, name)
+    about = case.described() | {"way": name}
     with alone():
         try:
             peak = peak_memory(CUDA, call)
@@ -184,7 +185,13 @@ def _eager(case: Case, precision: Precision) -> Found:
         peak = peak_memory(CUDA, partial(s.step, step))
         compared = compare(s.step(step), expected(case), precision)
         times = timed(partial(s.step, step), rounds=5, warm_up=1)
-    return {**_about(case, f"ptmst eager, {precision}"), **times, "peak MB": peak / 2**20, "cosine": compared}
+    return {
+        **case.described(),
+        "way": f"ptmst eager, {precision}",
+        **times,
+        "peak MB": peak / 2**20,
+        "cosine": compared,
+    }
 
 
 @cache
@@ -203,18 +210,6 @@ def compare(found: Gradients, right: Gradients, precision: Precision) -> dict[st
     if off := {name: cosine for name, cosine in seen.items() if not cosine >= COSINE[precision]}:
         raise Wrong(f"cosine with eager float32: expected at least {COSINE[precision]}, found {off}")
     return seen
-
-
-def _about(case: Case, way: str) -> Found:
-    return {
-        "case": str(case),
-        "way": way,
-        "tower": case.tower,
-        "size": case.size,
-        "batch": case.batch,
-        "inner steps": case.steps,
-        "gradient": case.gradient,
-    }
 
 
 def _compiled(what: str, of: str = "stats") -> int:
