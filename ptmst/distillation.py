@@ -16,7 +16,6 @@ from ptmst.baselines import random_subset
 from ptmst.checkpoints import Checkpoints, OuterState, comparable, interruptible
 from ptmst.config import DistillConfig, LeafRates, Phase
 from ptmst.data import Pairs
-from ptmst.derivatives import underivable
 from ptmst.devices import sent
 from ptmst.distilled import INDEX, DistilledPhase, DistilledSet, nearest_captions, versions
 from ptmst.errors import Diverged, InputError
@@ -51,9 +50,8 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
             return DistilledSet.load(out)
         student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
         real = real_pairs(store, config.root, student.device)
-        config = checkpoints.settled or settled(config, store, student)
+        config = settled(checkpoints.settled or config, store, student)
         starts = _starts(config, student, real)
-        _refuse_underivable(config, student, starts[0], store.settings["encoder"]["image_tower"])
         checkpoints.begin(config)
         distilled = _distil_phases(config, store, OuterStep.of(student, config), starts, real, checkpoints)
         if out is not None:
@@ -77,18 +75,6 @@ def distill_with(outer_step: OuterStep, config: DistillConfig, store: Trajectory
 
 def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor]) -> list[SyntheticPairs]:
     return [initial_pairs(config, n, *real, student.layers.num_groups) for n in range(len(config.phases))]
-
-
-def _refuse_underivable(config: DistillConfig, student: Student, pairs: SyntheticPairs, tower: str) -> None:
-    few = pairs.images[:2].to(student.device), pairs.texts[:2].to(student.device)
-    assert config.keep != "auto"
-    reason = underivable(student, config.keep, config.adjoint > 0, *few)
-    if reason is not None:
-        other = "" if config.keep == "primals" else "try keep primals, or "
-        raise InputError(
-            f"image_tower {tower}: expected a tower that keep {config.keep} can differentiate, found one it cannot "
-            f"({reason}); {other}choose another (docs/towers.md)"
-        )
 
 
 def _distil_phases(

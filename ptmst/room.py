@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from ptmst.compilation import compiles
 from ptmst.config import DistillConfig, Keep
 from ptmst.derivatives import Batch, derivatives, underivable
 from ptmst.devices import arithmetic
+from ptmst.errors import InputError
 from ptmst.flat import Student
 from ptmst.store import TrajectoryStore
 
@@ -82,20 +83,17 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
     On CUDA by the fastest way that fits into a share of the device's memory, measured with a few images there and told
     in a line: a function of the device, the student and the settings, not of what else runs. On a CPU, where memory is
     the user's other programs' too, it is the path and whole batches. Where a tower has no forward mode it is primals.
+
+    Raises InputError for a tower that cannot be differentiated in any way that is left open.
     """
-    if "auto" not in (config.keep, config.chunk):
-        return config
-    few, device = _few(2, store, student), student.device
     # In chunks there are no primals to keep.
     either: tuple[Keep, ...] = ("path",) if isinstance(config.chunk, int) else ("path", "primals")
     keeps: tuple[Keep, ...] = either if config.keep == "auto" else (config.keep,)
-    derivable = (keep for keep in keeps if underivable(student, keep, config.adjoint > 0, *few) is None)
-    whole = replace(config, chunk=None if config.chunk == "auto" else config.chunk)
-    if device.type != "cuda":
-        return replace(whole, keep=next(derivable, keeps[0]))
-    of = {keep: _measured(keep, config, store, student) for keep in derivable}
-    if not of:  # which is refused when the step is made, with the reason
-        return replace(whole, keep=keeps[0])
+    derivable = _derivable(keeps, config, store, student)
+    first, device = next(derivable), student.device
+    if device.type != "cuda" or "auto" not in (config.keep, config.chunk):
+        return replace(config, keep=first, chunk=None if config.chunk == "auto" else config.chunk)
+    of = {keep: _measured(keep, config, store, student) for keep in (first, *derivable)}
     if compiles(config.compile, device):
         of |= {keep: replace(m, most=_COMPILED * m.most) for keep, m in of.items() if keep != "primals"}
     total = torch.cuda.get_device_properties(device).total_memory
@@ -106,6 +104,24 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
         f"the device's {total / _GIB:.1f} (--keep and --chunk set others)"
     )
     return replace(config, keep=way.keep, chunk=way.chunk)
+
+
+def _derivable(
+    keeps: Sequence[Keep], config: DistillConfig, store: TrajectoryStore, student: Student
+) -> Iterator[Keep]:
+    """Those that torch can differentiate this student in, in their order. Raises InputError after none at all."""
+    few, reasons = _few(2, store, student), dict[Keep, str]()
+    for keep in keeps:
+        if (reason := underivable(student, keep, config.adjoint > 0, *few)) is None:
+            yield keep
+        else:
+            reasons[keep] = reason
+    if len(reasons) == len(keeps):
+        tower, other = store.settings["encoder"]["image_tower"], "" if "primals" in keeps else "try keep primals, or "
+        raise InputError(
+            f"image_tower {tower}: expected a tower that keep {' or '.join(keeps)} can differentiate, found one it "
+            f"cannot ({reasons[keeps[0]]}); {other}choose another (docs/towers.md)"
+        )
 
 
 def _few(images: int, store: TrajectoryStore, student: Student) -> tuple[Tensor, Tensor]:

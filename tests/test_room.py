@@ -133,8 +133,7 @@ def test_on_cuda_it_is_what_fits(
         ("auto", 3, {"path", "primals"}, ("path", 3)),
         ("path", "auto", {"path"}, ("path", None)),
         ("nothing", "auto", {"nothing"}, ("nothing", None)),
-        ("path", "auto", {"primals"}, ("path", None)),
-        ("auto", "auto", set(), ("path", None)),
+        ("path", 3, {"path"}, ("path", 3)),
     ],
 )
 def test_on_cuda_what_cannot_be_differentiated_is_not_measured(
@@ -151,12 +150,39 @@ def test_on_cuda_what_cannot_be_differentiated_is_not_measured(
     assert (found.keep, found.chunk) == expected
 
 
+@pytest.mark.parametrize(
+    ("keep", "chunk", "said"),
+    [
+        ("path", "auto", r"keep path can differentiate, .* \(it cannot\); try keep primals, or choose another"),
+        ("path", None, r"keep path can differentiate, .* \(it cannot\); try keep primals, or choose another"),
+        ("primals", "auto", r"keep primals can differentiate, .* \(it cannot\); choose another"),
+        ("auto", 3, r"keep path can differentiate, .* \(it cannot\); try keep primals, or choose another"),
+        ("auto", "auto", r"keep path or primals can differentiate, .* \(it cannot\); choose another"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_tower_that_cannot_be_differentiated_is_refused(
+    store: TrajectoryStore,
+    on_cuda: Callable[[float, set[Keep]], None],
+    keep: KeepOrAuto,
+    chunk: Chunk,
+    said: str,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student = student_of(store, (0,))
+    on_cuda(40.0, set())
+    monkeypatch.setattr(Student, "device", torch.device(device))
+    with pytest.raises(InputError, match=f"^image_tower convnet: expected a tower that {said}"):
+        settled(replace(OPEN, keep=keep, chunk=chunk, adjoint=0.0), store, student)
+
+
 def test_what_was_settled_is_recorded_and_stays_on_resuming(
     store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a device that would choose another way by now."""
     config = replace(DISTILL, keep="auto", chunk="auto", checkpoint_minutes=0.0)
-    expected = distill(replace(config, keep="primals", chunk=None), store)
+    expected, original_settled = distill(replace(config, keep="primals", chunk=None), store), settled
     monkeypatch.setattr(distillation, "settled", lambda config, *_: replace(config, keep="primals", chunk=None))
     original, calls = OuterStep.__call__, iter(range(1 << 30))
 
@@ -173,7 +199,7 @@ def test_what_was_settled_is_recorded_and_stays_on_resuming(
         "keep": "primals",
         "chunk": None,
     }
-    monkeypatch.setattr(distillation, "settled", lambda config, *_: replace(config, keep="path", chunk=None))
+    monkeypatch.setattr(distillation, "settled", original_settled)  # on a CPU, the path where it is left open
     found = distill(replace(config, out=tmp_path / "out"), store, resume=True)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.images, other.images)
