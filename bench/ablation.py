@@ -41,7 +41,7 @@ def measured(found: dict[str, Any]) -> dict[tuple[str, int], Rows]:
 
 def methods(results: Path, data: str) -> str:
     """A row a method: recall by number of pairs, share of all real pairs, what was tuned and what it cost."""
-    from ptmst.ablation import COLUMNS
+    from ptmst.studies.ablation import COLUMNS
 
     found = read(results, f"ablation-{data}")
     if found is None:
@@ -125,8 +125,8 @@ def _never_learned(found: dict[str, Any]) -> str:
 
 def _tuned(found: dict[str, Any], row: dict[str, Any]) -> str:
     """As the method's own runs on val have it: a grid may have tried less of one method than of another."""
-    from ptmst.ablation import Run, tuned
-    from ptmst.config import from_json
+    from ptmst.schema import from_json
+    from ptmst.studies.ablation import Run, tuned
 
     one, runs = from_json(Run, row["run"]), [other["run"] for other in found["rows"]]
     tried = [run for run in runs if (run["method"], run["split"]) == (one.method, "val")]

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ptmst.contrast import StudentLoss
-from ptmst.flat import LayerTable
-from ptmst.synthetic import SyntheticPairs
-from ptmst.towers import own_kernels_hidden
+from ptmst.students.image_towers import own_kernels_hidden
+from ptmst.students.layers import LayerTable
+from ptmst.students.losses import StudentLoss
+from ptmst.synthetic.pairs import SyntheticPairs
 
 Gradients = dict[str, Tensor]
 

@@ -77,8 +77,8 @@ FORWARDS: dict[tuple[Gradient, Keep], int] = {
     ("exact", "path"): 11,
     ("exact", "primals"): 9,
 }
-"""Operations of an inner step and its gradient, in forward passes of the tower (METHOD §4): an inner step is 3, the
-gradient along a direction 6 or, on kept primals, 4, and the adjoint's weight gradients 2 more."""
+"""Operations of an inner step and its gradient, in forward passes of the tower (docs/method.md §4): an inner step is
+3, the gradient along a direction 6 or, on stored primals, 4, and the adjoint's weight gradients 2 more."""
 
 _TOWERS = ("nfnet_l0", "resnet50_gn", "vit_tiny_patch16_224")
 _GRADIENTS: tuple[Gradient, ...] = ("truncated", "exact")

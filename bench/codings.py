@@ -23,13 +23,16 @@ import torch
 from torch import Tensor
 
 from bench import reading
-from ptmst import TrajectoryStore, distill, evaluate, files, shortcut, train_teachers
+from ptmst import TrajectoryStore, distill, evaluate, train_teachers
 from ptmst.config import DataConfig, Experiment
 from ptmst.data import write_rendered
-from ptmst.doctor import machine
-from ptmst.flat import LayerTable
 from ptmst.presets import experiment
-from ptmst.shortcut import Displacement, Expert, RawSpan, Shortcut, shortcut_beta
+from ptmst.students.layers import LayerTable
+from ptmst.support import files
+from ptmst.support.provenance import machine
+from ptmst.trajectories import shortcut
+from ptmst.trajectories.shortcut import Displacement, Expert, Shortcut, shortcut_beta
+from ptmst.trajectories.spans import RawSpan
 
 DATA: tuple[Literal["scenes", "digits"], ...] = ("scenes", "digits")
 SEEDS = (0, 1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptmst.allocator import keep_freed_memory
+from ptmst.support.memory import keep_freed_memory
 
 
 def parser(name: str, about: str | None) -> argparse.ArgumentParser:

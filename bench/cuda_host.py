@@ -43,7 +43,7 @@ def code(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
     """The captured step, compiled as for a GPU but for what Triton would compile."""
     from torch._inductor import codecache
 
-    from ptmst.unroll import OuterStep
+    from ptmst.engine.outer_step import OuterStep
 
     _without_triton()
     texts: list[str] = []
@@ -84,7 +84,7 @@ def memory(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
     import torch
 
     from bench.baselines import double_backward
-    from ptmst.unroll import OuterStep
+    from ptmst.engine.outer_step import OuterStep
 
     found = _setting(tower, size, batch, pairs)
     ways: dict[str, Callable[[], object]] = {"clean double backward": lambda: found.opponent(double_backward)}
@@ -107,7 +107,7 @@ def memory(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
 
 def launches(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
     """Of an eager step."""
-    from ptmst.unroll import OuterStep
+    from ptmst.engine.outer_step import OuterStep
 
     found = _setting(tower, size, batch, pairs)
     step = OuterStep(found.student)
@@ -120,9 +120,9 @@ def launches(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
 
 def distil(*of: Any) -> Iterator[Row]:
     """Outer steps of a distillation, captured, one after another; what they compute is left out of the compilation."""
-    import ptmst.distillation
+    import ptmst.distillation.distill
     from ptmst import DistillConfig, LeafRates, Phase, TeachConfig
-    from ptmst.unroll import OuterStep
+    from ptmst.engine.outer_step import OuterStep
 
     _without_triton()
     seen: list[tuple[float, dict[str, int]]] = []
@@ -186,10 +186,10 @@ def evaluate(tower: str, size: int, batch: int) -> Iterator[Row]:
 
     from bench.test_outer import TEXT_WIDTH, build_tower
     from ptmst import DistilledSet, EvaluateConfig, Student, SyntheticPairs
-    from ptmst.distilled import DistilledPhase
-    from ptmst.encoders import ProjectionHead
-    from ptmst.evaluation import train_students
-    from ptmst.similarity import FullSimilarity
+    from ptmst.evaluation.students import train_students
+    from ptmst.students.heads import ProjectionHead
+    from ptmst.synthetic.distilled_set import DistilledPhase
+    from ptmst.synthetic.soft_labels import FullSimilarity
 
     module, width = build_tower(tower, size)
     student = Student.from_modules(module, ProjectionHead(TEXT_WIDTH, width)).to("cuda")
@@ -343,8 +343,8 @@ def main() -> int:
 
     import null_device
     from bench import reading
-    from ptmst import files
-    from ptmst.doctor import machine
+    from ptmst.support import files
+    from ptmst.support.provenance import machine
 
     if lacking := null_device.lacking():
         print(lacking, file=sys.stderr)

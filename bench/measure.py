@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptmst.doctor import machine
+from ptmst.support.provenance import machine
 
 
 def peak_memory(device: torch.device, call: Callable[[], object]) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import reading
-from ptmst.allocator import keep_freed_memory, peak_memory
+from ptmst.support.memory import keep_freed_memory, peak_memory
 
 SMALLEST = "flickr30k-100"
 """The row that methods are measured in."""
@@ -33,14 +33,14 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
     """Seconds and memory of one outer step; what a run of all steps has, and what its store takes."""
     import torch
 
-    from ptmst.distillation import draw_batches, draw_mixing
-    from ptmst.encoders import make_student
+    from ptmst.distillation.draws import draw_batches, draw_mixing
+    from ptmst.engine.outer_step import OuterStep
     from ptmst.presets import experiment
-    from ptmst.seeds import generator
-    from ptmst.shortcut import RawSpan
-    from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
-    from ptmst.synthetic import SyntheticPairs
-    from ptmst.unroll import OuterStep
+    from ptmst.students.heads import make_student
+    from ptmst.support.seeds import generator
+    from ptmst.synthetic.pairs import SyntheticPairs
+    from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Similarity
+    from ptmst.trajectories.spans import RawSpan
 
     found = experiment(name)
     config, size = found.distill, found.teach.data.image_size
@@ -100,7 +100,7 @@ def main() -> int:
     import torch
 
     from bench.measure import environment
-    from ptmst import files, progress
+    from ptmst.support import files, progress
 
     rows = reading.rows(asked.json)
     left = [name for name in names() if name not in {row["preset"] for row in rows}]

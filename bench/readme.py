@@ -14,7 +14,7 @@ from bench.adjoint import tables as adjoint
 from bench.adjoint.cells import DATA
 from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
 from bench.gpu import tables as gpu
-from ptmst.results import HEADINGS
+from ptmst.report.tables import HEADINGS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"

@@ -20,16 +20,17 @@ import torch
 
 from bench.measure import copy_bandwidth
 from bench.test_outer import TEXT_WIDTH, build_tower
-from ptmst import LayerTable, TrajectoryStore, files
-from ptmst.codings import BLOCK
+from ptmst import LayerTable, TrajectoryStore
 from ptmst.config import Coding
-from ptmst.doctor import machine
-from ptmst.encoders import ProjectionHead
-from ptmst.shortcut import Displacement, Expert, Shortcut
+from ptmst.students.heads import ProjectionHead
+from ptmst.support import files
+from ptmst.support.provenance import machine
+from ptmst.trajectories.coding import BLOCK
+from ptmst.trajectories.shortcut import Displacement, Expert, Shortcut
 
 ENDPOINTS, EPOCHS, EXPERTS = (5, 7), 10, 20
 PUBLISHED = 79.7e9
-"""Bytes of the reference's buffers for one data set (METHOD §8)."""
+"""Bytes of the reference's buffers for one data set (docs/method.md §8)."""
 _ROUNDS = 5
 
 

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from bench.cases import COMPILED, CONTRASTIVE, FLAT, OPEN_CLIP, OURS_KERNEL, PLAIN, Contrastive, Flat
 from bench.measure import copy_bandwidth, environment, peak_memory, product_rate
-from ptmst import devices, kernels
+from ptmst import kernels
 from ptmst.kernels import reference
+from ptmst.support import devices
 
 CPU = torch.device("cpu")
 _LR, _MOMENTUM, _DECAY, _TEMPERATURE = 0.1, 0.5, 0.99, 0.07

@@ -21,11 +21,11 @@ from bench.baselines import Gradients, Waste, double_backward, unrolled
 from bench.cases import CLEAN, FORWARDS, GENERAL, GROWTH, OURS, OUTER, PUBLISHED, Case, Way
 from bench.measure import copy_bandwidth, environment, peak_memory, product_rate
 from ptmst import OuterStep, Student, SyntheticPairs
-from ptmst.contrast import student_loss
-from ptmst.encoders import ProjectionHead
-from ptmst.shortcut import Displacement, Shortcut
-from ptmst.similarity import FullSimilarity
-from ptmst.towers import ConvNet
+from ptmst.students.heads import ProjectionHead
+from ptmst.students.image_towers import ConvNet
+from ptmst.students.losses import student_loss
+from ptmst.synthetic.soft_labels import FullSimilarity
+from ptmst.trajectories.shortcut import Displacement, Shortcut
 
 TEXT_WIDTH, HEAD_WIDTH = 768, 2048
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch.nn import functional as F
 
 from ptmst import retrieval_recall
-from ptmst.doctor import machine
+from ptmst.support.provenance import machine
 
 IMAGES, TEXTS, WIDTH = 5_000, 25_000, 768
 

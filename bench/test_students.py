@@ -8,10 +8,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.measure import environment
 from ptmst import DistilledSet, EncoderConfig, EvaluateConfig, SyntheticPairs
-from ptmst.distilled import DistilledPhase
-from ptmst.encoders import make_student
-from ptmst.evaluation import train_students
-from ptmst.similarity import FullSimilarity
+from ptmst.evaluation.students import train_students
+from ptmst.students.heads import make_student
+from ptmst.synthetic.distilled_set import DistilledPhase
+from ptmst.synthetic.soft_labels import FullSimilarity
 
 STUDENTS, PAIRS, SIZE, TEXT_WIDTH, EPOCHS = 4, 100, 32, 256, 3
 DRAWS = [(0, "student", number) for number in range(STUDENTS)]

@@ -83,11 +83,11 @@ def measure(asked: tuple[str, bool]) -> dict[str, Any]:
     import torch
 
     from ptmst.config import DataConfig, EncoderConfig
-    from ptmst.derivatives import Batch, underivable
-    from ptmst.encoders import ProjectionHead
+    from ptmst.engine.derivatives import Batch, underivable
     from ptmst.errors import InputError
-    from ptmst.flat import Student
-    from ptmst.towers import image_tower, prepared
+    from ptmst.students.heads import ProjectionHead
+    from ptmst.students.image_towers import image_tower, prepared
+    from ptmst.students.student import Student
 
     tower, compiled = asked
     encoder = EncoderConfig(image_tower=tower)
@@ -144,8 +144,8 @@ def _errors(
     """Distance from what is expected, way by way."""
     import torch
 
-    from ptmst.compilation import compiler
-    from ptmst.derivatives import derivatives
+    from ptmst.engine.compilation import compiler
+    from ptmst.engine.derivatives import derivatives
 
     found: dict[str, Any] = {}
     lr = torch.tensor([0.1, 0.05])
@@ -171,7 +171,7 @@ def _errors(
 def _double_backward(student: Any, theta: Any, batch: Any, direction: Any) -> dict[str, Any]:
     import torch
 
-    from ptmst.contrast import student_loss
+    from ptmst.students.losses import student_loss
 
     leaves = [value.clone().requires_grad_() for value in (theta, *batch)]
     loss = student_loss(student, "wbce", 0.07)(*leaves)
@@ -187,7 +187,7 @@ def main() -> int:
     import torch
 
     from bench.measure import environment
-    from ptmst import files, pool, progress
+    from ptmst.support import files, parallel, progress
 
     every = [*((tower, False) for tower in (*TOWERS, *FAMILIES)), *((tower, True) for tower in TOWERS)]
     rows = reading.rows(asked.json)
@@ -195,7 +195,7 @@ def main() -> int:
     with progress.bar("towers", len(every), len(rows)) as bar:
         for tower, compiled in left:
             # In a process of its own: what torch and its compiler keep of all towers would fill any memory.
-            rows += pool.completed(measure, [(tower, compiled)], workers=1)
+            rows += parallel.completed(measure, [(tower, compiled)], workers=1)
             rows.sort(key=lambda row: every.index((row["tower"], row["compiled"])))
             files.write_json(asked.json, {"environment": environment(torch.device("cpu")), "rows": rows})
             bar.advance(f"{tower}{', compiled' if compiled else ''}")

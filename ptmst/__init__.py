@@ -9,8 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptmst.baselines import random_pairs as random_pairs
-    from ptmst.baselines import subset as subset
     from ptmst.config import DataConfig as DataConfig
     from ptmst.config import DistillConfig as DistillConfig
     from ptmst.config import EncoderConfig as EncoderConfig
@@ -19,71 +17,73 @@ if TYPE_CHECKING:
     from ptmst.config import LeafRates as LeafRates
     from ptmst.config import Phase as Phase
     from ptmst.config import TeachConfig as TeachConfig
-    from ptmst.contrast import SoftContrastiveLoss as SoftContrastiveLoss
     from ptmst.data import Pairs as Pairs
     from ptmst.data import load_pairs as load_pairs
     from ptmst.data import write_digits as write_digits
     from ptmst.data import write_scenes as write_scenes
-    from ptmst.distillation import distill as distill
-    from ptmst.distilled import DistilledSet as DistilledSet
+    from ptmst.distillation.distill import distill as distill
+    from ptmst.engine.outer_step import OuterStep as OuterStep
+    from ptmst.engine.outer_step import outer_gradient as outer_gradient
+    from ptmst.engine.recursion import OuterGradient as OuterGradient
     from ptmst.errors import Diverged as Diverged
     from ptmst.errors import InputError as InputError
-    from ptmst.evaluation import Scores as Scores
-    from ptmst.evaluation import evaluate as evaluate
-    from ptmst.evaluation import evaluate_experts as evaluate_experts
-    from ptmst.evaluation import retrieval_recall as retrieval_recall
-    from ptmst.exchange import export as export
-    from ptmst.exchange import import_set as import_set
-    from ptmst.flat import LayerTable as LayerTable
-    from ptmst.flat import Student as Student
-    from ptmst.legacy import import_buffers as import_buffers
-    from ptmst.matching import TrajectoryMatchingLoss as TrajectoryMatchingLoss
-    from ptmst.similarity import FullSimilarity as FullSimilarity
-    from ptmst.similarity import LowRankSimilarity as LowRankSimilarity
-    from ptmst.store import TrajectoryStore as TrajectoryStore
-    from ptmst.synthetic import SyntheticPairs as SyntheticPairs
+    from ptmst.evaluation.baselines import random_pairs as random_pairs
+    from ptmst.evaluation.baselines import subset as subset
+    from ptmst.evaluation.evaluate import evaluate as evaluate
+    from ptmst.evaluation.evaluate import evaluate_experts as evaluate_experts
+    from ptmst.evaluation.metrics import retrieval_recall as retrieval_recall
+    from ptmst.evaluation.scores import Scores as Scores
+    from ptmst.exchange.distilled_sets import import_set as import_set
+    from ptmst.exchange.export import export as export
+    from ptmst.exchange.replay_buffers import import_buffers as import_buffers
+    from ptmst.students.layers import LayerTable as LayerTable
+    from ptmst.students.losses import SoftContrastiveLoss as SoftContrastiveLoss
+    from ptmst.students.student import Student as Student
+    from ptmst.synthetic.distilled_set import DistilledSet as DistilledSet
+    from ptmst.synthetic.pairs import SyntheticPairs as SyntheticPairs
+    from ptmst.synthetic.soft_labels import FullSimilarity as FullSimilarity
+    from ptmst.synthetic.soft_labels import LowRankSimilarity as LowRankSimilarity
     from ptmst.teachers import train_teachers as train_teachers
-    from ptmst.unroll import OuterGradient as OuterGradient
-    from ptmst.unroll import OuterStep as OuterStep
-    from ptmst.unroll import outer_gradient as outer_gradient
+    from ptmst.trajectories.matching import TrajectoryMatchingLoss as TrajectoryMatchingLoss
+    from ptmst.trajectories.store import TrajectoryStore as TrajectoryStore
 
 __version__ = "0.1.0"
 
 _HOME = {
     "DataConfig": "config",
-    "Diverged": "errors",
     "DistillConfig": "config",
-    "DistilledSet": "distilled",
+    "DistilledSet": "synthetic.distilled_set",
+    "Diverged": "errors",
     "EncoderConfig": "config",
     "EvaluateConfig": "config",
-    "FullSimilarity": "similarity",
+    "FullSimilarity": "synthetic.soft_labels",
     "ImportConfig": "config",
     "InputError": "errors",
-    "LayerTable": "flat",
+    "LayerTable": "students.layers",
     "LeafRates": "config",
-    "LowRankSimilarity": "similarity",
-    "OuterGradient": "unroll",
-    "OuterStep": "unroll",
+    "LowRankSimilarity": "synthetic.soft_labels",
+    "OuterGradient": "engine.recursion",
+    "OuterStep": "engine.outer_step",
     "Pairs": "data",
     "Phase": "config",
-    "Scores": "evaluation",
-    "SoftContrastiveLoss": "contrast",
-    "Student": "flat",
-    "SyntheticPairs": "synthetic",
+    "Scores": "evaluation.scores",
+    "SoftContrastiveLoss": "students.losses",
+    "Student": "students.student",
+    "SyntheticPairs": "synthetic.pairs",
     "TeachConfig": "config",
-    "TrajectoryMatchingLoss": "matching",
-    "TrajectoryStore": "store",
-    "distill": "distillation",
-    "evaluate": "evaluation",
-    "evaluate_experts": "evaluation",
-    "export": "exchange",
-    "import_buffers": "legacy",
-    "import_set": "exchange",
+    "TrajectoryMatchingLoss": "trajectories.matching",
+    "TrajectoryStore": "trajectories.store",
+    "distill": "distillation.distill",
+    "evaluate": "evaluation.evaluate",
+    "evaluate_experts": "evaluation.evaluate",
+    "export": "exchange.export",
+    "import_buffers": "exchange.replay_buffers",
+    "import_set": "exchange.distilled_sets",
     "load_pairs": "data",
-    "outer_gradient": "unroll",
-    "random_pairs": "baselines",
-    "retrieval_recall": "evaluation",
-    "subset": "baselines",
+    "outer_gradient": "engine.outer_step",
+    "random_pairs": "evaluation.baselines",
+    "retrieval_recall": "evaluation.metrics",
+    "subset": "evaluation.baselines",
     "train_teachers": "teachers",
     "write_digits": "data",
     "write_scenes": "data",

@@ -6,23 +6,14 @@ The defaults are the paper's (arXiv 2603.25388) where it names one, but for the 
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-from ptmst.errors import InputError
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from cattrs import Converter
+    pass
 
-T = TypeVar("T")
 Coding = Literal["fp16", "int8"]
 LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl", "siglip"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -369,7 +360,7 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Training of fresh students on a distilled set, and their retrieval recall (METHOD §6)."""
+    """Training of fresh students on a distilled set, and their retrieval recall (docs/method.md §6)."""
 
     root: Path | None = None
     """Data folder, where it has moved since distillation; none = the folder recorded in the set."""
@@ -474,30 +465,6 @@ class Experiment:
     """Settings of `ptmst evaluate`."""
 
 
-def check(config: object) -> None:
-    """Raise one InputError that lists every mistake of a config and of the configs inside it."""
-    found = list(_walk(config, ""))
-    if len(found) == 1:
-        raise InputError(found[0])
-    if found:
-        raise InputError("\n  ".join([f"{len(found)} settings cannot be used:", *found]))
-
-
-def _walk(config: object, prefix: str) -> Iterator[str]:
-    found = list(getattr(config, "problems", tuple)())
-    yield from (prefix + line for line in found)
-    kinds = get_type_hints(type(config))
-    for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, f.name)
-        if _is_literal(kinds[f.name]) and value not in get_args(kinds[f.name]):
-            yield f"{prefix}{f.name}: {_no_choice(value, kinds[f.name])}"
-        told = any(line.startswith(f"{f.name}:") for line in found)
-        if isinstance(value, float) and not math.isfinite(value) and not told:
-            yield f"{prefix}{f.name}: expected a finite number, found {value}; lower it"
-        if dataclasses.is_dataclass(value):
-            yield from _walk(value, f"{prefix}{f.name}.")
-
-
 def _positive(config: object, *names: str) -> Iterator[str]:
     for name in names:
         if not getattr(config, name) > 0:
@@ -519,175 +486,3 @@ def _below(config: object, bound: float, *names: str) -> Iterator[str]:
     for name in names:
         if not getattr(config, name) < bound:
             yield f"{name}: expected a number below {bound}, found {getattr(config, name)}; lower it"
-
-
-def to_json(config: object) -> dict[str, Any]:
-    """A config as plain JSON values."""
-    value: dict[str, Any] = _converter().unstructure(config)
-    return value
-
-
-def from_json(kind: type[T], value: object) -> T:
-    """A config of `kind` from plain values; missing keys take their defaults.
-
-    Raises InputError that lists every unknown setting, with the nearest known one, and every value of a wrong type.
-    """
-    from cattrs import BaseValidationError, transform_error
-
-    if not isinstance(value, Mapping):
-        raise InputError(f"expected a table of settings, found {value!r}")
-    try:
-        return _converter().structure(value, kind)
-    except BaseValidationError as error:
-        found = transform_error(error, format_exception=_explain)
-        raise InputError("\n  ".join(found) if len(found) == 1 else "\n  ".join(["settings:", *found])) from None
-
-
-def from_toml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = None) -> T:
-    """A config of `kind` from a TOML file, which goes before `defaults`, table by table.
-
-    Raises InputError that names the file and every mistake in it.
-    """
-    try:
-        value = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected TOML, found a mistake ({error}); mend that line") from error
-    try:
-        return from_json(kind, merged(defaults or {}, value))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables with the entries of others, at any depth."""
-    found = dict(values)
-    for key, value in changes.items():
-        inside = found.get(key)
-        found[key] = merged(inside, value) if isinstance(inside, Mapping) and isinstance(value, Mapping) else value
-    return found
-
-
-def parse_phase(text: str) -> Phase:
-    """`PAIRS:ENDPOINT:FIRST-LAST`, such as 200:5:0-2."""
-    try:
-        pairs, endpoint, start = text.split(":")
-        first, last = start.split("-")
-        return Phase(int(pairs), int(endpoint), (int(first), int(last)))
-    except ValueError:
-        raise ValueError(f"expected PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2, found {text}") from None
-
-
-def parse_chunk(text: str) -> Chunk:
-    """A number of images, `none` or `auto`."""
-    if text == "none":
-        return None
-    if text == "auto":
-        return "auto"
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"expected a number of images, none or auto, found {text}") from None
-
-
-def parse_endpoints(text: str) -> Endpoints:
-    """`5,7`, or `all`."""
-    if text == "all":
-        return "all"
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"expected epochs such as 5,7, or all, found {text}") from None
-
-
-@cache
-def _converter() -> Converter:
-    from cattrs import Converter
-
-    converter = Converter(forbid_extra_keys=True, unstruct_collection_overrides={tuple: list})
-    for kind, accepted in ((bool, (bool,)), (int, (int,)), (float, (int, float)), (str, (str,))):
-        converter.register_structure_hook(kind, _strict(kind, accepted))
-    converter.register_structure_hook(Path, lambda value, _: Path(_strict(str, (str,))(value, str)))
-    converter.register_unstructure_hook(Path, str)
-    converter.register_structure_hook_func(_is_literal, _one_of)
-    converter.register_structure_hook_func(lambda t: t == Endpoints, _endpoints)
-    converter.register_structure_hook_func(lambda t: t == Chunk, _chunk)
-    converter.register_structure_hook_func(_is_optional, lambda v, t: _optional(converter, v, t))
-    converter.register_unstructure_hook_func(lambda t: t == Chunk, lambda v: v)
-    converter.register_unstructure_hook_func(lambda t: t == Endpoints, lambda v: v if v == "all" else list(v))
-    return converter
-
-
-def _strict(kind: type, accepted: tuple[type, ...]) -> Any:
-    def structure(value: object, _: object) -> object:
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise TypeError(f"expected {kind.__name__}, found {value!r}")
-        return kind(value)
-
-    return structure
-
-
-def _is_literal(kind: Any) -> bool:
-    origin: object = get_origin(kind)
-    return origin is Literal
-
-
-def _is_optional(kind: Any) -> bool:
-    return get_origin(kind) in (Union, UnionType) and type(None) in get_args(kind) and len(get_args(kind)) == 2
-
-
-def _optional(converter: Converter, value: object, kind: Any) -> object:
-    """TOML has no null: there `"none"` says it."""
-    (inner,) = (one for one in get_args(kind) if one is not type(None))
-    return None if value is None or value == "none" else converter.structure(value, inner)
-
-
-def _one_of(value: object, kind: object) -> object:
-    if value not in get_args(kind):
-        raise ValueError(_no_choice(value, kind))
-    return value
-
-
-def _no_choice(value: object, kind: object) -> str:
-    choices = [str(choice) for choice in get_args(kind)]
-    return f"expected {', '.join(choices)}, found {value!r}{nearest(str(value), choices, 'choose one of them')}"
-
-
-def _chunk(value: object, _: object) -> Chunk:
-    if isinstance(value, str):
-        return parse_chunk(value)
-    if value is None or type(value) is int:
-        return value
-    raise TypeError(f"expected a number of images, none or auto, found {value!r}")
-
-
-def _endpoints(value: object, _: object) -> Endpoints:
-    if isinstance(value, str):
-        return parse_endpoints(value)
-    if isinstance(value, (list, tuple)) and all(type(k) is int for k in value):
-        return tuple(value)
-    raise TypeError(f"expected a list of epochs or 'all', found {value!r}")
-
-
-def _explain(error: BaseException, kind: Any) -> str:
-    from cattrs.errors import ForbiddenExtraKeysError
-
-    if isinstance(error, ForbiddenExtraKeysError):
-        known = [f.name for f in dataclasses.fields(error.cl)]
-        return "; ".join(f"unknown setting {name}{nearest(name, known)}" for name in sorted(error.extra_fields))
-    if isinstance(error, KeyError):
-        return f"expected the key {error}, found none; add it"
-    if get_origin(kind) is tuple and isinstance(error, TypeError):
-        return "expected a list, found something else"
-    if dataclasses.is_dataclass(kind):
-        return "expected a table of settings, found something else"
-    return str(error) or f"expected {kind}"
-
-
-def nearest(name: str, known: Sequence[str], otherwise: str = "") -> str:
-    """Advice that names the closest known words, to end an error message with; `otherwise`, or all, where none is."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; {otherwise or 'known: ' + ', '.join(known)}"

@@ -1,9 +1,8 @@
-"""Experts on real pairs; displacement and step norms are recorded as training goes (METHOD §1, §2)."""
+"""Experts on real pairs; displacement and step norms are recorded as training goes (docs/method.md §1, §2)."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,22 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptmst import config as configs
-from ptmst import devices, files, kernels, progress
-from ptmst.config import Coding, DataConfig, EncoderConfig, TeachConfig
-from ptmst.contrast import contrastive_logits, hard_label_loss
-from ptmst.data import MEAN, STD, Pairs, image_batches, load_pairs
-from ptmst.derivatives import underivable
-from ptmst.encoders import CPU, TextTower, embed_captions, make_student, text_tower
+from ptmst import kernels, schema
+from ptmst.config import Coding, TeachConfig
+from ptmst.data import Pairs, image_batches
+from ptmst.engine.derivatives import underivable
 from ptmst.errors import Diverged, InputError
-from ptmst.flat import LayerTable, Student
-from ptmst.seeds import generator
-from ptmst.shortcut import Displacement, Expert
-from ptmst.store import INDEX, TrajectoryStore
-from ptmst.towers import prepared, prepared_alike
-from ptmst.warmup import warm_tower
-
-TOWER = "tower.safetensors"
+from ptmst.recipe import TOWER, encoder_settings, load, student_of, tell_random_weights
+from ptmst.students.heads import make_student
+from ptmst.students.image_towers import prepared
+from ptmst.students.losses import contrastive_logits, hard_label_loss
+from ptmst.students.student import Student
+from ptmst.students.text_towers import TextTower, embed_captions, text_tower
+from ptmst.students.warmup import warm_tower
+from ptmst.support import devices, folders, progress
+from ptmst.support.seeds import generator
+from ptmst.trajectories.recorder import Recorder
+from ptmst.trajectories.store import INDEX, TrajectoryStore
 
 
 def train_teachers(config: TeachConfig) -> TrajectoryStore:
@@ -36,12 +35,12 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
     A store made with other settings is refused; a killed run continues with the next missing expert. Raises
     InputError for settings or data that cannot be used and Diverged for a non-finite loss.
     """
-    configs.check(config)
+    schema.check(config)
     config = replace(config, data=prepared(config.data, config.encoder))
     out, device = Path(config.out), devices.pick(config.device)
     if config.precision == "tf32" and device.type != "cuda":
         raise InputError("precision tf32: expected a CUDA device, found none; use fp32 here")
-    files.refuse_taken(out, but="a trajectory store")
+    folders.refuse_taken(out, but="a trajectory store")
     pairs = load(config.data, "train")
     if len(pairs) < config.batch_size:
         raise InputError(
@@ -59,7 +58,7 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
     # A store that lacks nothing is only read, which many processes may do at once.
     if (out / INDEX).exists() and not _missing(store := opened(), config):
         return store
-    with files.claimed(out, "a trajectory store"), devices.arithmetic(config.precision):
+    with folders.claimed(out, "a trajectory store"), devices.arithmetic(config.precision):
         store = opened() if (out / INDEX).exists() else _new_store(config, settings, tower.width, device)
         if missing := _missing(store, config):
             _train(missing, store, config, pairs, tower, device)
@@ -135,153 +134,6 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
         yield Epoch(epoch + 1, theta, mean)
 
 
-class Recorder:
-    """Keeps of a trajectory only what its shortcuts need, as it happens."""
-
-    def __init__(self, layers: LayerTable, endpoints: tuple[int, ...]) -> None:
-        self._layers, self._endpoints = layers, endpoints
-        self._points: list[Tensor] = []
-        self._norms: list[Tensor] = []
-        self._displacements: dict[int, Displacement] = {}
-
-    def record(self, theta: Tensor) -> None:
-        """Take the next epoch's θ [P]; the first call takes θ⁰."""
-        theta = theta.detach().cpu().clone()
-        if self._points:
-            base, before = self._points[0], self._points[-1]
-            self._norms.append(self._layers.layer_norms(theta - before))
-            if len(self._norms) in self._endpoints:
-                self._displacements[len(self._norms)] = Displacement.encode(theta - base, self._layers)
-            self._points = [base, theta]
-        else:
-            self._points = [theta]
-
-    def expert(self) -> Expert:
-        return Expert(self._layers, self._points[0], self._displacements, torch.stack(self._norms))
-
-
-def load(config: DataConfig, split: str) -> Pairs:
-    """The pairs of a `prepared` config."""
-    assert config.image_size is not None
-    # Stores of before these were settings have CLIP's, and no word of it.
-    mean, std = config.mean or MEAN, config.std or STD
-    return load_pairs(config.name, config.folder, split, config.image_size, config.max_words, mean, std)
-
-
-def real_pairs(store: TrajectoryStore, root: Path | None = None, device: torch.device = CPU) -> tuple[Pairs, Tensor]:
-    """The store's training pairs and their text embeddings [T, D], on the CPU; `root` is their folder, where it moved.
-
-    Texts that are not in the cache are embedded on `device`. Raises InputError where they have changed.
-    """
-    data = data_of(store.settings, root)
-    pairs = load(data, "train")
-    if pairs.fingerprint != store.settings["data_fingerprint"]:
-        raise InputError(f"{data.folder}: expected the pairs that {store.path} was taught on, found others; teach anew")
-    return pairs, embed_captions(text_tower_of(store.settings), pairs.captions, device)
-
-
-def data_of(settings: Mapping[str, Any], root: Path | None = None) -> DataConfig:
-    """The data that a store or a distilled set records; `root` is their folder, where it has moved.
-
-    Raises InputError where none is recorded.
-    """
-    _refuse_bare(settings)
-    data = configs.from_json(DataConfig, settings["data"])
-    if root is None and not data.folder.exists():
-        raise InputError(
-            f"{data.folder}: expected the data that experts were taught on, found no such folder; name the one they "
-            "moved to with --root, or restore it"
-        )
-    return replace(data, root=root) if root is not None else data
-
-
-def text_tower_of(settings: Mapping[str, Any]) -> TextTower:
-    """The text tower that a store or a distilled set records. Raises InputError where it embeds otherwise by now."""
-    _refuse_bare(settings)
-    encoder = configs.from_json(EncoderConfig, settings["encoder"])
-    tower = text_tower(encoder)
-    if tower.fingerprint != settings["text_fingerprint"]:
-        raise InputError(
-            f"text_tower {encoder.text_tower}: expected {settings['text_fingerprint']}, as the experts had it, found "
-            f"{tower.fingerprint}; restore its weights, or teach anew"
-        )
-    return tower
-
-
-def made_of(settings: Mapping[str, Any], scored: Pairs) -> dict[str, Any]:
-    """What scores record of their students and data: content, not paths, so that alike is told from other."""
-    encoder = {k: v for k, v in settings["encoder"].items() if k not in ("image_weights", "text_weights")}
-    hashes = ("data_fingerprint", "text_fingerprint", "image_weights_sha256")
-    recorded = {"data": settings["data"]["name"], "encoder": encoder, **{name: settings.get(name) for name in hashes}}
-    counts = {"images": len(scored.image_names), "captions": len(scored)}
-    normalised = {"mean": list(scored.mean), "std": list(scored.std)}
-    return recorded | {"scored": {"split": scored.split, "fingerprint": scored.fingerprint, **normalised, **counts}}
-
-
-def _refuse_bare(settings: Mapping[str, Any]) -> None:
-    if "encoder" not in settings:
-        raise InputError(
-            "expected a store or set that records its data and encoder, found one that does not; what `ptmst import "
-            "--networks` makes serves TrajectoryMatchingLoss alone"
-        )
-
-
-def student_of(store: TrajectoryStore, draw: tuple[int | str, ...]) -> Student:
-    """A fresh student of the store's encoder. Raises InputError where the encoder no longer has the store's layers."""
-    student = student_from_settings(store.settings, draw, tower_weights(store))
-    if student.layers != store.layers:
-        encoder = store.settings["encoder"]
-        raise InputError(
-            f"{store.path}: expected the layers of {encoder['image_tower']} + {encoder['text_tower']} "
-            f"({student.layers.num_params:,} parameters), found {store.layers.num_params:,}; the store was made with "
-            "another encoder (or release of it): teach anew"
-        )
-    return student
-
-
-def student_from_settings(
-    settings: Mapping[str, Any], draw: tuple[int | str, ...], weights: Mapping[str, Tensor] | None
-) -> Student:
-    """A fresh student from the settings that a store or a distilled set records.
-
-    Raises InputError where the image tower's weights are no longer those of the settings.
-    """
-    _refuse_bare(settings)
-    encoder = configs.from_json(EncoderConfig, settings["encoder"])
-    if _file_hash(encoder.image_weights) != settings["image_weights_sha256"]:
-        raise InputError(
-            f"{encoder.image_weights}: expected the weights that the experts began with, found others or none; restore "
-            "the file or teach anew"
-        )
-    return make_student(encoder, settings["data"]["image_size"], settings["text_width"], draw, weights)
-
-
-def with_another_tower(
-    settings: Mapping[str, Any], data: DataConfig, name: str, weights: Path | None, device: torch.device
-) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-    """The settings of a set with another image tower, and that tower's start: its weights, or a warm-up as the set's.
-
-    Its images are normalised as that tower wants them, where nothing else was set. Raises InputError for a tower or
-    weights that cannot be used.
-    """
-    own = configs.from_json(EncoderConfig, settings["encoder"])
-    encoder = replace(own, image_tower=name, image_weights=weights)
-    if weights is not None:
-        encoder = replace(encoder, warmup_epochs=0)
-    configs.check(encoder)
-    data = prepared_alike(data, own, encoder)
-    made = {"data": configs.to_json(data), "encoder": configs.to_json(encoder)}
-    start = None
-    if encoder.warmup_epochs:
-        start = warm_tower(encoder, load(data, "warmup"), settings.get("seed", 0), device)
-    return {**settings, **made, "image_weights_sha256": _file_hash(weights)}, start
-
-
-def tower_weights(store: TrajectoryStore) -> dict[str, Tensor] | None:
-    """The image tower's start that the store keeps; none where the user's own weights are it."""
-    return store.read_file(TOWER) if TOWER in store.hashes else None
-
-
 def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, device: torch.device) -> TrajectoryStore:
     assert config.data.image_size is not None
     if not config.encoder.freeze_tower:
@@ -302,12 +154,6 @@ def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, d
     return store
 
 
-def tell_random_weights(tower: str, warmup_epochs: int, flag: str) -> None:
-    """Say once that a published tower begins without its published weights, nor warmed up."""
-    if ":" in tower and not warmup_epochs:
-        print(f"image_tower {tower}: begins with random weights; name a file of its own with {flag}", file=sys.stderr)
-
-
 def _refuse_underivable(student: Student, tower: str, image_size: int, text_width: int) -> None:
     images, texts = torch.zeros(2, 3, image_size, image_size), torch.ones(2, text_width)
     if underivable(student, "path", True, images, texts) is not None:
@@ -320,23 +166,9 @@ def _refuse_underivable(student: Student, tower: str, image_size: int, text_widt
 
 
 def _settings(config: TeachConfig, pairs: Pairs, tower: TextTower) -> dict[str, Any]:
-    whole = configs.to_json(config)
+    whole = schema.to_json(config)
     whole = {key: value for key, value in whole.items() if key not in ("out", "device", "experts", "coding")}
     return whole | encoder_settings(config.encoder, pairs, tower)
-
-
-def encoder_settings(encoder: EncoderConfig, pairs: Pairs, tower: TextTower) -> dict[str, Any]:
-    """What a store records of its encoder and data beside their settings: fingerprints."""
-    return {
-        "text_width": tower.width,
-        "text_fingerprint": tower.fingerprint,
-        "data_fingerprint": pairs.fingerprint,
-        "image_weights_sha256": _file_hash(encoder.image_weights),
-    }
-
-
-def _file_hash(path: Path | None) -> str | None:
-    return files.sha256(path.read_bytes()) if path is not None and path.is_file() else None
 
 
 def _refuse_other_settings(store: TrajectoryStore, settings: dict[str, Any], coding: Coding) -> None:

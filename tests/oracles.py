@@ -1,4 +1,4 @@
-"""The method in float64, written as plainly as it can be: what the engine is measured against (METHOD §1, §2, §4).
+"""The method in float64, as plain as can be: what the engine is measured against (docs/method.md §1, §2, §4).
 
 Nothing here is taken from ptmst. Derivatives of derivatives are made by autograd through autograd.
 """

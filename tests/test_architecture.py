@@ -1,4 +1,4 @@
-"""The floors of the house: no module imports one above it, and light commands load nothing heavy."""
+"""The contract between packages: who may import whom, what is never imported, and that light commands stay light."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ from pathlib import Path
 import ptmst
 
 ROOT = Path(__file__).parents[1]
-FLOORS = (
-    "errors kernels.layout kernels.ops kernels.reference kernels.steps kernels.native kernels.triton_kernels.tiles "
-    "kernels.triton_kernels.shortcut kernels.triton_kernels.matching kernels.triton_kernels.update "
-    "kernels.triton_kernels.contrast kernels.triton_kernels kernels.dispatch kernels.shortcut kernels.matching "
-    "kernels.update kernels.contrast kernels",
-    "allocator config presets files published seeds devices progress pool torch_compat compilation capture flat "
-    "data.captions data.annotations data.classes data.karpathy data.tables data.shards data.sources data.images "
-    "data.composition data.generated data.scenes data.digits data.pairs data.batches data.check data.render data",
-    "towers encoders similarity contrast synthetic",
-    "derivatives features matching shortcut codings store rotation room warmup teachers unroll distilled legacy "
-    "exchange baselines",
-    "checkpoints distillation evaluation",
-    "inspection results report doctor demo ablation cli __main__ __init__",
-)
-"""A module imports from lower floors and from its left neighbours. `__init__` names all of them, when they are used."""
-RANK = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names.split())}
+GROUND = {"errors", "config", "schema"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "schema": {"errors", "config"},
+    "presets": GROUND,
+    "support": {"errors", "config"},
+    "kernels": set(),
+    "data": GROUND | {"support"},
+    "synthetic": GROUND | {"support", "data"},
+    "students": GROUND | {"support", "data", "synthetic", "kernels"},
+    "trajectories": GROUND | {"support", "students", "kernels"},
+    "engine": GROUND | {"support", "synthetic", "students", "trajectories"},
+    "recipe": GROUND | {"support", "data", "students", "trajectories"},
+    "teachers": GROUND | {"support", "data", "students", "trajectories", "engine", "recipe", "kernels"},
+    "distillation": GROUND
+    | {"support", "data", "synthetic", "students", "trajectories", "engine", "recipe", "kernels"},
+    "evaluation": GROUND | {"support", "data", "synthetic", "students", "trajectories", "recipe"},
+    "exchange": GROUND | {"support", "data", "synthetic", "students", "trajectories", "recipe"},
+    "report": GROUND | {"support", "synthetic", "trajectories", "evaluation"},
+}
+"""A package, or a file at the top → what of ours it may import beside itself. The order is that of the floors."""
+ROOF = {"studies", "cli", "__main__", "__init__"}
+"""They put the rest together: nothing below imports them."""
+SILENT = {"synthetic", "trajectories", "engine"}
+"""They never write to a terminal, nor know that there is one."""
 
 
 def on_disk() -> dict[str, Path]:
@@ -37,8 +47,11 @@ def on_disk() -> dict[str, Path]:
     return {".".join(name.with_suffix("").parts).removesuffix(".__init__"): path for name, path in paths.items()}
 
 
+MODULES = on_disk()
+
+
 def imported(source: str) -> Iterator[str]:
-    """Every module that is imported, at the top or inside a function."""
+    """Every module that is imported, at the top or inside a function; a name of a package as the package."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -46,7 +59,7 @@ def imported(source: str) -> Iterator[str]:
             assert node.module and node.level == 0, f"line {node.lineno}: relative import"
             for alias in node.names:
                 inside = f"{node.module}.{alias.name}"
-                yield inside if inside.removeprefix("ptmst.") in RANK else node.module
+                yield inside if inside.removeprefix("ptmst.") in MODULES else node.module
 
 
 def own(source: str) -> set[str]:
@@ -55,8 +68,28 @@ def own(source: str) -> set[str]:
     return {name.removeprefix("ptmst.") if name != "ptmst" else "__init__" for name in names}
 
 
-def upward(name: str, source: str) -> list[str]:
-    return sorted(f"{name} imports {other}" for other in own(source) if RANK[other] >= RANK[name])
+def package(module: str) -> str:
+    return module.split(".")[0]
+
+
+def forbidden(module: str, source: str) -> list[str]:
+    """What a module imports against the contract."""
+    home, found = package(module), []
+    if home not in ROOF:
+        found = [other for other in own(source) if package(other) not in {home, *MAY_IMPORT[home]}]
+    if home in SILENT:
+        loud = {"ptmst.support.progress", "rich", "tyro"}
+        found += [other for other in imported(source) if other in loud or other.split(".")[0] in loud]
+    return sorted(f"{module} imports {other}" for other in found)
+
+
+def circles(arrows: dict[str, set[str]]) -> list[str]:
+    """Modules that are left when those that import nothing that is left are taken away, again and again."""
+    left = {name: set(others) for name, others in arrows.items()}
+    while free := {name for name, others in left.items() if not others & left.keys() - {name}}:
+        for name in free:
+            del left[name]
+    return sorted(left)
 
 
 def type_checking(module: ast.Module) -> ast.If:
@@ -64,33 +97,49 @@ def type_checking(module: ast.Module) -> ast.If:
     return block
 
 
-def test_every_module_has_a_floor() -> None:
-    assert set(on_disk()) == set(RANK)
-    assert len(RANK) == sum(len(names.split()) for names in FLOORS)
+def test_every_package_has_a_contract() -> None:
+    assert {package(name) for name in MODULES} == {*MAY_IMPORT, *ROOF}
+    floors = list(MAY_IMPORT)
+    for name, others in MAY_IMPORT.items():
+        assert all(floors.index(other) < floors.index(name) for other in others), name
 
 
-def test_nothing_imports_upward() -> None:
-    found = []
-    for name, path in on_disk().items():
+def test_nothing_is_imported_against_the_contract() -> None:
+    assert not [one for name, path in MODULES.items() for one in forbidden(name, path.read_text("utf-8"))]
+
+
+def test_what_is_against_the_contract_is_seen() -> None:
+    fine = "from ptmst.trajectories.spans import Span\nfrom ptmst import kernels\nimport torch"
+    assert forbidden("trajectories.store", fine) == []
+    assert forbidden("trajectories.store", "def f():\n    from ptmst.report.page import x") == [
+        "trajectories.store imports report.page"
+    ]
+    assert forbidden("data.pairs", "from ptmst import config, teachers") == ["data.pairs imports teachers"]
+    assert forbidden("support.files", "import ptmst.kernels.shortcut") == ["support.files imports kernels.shortcut"]
+    assert forbidden("evaluation.evaluate", "from ptmst import DistilledSet") == [
+        "evaluation.evaluate imports __init__"
+    ]
+    assert forbidden("engine.outer_step", "from ptmst.support import progress\nimport rich.table") == [
+        "engine.outer_step imports ptmst.support.progress",
+        "engine.outer_step imports rich.table",
+    ]
+
+
+def test_no_circles_between_modules() -> None:
+    arrows = {}
+    for name, path in MODULES.items():
         tree = ast.parse(path.read_text("utf-8"))
         if name == "__init__":
             tree.body.remove(type_checking(tree))
-        found += upward(name, ast.unparse(tree))
-    assert not found
-
-
-def test_upward_imports_are_seen() -> None:
-    assert upward("store", "from ptmst.shortcut import Expert\nfrom ptmst import files, kernels\nimport torch") == []
-    assert upward("store", "def f():\n    from ptmst.report import Row") == ["store imports report"]
-    assert upward("store", "from ptmst import config, teachers") == ["store imports teachers"]
-    assert upward("files", "import ptmst.kernels.shortcut, ptmst.flat") == ["files imports flat"]
-    assert upward("store", "from ptmst import DistilledSet") == ["store imports __init__"]
+        arrows[name] = own(ast.unparse(tree))
+    assert circles(arrows) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"e"}, "e": set()}) == ["a", "b", "c"]
 
 
 def test_kernels_stand_alone() -> None:
     allowed = {"torch", "triton", "numpy", *sys.stdlib_module_names}
-    for name, path in on_disk().items():
-        if name.split(".")[0] == "kernels":
+    for name, path in MODULES.items():
+        if package(name) == "kernels":
             found = {other for other in imported(path.read_text("utf-8")) if other.split(".")[0] not in allowed}
             assert all(other.startswith("ptmst.kernels") for other in found), f"{name} imports {found}"
 

@@ -29,14 +29,9 @@ from ptmst.config import (
     LeafRates,
     Phase,
     TeachConfig,
-    check,
-    from_json,
-    from_toml,
-    parse_endpoints,
-    parse_phase,
-    to_json,
 )
 from ptmst.errors import InputError
+from ptmst.schema import check, from_json, from_toml, parse_endpoints, parse_phase, to_json
 
 KINDS = [kind for _, kind in inspect.getmembers(configs, inspect.isclass) if dataclasses.is_dataclass(kind)]
 

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from oracles import contrastive, relative_error
 from ptmst.config import LossKind
-from ptmst.contrast import contrastive_loss
 from ptmst.data import clean_caption
-from ptmst.encoders import ProjectionHead
-from ptmst.evaluation import retrieval_recall
-from ptmst.flat import LayerTable, Student
-from ptmst.shortcut import Displacement, Shortcut, shortcut_beta
-from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
-from ptmst.synthetic import SyntheticPairs
-from ptmst.unroll import outer_gradient
+from ptmst.engine.outer_step import outer_gradient
+from ptmst.evaluation.metrics import retrieval_recall
+from ptmst.students.heads import ProjectionHead
+from ptmst.students.layers import LayerTable
+from ptmst.students.losses import contrastive_loss
+from ptmst.students.student import Student
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Similarity
+from ptmst.trajectories.shortcut import Displacement, Shortcut, shortcut_beta
 
 GOLDEN = Path(os.environ.get("PTMST_GOLDEN", Path(__file__).parent / "golden"))
 READ = {

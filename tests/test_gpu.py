@@ -12,15 +12,16 @@ import torch
 from oracles import relative_error
 from ptmst import kernels
 from ptmst.config import Keep, Precision
-from ptmst.encoders import ProjectionHead
-from ptmst.flat import Student
+from ptmst.engine.outer_step import OuterStep
+from ptmst.engine.recursion import OuterGradient
 from ptmst.kernels import reference
 from ptmst.kernels.layout import CUTS_KEPT
-from ptmst.shortcut import Displacement, Shortcut
-from ptmst.similarity import FullSimilarity
-from ptmst.synthetic import SyntheticPairs
-from ptmst.towers import ConvNet
-from ptmst.unroll import OuterGradient, OuterStep
+from ptmst.students.heads import ProjectionHead
+from ptmst.students.image_towers import ConvNet
+from ptmst.students.student import Student
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.synthetic.soft_labels import FullSimilarity
+from ptmst.trajectories.shortcut import Displacement, Shortcut
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 PAIRS, BATCH, STEPS, TEXT_WIDTH = 12, 4, 3, 6

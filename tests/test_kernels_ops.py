@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from oracles import relative_error
-from ptmst import doctor, kernels
+from ptmst import kernels
+from ptmst.cli import doctor
 from ptmst.kernels import dispatch, native, reference
 
 ROOT = Path(__file__).parents[1]

@@ -18,20 +18,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oracles import relative_error
-from ptmst import devices, files
-from ptmst.baselines import random_pairs, random_subset
 from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, TeachConfig
 from ptmst.data import Pairs, load_pairs, write_scenes
-from ptmst.distilled import DistilledSet
-from ptmst.encoders import HashedText, make_student
+from ptmst.data.sampling import random_subset
 from ptmst.errors import Diverged, InputError
-from ptmst.evaluation import evaluate, evaluate_experts
-from ptmst.flat import Student
-from ptmst.seeds import generator, seeded
-from ptmst.store import TrajectoryStore
-from ptmst.teachers import Recorder, real_pairs, student_of, tower_weights, train_on_pairs, train_teachers
-from ptmst.towers import image_tower
-from ptmst.warmup import caption_words, warm_tower
+from ptmst.evaluation.baselines import random_pairs
+from ptmst.evaluation.evaluate import evaluate, evaluate_experts
+from ptmst.recipe import real_pairs, student_of, tower_weights
+from ptmst.students.heads import make_student
+from ptmst.students.image_towers import image_tower
+from ptmst.students.student import Student
+from ptmst.students.text_towers import HashedText
+from ptmst.students.warmup import caption_words, warm_tower
+from ptmst.support import devices, folders
+from ptmst.support.seeds import generator, seeded
+from ptmst.synthetic.distilled_set import DistilledSet
+from ptmst.teachers import train_on_pairs, train_teachers
+from ptmst.trajectories.recorder import Recorder
+from ptmst.trajectories.store import TrajectoryStore
 
 IMAGE, TEXT_WIDTH, BATCH, EPOCHS = 16, 32, 16, 3
 ENCODER = EncoderConfig(image_width=16, text_width=TEXT_WIDTH)
@@ -574,14 +578,14 @@ def test_random_pairs_are_real_ones(config: TeachConfig, tmp_path: Path) -> None
 
 def test_a_folder_that_is_being_written_is_refused(config: TeachConfig) -> None:
     message = "another process is writing a trajectory store here; wait for its end, or choose"
-    with files.claimed(Path(config.out), "a trajectory store"), pytest.raises(InputError, match=message):
+    with folders.claimed(Path(config.out), "a trajectory store"), pytest.raises(InputError, match=message):
         train_teachers(config)
     assert list(Path(config.out).iterdir()) == []
 
 
 def test_a_store_that_lacks_nothing_is_read_while_another_process_has_it(config: TeachConfig) -> None:
     store = train_teachers(replace(config, experts=1))
-    with files.claimed(Path(config.out), "a trajectory store"):
+    with folders.claimed(Path(config.out), "a trajectory store"):
         assert train_teachers(replace(config, experts=1)).fingerprint == store.fingerprint
         with pytest.raises(InputError, match="another process is writing a trajectory store here"):
             train_teachers(replace(config, experts=2))

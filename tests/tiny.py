@@ -28,14 +28,15 @@ from ptmst import (
     write_scenes,
 )
 from ptmst.config import LossKind
-from ptmst.contrast import student_loss
-from ptmst.encoders import ProjectionHead
-from ptmst.flat import Student
-from ptmst.shortcut import RawSpan
-from ptmst.similarity import FullSimilarity, LowRankSimilarity, Similarity
-from ptmst.synthetic import SyntheticPairs
-from ptmst.towers import ConvNet, image_tower
-from ptmst.unroll import OuterGradient, OuterStep
+from ptmst.engine.outer_step import OuterStep
+from ptmst.engine.recursion import OuterGradient
+from ptmst.students.heads import ProjectionHead
+from ptmst.students.image_towers import ConvNet, image_tower
+from ptmst.students.losses import student_loss
+from ptmst.students.student import Student
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Similarity
+from ptmst.trajectories.spans import RawSpan
 
 ENCODER = EncoderConfig(image_width=16, text_width=32)
 RATES = LeafRates(images=0.02, texts=0.03, lr=0.002, similarity=0.01)

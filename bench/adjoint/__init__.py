@@ -1,1 +1,1 @@
-"""The study of the damped adjoint (METHOD §4): `python -m bench.adjoint --plan NAME --resume`; see docs/adjoint.md."""
+"""The study of the damped adjoint, docs/adjoint.md: `python -m bench.adjoint --plan NAME --resume`."""

@@ -14,11 +14,11 @@ from bench.adjoint import figures
 from bench.adjoint.cells import Cell
 from bench.adjoint.plans import PLANS
 from bench.adjoint.runs import measure, prepare, store_path, teach
-from ptmst import config as configs
-from ptmst import files, progress
-from ptmst.doctor import machine
+from ptmst import schema
 from ptmst.errors import InputError
-from ptmst.pool import completed
+from ptmst.support import files, progress
+from ptmst.support.parallel import completed
+from ptmst.support.provenance import machine
 
 ROOT, RESULTS = readme.ROOT, readme.RESULTS / "adjoint"
 
@@ -39,7 +39,7 @@ def main() -> int:
     rows = reading.rows(file)
     cells = PLANS[asked.plan](asked.results)
     # Read as cells, so that a setting which is new since then has its default.
-    kept = {configs.from_json(Cell, row["cell"]): row for row in rows}
+    kept = {schema.from_json(Cell, row["cell"]): row for row in rows}
     rows = [kept[cell] for cell in cells if cell in kept]
     if len(kept) > len(rows):
         print(f"{file}: {len(kept) - len(rows)} runs of another plan are dropped", file=sys.stderr)

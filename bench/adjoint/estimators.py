@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from bench.adjoint.cells import TRUNCATED, Side
-from ptmst.flat import Student
-from ptmst.seeds import generator
-from ptmst.shortcut import Span
-from ptmst.synthetic import SyntheticPairs
-from ptmst.unroll import OuterGradient, OuterStep
+from ptmst.engine.outer_step import OuterStep
+from ptmst.engine.recursion import OuterGradient
+from ptmst.students.student import Student
+from ptmst.support.seeds import generator
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.trajectories.spans import Span
 
 
 class TimedStep(OuterStep):

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench import reading
 from bench.adjoint.cells import BASE, DATA, EXACT, STUDENTS, TRUNCATED, Cell, Form, Side, cell, with_rates
-from ptmst import config as configs
+from ptmst import schema
 from ptmst.config import DistillConfig, LeafRates, Phase
 from ptmst.errors import InputError
 from ptmst.presets import in_one_phase
@@ -141,7 +141,7 @@ def best_side(screened: list[dict[str, Any]], sides: Sequence[Side] = ()) -> Sid
     """
     recall: dict[tuple[str, str], dict[Side, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in screened:
-        side = configs.from_json(Side, row["cell"]["side"])
+        side = schema.from_json(Side, row["cell"]["side"])
         recall[row["cell"]["data"], row["cell"]["setting"]][side] += scored(row, "per-phase", "val")
     sides = sides or [side for side in SCREENED if side not in (TRUNCATED, EXACT)]
     return max(sides, key=lambda side: mean(mean(by[side]) / mean(by[TRUNCATED]) for by in recall.values()))
@@ -153,7 +153,7 @@ def tuned(results: Path, data: str, optimiser: str, side: Side) -> DistillConfig
     label = [f"{optimiser} × {factor:.2g}" for factor in factors]
     found: dict[str, list[float]] = defaultdict(list)
     for row in finished(results, "tuning" if optimiser == "adam" else "tuning-sgd"):
-        if row["cell"]["data"] == data and configs.from_json(Side, row["cell"]["side"]) == side:
+        if row["cell"]["data"] == data and schema.from_json(Side, row["cell"]["side"]) == side:
             found[row["cell"]["setting"]] += scored(row, "per-phase", "val")
     return with_rates(base, max(zip(factors, label, strict=True), key=lambda tried: mean(found[tried[1]]))[0])
 
@@ -294,7 +294,7 @@ PLANS: dict[str, Callable[[Path], list[Cell]]] = {
 def finished(results: Path, plan: str) -> list[dict[str, Any]]:
     """What a part has measured. Raises InputError where it has not ended."""
     expected = set(PLANS[plan](results))
-    found = [row for row in rows(results, plan) if configs.from_json(Cell, row["cell"]) in expected]
+    found = [row for row in rows(results, plan) if schema.from_json(Cell, row["cell"]) in expected]
     if len(found) < len(expected):
         raise InputError(f"{plan}: expected {len(expected)} runs, found {len(found)}; finish that part first")
     return found

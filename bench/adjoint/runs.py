@@ -16,20 +16,20 @@ from torch import Tensor
 from bench.adjoint import why
 from bench.adjoint.cells import STUDENTS, TRUNCATED, Cell, Data, Form, Side, Tower, images, teach_config
 from bench.adjoint.estimators import TimedStep
-from ptmst import TrajectoryStore, train_teachers
-from ptmst import config as configs
-from ptmst.ablation import shared_outer_step
+from ptmst import TrajectoryStore, schema, train_teachers
 from ptmst.config import DataConfig, DistillConfig, EncoderConfig, EvaluateConfig
 from ptmst.data import write_rendered
-from ptmst.devices import pick
-from ptmst.distillation import distill_with
-from ptmst.distilled import DistilledPhase, DistilledSet
-from ptmst.encoders import text_tower
+from ptmst.distillation.distill import distill_with
 from ptmst.errors import Diverged
-from ptmst.evaluation import Retrieval, train_students
-from ptmst.similarity import FullSimilarity
-from ptmst.synthetic import SyntheticPairs
-from ptmst.teachers import load, student_from_settings, student_of
+from ptmst.evaluation.scorer import RetrievalScorer
+from ptmst.evaluation.students import train_students
+from ptmst.recipe import load, student_from_settings, student_of
+from ptmst.students.text_towers import text_tower
+from ptmst.studies.ablation import shared_outer_step
+from ptmst.support.devices import pick
+from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.synthetic.soft_labels import FullSimilarity
 
 SPLITS = ("val", "test")
 LAST = 20
@@ -65,7 +65,7 @@ def teach(asked: tuple[Cell, Path]) -> str:
 
 def measure(asked: tuple[Cell, Path]) -> dict[str, Any]:
     """A cell with what it measured."""
-    return {"cell": configs.to_json(asked[0])} | run(*asked)
+    return {"cell": schema.to_json(asked[0])} | run(*asked)
 
 
 def run(cell: Cell, work: Path) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def at_once(distilled: DistilledSet) -> DistilledSet:
 def experts(store: TrajectoryStore) -> list[list[float]]:
     """Mean recall on test of every expert at every epoch from 0."""
     student = student_of(store, ("experts",))
-    root, settings = str(configs.from_json(DataConfig, store.settings["data"]).root), store.settings
+    root, settings = str(schema.from_json(DataConfig, store.settings["data"]).root), store.settings
     test = _retrieval(root, "test", settings)
     trajectories = [store.expert(number).raw() for number in sorted(store.experts)]
     return [
@@ -160,19 +160,19 @@ def _students(distilled: DistilledSet, config: EvaluateConfig) -> list[dict[str,
         except Diverged:
             found.append(None)
             continue
-        root = str(configs.from_json(DataConfig, distilled.settings["data"]).root)
+        root = str(schema.from_json(DataConfig, distilled.settings["data"]).root)
         scored = {split: _retrieval(root, split, distilled.settings).score(student, theta[0]) for split in SPLITS}
         found.append({split: round(scores["mean"], 3) for split, scores in scored.items()})
     return found
 
 
-_SPLITS: dict[tuple[str, str], Retrieval] = {}
+_SPLITS: dict[tuple[str, str], RetrievalScorer] = {}
 
 
-def _retrieval(root: str, split: str, settings: Mapping[str, Any]) -> Retrieval:
+def _retrieval(root: str, split: str, settings: Mapping[str, Any]) -> RetrievalScorer:
     """A split held ready for all cells of a process."""
     if (root, split) not in _SPLITS:
-        data = configs.from_json(DataConfig, settings["data"])
-        tower = text_tower(configs.from_json(EncoderConfig, settings["encoder"]))
-        _SPLITS[root, split] = Retrieval(load(data, split), tower, pick("cpu"))
+        data = schema.from_json(DataConfig, settings["data"])
+        tower = text_tower(schema.from_json(EncoderConfig, settings["encoder"]))
+        _SPLITS[root, split] = RetrievalScorer(load(data, split), tower, pick("cpu"))
     return _SPLITS[root, split]

@@ -24,7 +24,7 @@ from bench.adjoint.plans import (
     scored,
 )
 from bench.reading import NOT_YET, Interval, Rows, paired, read, spread
-from ptmst import config as configs
+from ptmst import schema
 
 
 def both(results: Path, plan: str) -> dict[str, Any] | None:
@@ -37,7 +37,7 @@ def both(results: Path, plan: str) -> dict[str, Any] | None:
 
 
 def side_of(row: Mapping[str, Any]) -> Side:
-    return configs.from_json(Side, row["cell"]["side"])
+    return schema.from_json(Side, row["cell"]["side"])
 
 
 def by_seed(rows: Iterable[Mapping[str, Any]], form: Form = "per-phase") -> dict[int, float]:

@@ -16,12 +16,13 @@ from bench.adjoint.cells import EXACT, TRUNCATED, Cell, Side
 from bench.adjoint.estimators import TimedStep
 from ptmst import TrajectoryStore
 from ptmst.config import DistillConfig
-from ptmst.contrast import student_loss
-from ptmst.distillation import distill_with, draw_batches, initial_pairs
-from ptmst.seeds import generator
-from ptmst.shortcut import RawSpan
-from ptmst.synthetic import SyntheticPairs
-from ptmst.teachers import real_pairs, student_of
+from ptmst.distillation.distill import distill_with
+from ptmst.distillation.draws import draw_batches, initial_pairs
+from ptmst.recipe import real_pairs, student_of
+from ptmst.students.losses import student_loss
+from ptmst.support.seeds import generator
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.trajectories.spans import RawSpan
 
 SIDES = (
     TRUNCATED,

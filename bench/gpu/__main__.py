@@ -22,7 +22,7 @@ from bench.gpu.parts import CORES, STAGES, Part, parts
 from bench.gpu.rows import Folder
 from bench.gpu.runner import Runner
 from bench.measure import environment
-from ptmst.doctor import report
+from ptmst.cli.doctor import report
 from ptmst.errors import InputError
 
 

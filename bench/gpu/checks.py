@@ -22,13 +22,15 @@ from bench.test_outer import setting
 from ptmst import kernels
 from ptmst.config import Compile, DistillConfig
 from ptmst.data import write_rendered
-from ptmst.distillation import distill_with
+from ptmst.distillation.distill import distill_with
+from ptmst.engine.outer_step import OuterStep
+from ptmst.engine.recursion import OuterGradient
 from ptmst.presets import applied, experiment
-from ptmst.shortcut import Span
-from ptmst.store import TrajectoryStore
-from ptmst.synthetic import SyntheticPairs
-from ptmst.teachers import student_of, train_teachers
-from ptmst.unroll import OuterGradient, OuterStep
+from ptmst.recipe import student_of
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.teachers import train_teachers
+from ptmst.trajectories.spans import Span
+from ptmst.trajectories.store import TrajectoryStore
 
 ROOT = Path(__file__).parents[2]
 ON_A_CPU = ROOT / "bench" / "results" / "demo-quick-cpu.json"

@@ -18,10 +18,10 @@ from bench.gpu.rows import Found, Sheet, Wrong
 from bench.gpu.timing import alone, profiled, release, timed
 from bench.measure import copy_bandwidth, peak_memory, product_rate
 from bench.test_outer import COSINE, build_tower, cosines, forward_operations, opponent, setting
-from ptmst.capture import Captured, Tensors, cuda_graph
 from ptmst.config import Precision
-from ptmst.devices import arithmetic
-from ptmst.unroll import OuterStep
+from ptmst.engine.cuda_graph import Captured, Tensors, cuda_graph
+from ptmst.engine.outer_step import OuterStep
+from ptmst.support.devices import arithmetic
 
 CUDA = torch.device("cuda", 0)
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")

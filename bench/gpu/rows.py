@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptmst import files
 from ptmst.errors import InputError
+from ptmst.support import files
 
 Found = dict[str, Any]
 Latest = dict[tuple[str, str], Found]

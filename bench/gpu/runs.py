@@ -15,10 +15,12 @@ from bench.gpu.timing import alone
 from bench.measure import peak_memory
 from ptmst.config import DataConfig, EncoderConfig, RenderConfig, TeachConfig
 from ptmst.data import Pairs, write_rendered
-from ptmst.devices import arithmetic
-from ptmst.encoders import embed_captions, make_student, text_tower
-from ptmst.teachers import load, train_on_pairs
-from ptmst.towers import prepared
+from ptmst.recipe import load
+from ptmst.students.heads import make_student
+from ptmst.students.image_towers import prepared
+from ptmst.students.text_towers import embed_captions, text_tower
+from ptmst.support.devices import arithmetic
+from ptmst.teachers import train_on_pairs
 
 CUDA = torch.device("cuda", 0)
 _TEXT_WIDTH = 768

@@ -3,7 +3,8 @@
 from ptmst.data.batches import image_batches
 from ptmst.data.captions import clean_caption
 from ptmst.data.digits import write_digits
-from ptmst.data.pairs import MEAN, STD, Pairs, denormalise, load_pairs, normalise, renormalise
+from ptmst.data.normalise import MEAN, STD, denormalise, normalise, renormalise
+from ptmst.data.pairs import Pairs, load_pairs
 from ptmst.data.render import write_rendered
 from ptmst.data.scenes import write_scenes
 

@@ -9,8 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ptmst import devices
 from ptmst.data.pairs import Pairs
+from ptmst.support import devices
+
+IMAGES_AT_ONCE = 256
+"""Images that are embedded at a time where nothing is trained."""
 
 
 def image_batches(pairs: Pairs, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:

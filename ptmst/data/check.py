@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptmst import files
 from ptmst.data.annotations import Annotations
 from ptmst.data.captions import clean_caption
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.karpathy import Karpathy
 from ptmst.data.sources import source_of
 from ptmst.errors import InputError
-from ptmst.progress import bar
+from ptmst.support import files
+from ptmst.support.progress import bar
 
 NAMED = 10
 """Images or entries of a kind that are named; the others are counted."""

@@ -14,10 +14,10 @@ from pathlib import Path, PurePath
 import torch
 from torch import Tensor
 
-from ptmst import files
 from ptmst.data.annotations import inside, kind
 from ptmst.data.captions import clean_caption
 from ptmst.errors import InputError
+from ptmst.support import files
 
 FILE = "classes.json"
 _KIND, _VERSION = "classes", 1

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ptmst import config as configs
-from ptmst import files
+from ptmst import schema
 from ptmst.config import RenderConfig
 from ptmst.data.classes import FILE as CLASSES
 from ptmst.data.classes import write_classes
 from ptmst.data.composition import COLOURS, GRID, Scene, Thing, Vocabulary, compose, describe
 from ptmst.data.karpathy import write_annotations
 from ptmst.errors import InputError
+from ptmst.support import files, folders
 
 VERSION = 1
 """Raised whenever the same settings would give other bytes."""
@@ -73,7 +73,7 @@ def write_generated(
 
     Raises InputError for settings out of range and for a folder that holds other settings or cannot be written.
     """
-    configs.check(config)
+    schema.check(config)
     name, root = config.name, Path(config.folder)
     record, settings = root / f"{name}.json", asdict(config)
     del settings["name"], settings["root"]
@@ -83,7 +83,7 @@ def write_generated(
         wanted = [*annotations.values(), *([root / CLASSES] if classified else [])]
         if all(path.exists() for path in wanted):
             return False
-    with files.claimed(root, "rendered data"):
+    with folders.claimed(root, "rendered data"):
         _write(config, vocabulary, paint, progress, classified, annotations)
         files.write_json(record, {"format": f"ptmst-{name}", "version": VERSION, **settings})
     return True

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ptmst import files
 from ptmst.data.annotations import Annotations, Fault, Item, Place, gather, inside, kind, texts_of
 from ptmst.errors import InputError
+from ptmst.support import files
 
 
 @dataclass(frozen=True)

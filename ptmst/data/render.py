@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from ptmst import progress
 from ptmst.config import RenderConfig
 from ptmst.data.digits import write_digits
 from ptmst.data.scenes import write_scenes
+from ptmst.support import progress
 
 _WRITERS = {"scenes": write_scenes, "digits": write_digits}
 

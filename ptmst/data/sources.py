@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ptmst.config import nearest
 from ptmst.data.annotations import SPLITS, Source
 from ptmst.data.karpathy import Karpathy, Whole
 from ptmst.data.shards import Shards
 from ptmst.data.tables import Table
 from ptmst.errors import InputError
+from ptmst.schema import nearest
 
 
 def _published(

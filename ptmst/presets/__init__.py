@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
-from ptmst import config as configs
+from ptmst import schema
 from ptmst.config import DistillConfig, Experiment, Phase
 from ptmst.errors import InputError
 
@@ -22,7 +22,7 @@ BASE_DATA = "flickr30k-"
 
 @dataclass(frozen=True)
 class Method:
-    """A method of trajectory matching, as changes to the settings of any experiment (METHOD §9)."""
+    """A method of trajectory matching, as changes to the settings of any experiment (docs/method.md §9)."""
 
     about: str
     """What it is, in a line."""
@@ -57,12 +57,12 @@ def catalogue() -> tuple[Preset, ...]:
 @cache
 def methods() -> Mapping[str, Method]:
     """Every method by name."""
-    return {name: configs.from_toml(Method, Path(str(file))) for name, file in _files("presets", "methods").items()}
+    return {name: schema.from_toml(Method, Path(str(file))) for name, file in _files("presets", "methods").items()}
 
 
 @cache
 def _experiments() -> Mapping[str, Experiment]:
-    return {name: configs.from_toml(Experiment, Path(str(file))) for name, file in _files("presets").items()}
+    return {name: schema.from_toml(Experiment, Path(str(file))) for name, file in _files("presets").items()}
 
 
 def _files(*folders: str) -> dict[str, Traversable]:
@@ -100,8 +100,8 @@ def experiment(preset: str | None = None, file: Path | None = None) -> Experimen
             raise InputError(f"preset {preset}: expected one experiment, and first, found {name} later; mend the order")
         else:
             known = [*_experiments(), *methods()]
-            raise InputError(f"{name}: expected a preset, found none of that name{configs.nearest(name, known)}")
-    return found if file is None else configs.from_toml(Experiment, file, configs.to_json(found))
+            raise InputError(f"{name}: expected a preset, found none of that name{schema.nearest(name, known)}")
+    return found if file is None else schema.from_toml(Experiment, file, schema.to_json(found))
 
 
 def applied(name: str, to: Experiment, *, published: bool = False) -> Experiment:
@@ -115,10 +115,10 @@ def applied(name: str, to: Experiment, *, published: bool = False) -> Experiment
     if published:
         sizes = sorted(int(size) for size in method.at if int(size) >= to.distill.pairs)
         changes += [method.published, *([method.at[str(sizes[0])]] if sizes else [])]
-    values = configs.to_json(base)
+    values = schema.to_json(base)
     for change in changes:
-        values = configs.merged(values, change)
-    return configs.from_json(Experiment, values)
+        values = schema.merged(values, change)
+    return schema.from_json(Experiment, values)
 
 
 def in_one_phase(config: DistillConfig) -> DistillConfig:

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 import ptmst.data.batches as batches_module
-from ptmst import devices
 from ptmst.data import Pairs, image_batches, normalise
 from ptmst.data.annotations import Place
 from ptmst.errors import InputError
+from ptmst.support import devices
 
 CPU = torch.device("cpu")
 IMAGES, SIZE = 7, 12

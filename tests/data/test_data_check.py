@@ -270,7 +270,7 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
 def test_progress_goes_to_stderr_alone(
     sound: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ptmst.progress._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("ptmst.support.progress._LINE_EVERY_S", 0.0)
     check("flickr8k", sound)
     out, err = capsys.readouterr()
     assert out == "" and "check train: 2/2" in err and "check test: 1/1" in err

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ptmst import devices
 from ptmst.data import Pairs, denormalise, load_pairs, normalise
 from ptmst.errors import InputError
+from ptmst.support import devices
 
 CUDA = torch.cuda.is_available()
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])

@@ -35,14 +35,15 @@ from ptmst import (
     train_teachers,
     write_scenes,
 )
-from ptmst.baselines import subset
 from ptmst.config import Selection
-from ptmst.derivatives import Batch, derivatives
-from ptmst.encoders import ProjectionHead
-from ptmst.evaluation import evaluate_experts
-from ptmst.rotation import Rotation
-from ptmst.shortcut import Displacement, Expert, Span
-from ptmst.towers import ConvNet
+from ptmst.engine.derivatives import Batch, derivatives
+from ptmst.evaluation.baselines import subset
+from ptmst.evaluation.evaluate import evaluate_experts
+from ptmst.students.heads import ProjectionHead
+from ptmst.students.image_towers import ConvNet
+from ptmst.trajectories.prefetch import Rotation
+from ptmst.trajectories.shortcut import Displacement, Expert
+from ptmst.trajectories.spans import Span
 
 Found = dict[str, Any]
 FLOWS: dict[str, Callable[[Path], Found]] = {}

@@ -1,0 +1,171 @@
+"""How much of an outer step is kept at a time, where that is left open: what fits into the device's memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ptmst.config import DistillConfig, Keep
+from ptmst.engine.compilation import compiles
+from ptmst.engine.derivatives import Batch, derivatives, underivable
+from ptmst.errors import InputError
+from ptmst.students.student import Student
+from ptmst.support import progress
+from ptmst.support.devices import arithmetic
+from ptmst.trajectories.store import TrajectoryStore
+
+_SHARE = 0.45
+"""Of the device's memory, for the inner steps; experts may take half of what is free (rotation.py)."""
+_COMPILED = 0.35
+"""Of an eager gradient's activations, what a compiled one needs at most where primals are not kept: 0.29 with nfnet_l0
+(docs/outer-step.md)."""
+_FEW = (2, 4)
+"""Images that activations are measured with."""
+_TRIES = 4
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a batch takes on a device while the loss is differentiated twice; or a frozen tower, once."""
+
+    fixed: float
+    """Whatever its size."""
+    kept: float
+    """For each image, from the step until its gradient is asked for."""
+    most: float
+    """For each image, at the worst moment of the gradient."""
+
+    @classmethod
+    def line(cls, images: tuple[int, int], kept: tuple[int, int], most: tuple[int, int]) -> Memory:
+        """Through two measurements."""
+        slopes = [(after - before) / (images[1] - images[0]) for before, after in (kept, most)]
+        return cls(most[0] - images[0] * slopes[1], *slopes)
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is kept of an outer step, how many images go through the tower at a time, and the bytes that it needs."""
+
+    keep: Keep
+    chunk: int | None
+    need: float
+
+
+def ways(config: DistillConfig, parameters: int, frozen: bool, of: Mapping[Keep, Memory]) -> Iterator[Way]:
+    """Every way that `config` leaves open and `of` knows, the fastest first: primals, then whole batches, then ever
+    smaller chunks.
+
+    All keep the inner loop's vectors of P `parameters`. Primals are the activations of all inner steps, behind a frozen
+    tower of all images that are drawn; otherwise there are those of one batch, or chunk.
+    """
+    batch, steps = config.batch_size, config.inner_steps
+    vectors = 4 * parameters * (steps + 2)
+    if (primals := of.get("primals")) is not None and config.chunk in ("auto", None):
+        most_pairs = max(phase.pairs for phase in config.phases)
+        images = min(steps * batch, most_pairs) if frozen else steps * batch
+        need = vectors + primals.fixed + images * primals.kept + batch * (primals.most - primals.kept)
+        yield Way("primals", None, need)
+    for keep, memory in of.items():
+        for rows in (rows for rows in range(batch, 0, -1) if batch % rows == 0 and keep != "primals"):
+            chunk = rows if rows < batch else None
+            if config.chunk in ("auto", chunk):
+                yield Way(keep, chunk, vectors + memory.fixed + rows * memory.most)
+
+
+def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> DistillConfig:
+    """`config` with `keep` and `chunk` chosen where they are `auto`.
+
+    On CUDA by the fastest way that fits into a share of the device's memory, measured with a few images there and told
+    in a line: a function of the device, the student and the settings, not of what else runs. On a CPU, where memory is
+    the user's other programs' too, it is the path and whole batches. Where a tower has no forward mode it is primals.
+
+    Raises InputError for a tower that cannot be differentiated in any way that is left open.
+    """
+    # In chunks there are no primals to keep.
+    either: tuple[Keep, ...] = ("path",) if isinstance(config.chunk, int) else ("path", "primals")
+    keeps: tuple[Keep, ...] = either if config.keep == "auto" else (config.keep,)
+    derivable = _derivable(keeps, config, store, student)
+    first, device = next(derivable), student.device
+    if device.type != "cuda" or "auto" not in (config.keep, config.chunk):
+        return replace(config, keep=first, chunk=None if config.chunk == "auto" else config.chunk)
+    of = {keep: _measured(keep, config, store, student) for keep in (first, *derivable)}
+    if compiles(config.compile, device):
+        of |= {keep: replace(m, most=_COMPILED * m.most) for keep, m in of.items() if keep != "primals"}
+    total = torch.cuda.get_device_properties(device).total_memory
+    found = list(ways(config, student.layers.num_params, student.tower is not None, of))
+    way = next((way for way in found if way.need <= _SHARE * total), found[-1])
+    progress.tell(
+        f"distil: keep {way.keep}, chunk {way.chunk or 'none'}; inner steps need about {way.need / _GIB:.1f} GiB of "
+        f"the device's {total / _GIB:.1f} (--keep and --chunk set others)"
+    )
+    return replace(config, keep=way.keep, chunk=way.chunk)
+
+
+def _derivable(
+    keeps: Sequence[Keep], config: DistillConfig, store: TrajectoryStore, student: Student
+) -> Iterator[Keep]:
+    """Those that torch can differentiate this student in, in their order. Raises InputError after none at all."""
+    few, reasons = _few(2, store, student), dict[Keep, str]()
+    for keep in keeps:
+        if (reason := underivable(student, keep, config.adjoint > 0, *few)) is None:
+            yield keep
+        else:
+            reasons[keep] = reason
+    if len(reasons) == len(keeps):
+        tower, other = store.settings["encoder"]["image_tower"], "" if "primals" in keeps else "try keep primals, or "
+        raise InputError(
+            f"image_tower {tower}: expected a tower that keep {' or '.join(keeps)} can differentiate, found one it "
+            f"cannot ({reasons[keeps[0]]}); {other}choose another (docs/towers.md)"
+        )
+
+
+def _few(images: int, store: TrajectoryStore, student: Student) -> tuple[Tensor, Tensor]:
+    """So many images and texts of the store's form, on the student's device."""
+    size, width = store.settings["data"]["image_size"], store.settings["text_width"]
+    return torch.zeros(images, 3, size, size, device=student.device), torch.ones(images, width, device=student.device)
+
+
+def _measured(keep: Keep, config: DistillConfig, store: TrajectoryStore, student: Student) -> Memory:
+    if config.precision == "bf16":
+        student = student.in_bf16()
+    found: dict[int, tuple[int, int]] = {}
+    with arithmetic(config.precision):
+        # The first one also takes what libraries keep for good. Then the most of some: what was held before may be
+        # freed late, by another thread, and counts against the next.
+        _bytes(keep, config.adjoint > 0, student, *_few(_FEW[0], store, student))
+        for images in _FEW:
+            tries = (_bytes(keep, config.adjoint > 0, student, *_few(images, store, student)) for _ in range(_TRIES))
+            found[images] = max(tries)
+    kept, most = zip(*found.values(), strict=True)
+    return Memory.line(_FEW, kept, most)
+
+
+def _bytes(keep: Keep, in_theta: bool, student: Student, images: Tensor, texts: Tensor) -> tuple[int, int]:
+    """On CUDA: what is kept of an inner step on these images, and the most that it and its gradient take, eager."""
+    gc.collect()  # what is only about to be freed would be counted
+    theta, eye = student.flatten(), torch.eye(len(images), device=images.device)
+    torch.cuda.reset_peak_memory_stats(images.device)
+
+    def requested(which: str) -> int:
+        # Not what is allocated for it, which depends on what was freed before.
+        return int(torch.cuda.memory_stats(images.device)[f"requested_bytes.all.{which}"])
+
+    before = requested("current")
+    if student.tower is not None:
+        leaf = images.requires_grad_()
+        out = student.features(leaf)
+        kept = requested("current") - before
+        torch.autograd.grad(out.sum(), leaf)
+    else:
+        way = derivatives(student, "wbce", 1.0, in_theta=in_theta, keep=keep, chunk=None, compiler=None)
+        lr = torch.ones(student.layers.num_groups, device=images.device)
+        with torch.no_grad():
+            step = way.step(theta, lr, lambda: Batch(images, texts, eye))
+            kept = requested("current") - before
+            step.along(torch.ones_like(theta))
+    return kept, requested("peak") - before

@@ -1,0 +1,104 @@
+"""Distillation that survives: the state between outer steps, written atomically, resumed to the same bits."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ptmst import schema
+from ptmst.config import DistillConfig
+from ptmst.distillation.optimizer import OuterState
+from ptmst.errors import InputError
+from ptmst.support import files
+from ptmst.synthetic.distilled_set import INDEX, RUN
+from ptmst.trajectories.store import TrajectoryStore
+
+_KIND, _VERSION = "distillation run", 1
+_KEEP = 2
+
+
+def run_record(folder: Path) -> dict[str, Any]:
+    """What a distillation has written of itself in its output folder: settings, and the hash of its store."""
+    return files.read_json(folder / RUN, _KIND, _VERSION)
+
+
+class Checkpoints:
+    """The newest two checkpoints of every phase in the output folder; nowhere, where there is no output folder."""
+
+    def __init__(self, folder: Path | None, config: DistillConfig, store: TrajectoryStore, resume: bool) -> None:
+        """Raises InputError where the folder holds another run, or one that was not to be resumed."""
+        self.settled: DistillConfig | None = None
+        """`config` as the run that is resumed had settled it: what was `auto` stays what it was."""
+        self._folder, self._every_s = folder, 60 * config.checkpoint_minutes
+        self._saved_at = time.monotonic()
+        self._record = {"format": "ptmst-distillation-run", "version": _VERSION, "store_sha256": store.fingerprint}
+        self._record["config"] = comparable(config)
+        if folder is None or not any((folder / name).exists() for name in (RUN, INDEX)):
+            return
+        if not resume:
+            raise InputError(
+                f"{folder}: holds a distillation already; continue it with --resume, or choose another --out"
+            )
+        record = run_record(folder)
+        settled = record.pop("settled", {})
+        if record != json.loads(json.dumps(self._record)):
+            raise InputError(
+                f"{folder}: expected a run of these settings and this store, found another; resume with the "
+                "settings it began with, or choose another --out"
+            )
+        self.settled = replace(config, **settled)
+
+    def begin(self, settled: DistillConfig) -> None:
+        """Write what the folder is for, before anything else is written there."""
+        if self._folder is not None and not (self._folder / RUN).exists():
+            what = {"keep": settled.keep, "chunk": settled.chunk}
+            files.write_json(self._folder / RUN, {**self._record, "settled": what})
+
+    @property
+    def steps_done(self) -> int:
+        """Outer steps, over all phases, that need not be done again."""
+        newest: dict[str, int] = {}
+        for path in self._paths("*"):
+            _, phase, step = path.stem.split("-")
+            newest[phase] = max(newest.get(phase, 0), int(step))
+        return sum(newest.values())
+
+    def newest(self, phase: int, fresh: OuterState) -> OuterState:
+        """The newest checkpoint of a phase that can be read, or `fresh`."""
+        for path in reversed(self._paths(str(phase))):
+            try:
+                return fresh.restored(int(path.stem.split("-")[2]), files.read_tensors(path))
+            except (InputError, KeyError, RuntimeError) as error:
+                print(f"{path}: passed over, it cannot be read ({error})", file=sys.stderr)
+        return fresh
+
+    def save(self, phase: int, state: OuterState) -> None:
+        if self._folder is None:
+            return
+        files.write_tensors(self._folder / f"checkpoint-{phase}-{state.step:08d}.safetensors", state.tensors())
+        for path in self._paths(str(phase))[:-_KEEP]:
+            path.unlink()
+        self._saved_at = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether a checkpoint is to be written after this step."""
+        return self._folder is not None and time.monotonic() - self._saved_at >= self._every_s
+
+    def clear(self) -> None:
+        """Remove the checkpoints of a run whose distilled set is safe."""
+        for path in self._paths("*"):
+            path.unlink()
+
+    def _paths(self, phase: str) -> list[Path]:
+        return sorted(self._folder.glob(f"checkpoint-{phase}-*.safetensors")) if self._folder else []
+
+
+def comparable(config: DistillConfig) -> dict[str, Any]:
+    """The settings that decide the result."""
+    passing = ("out", "root", "device", "checkpoint_minutes")
+    return {key: value for key, value in schema.to_json(config).items() if key not in passing}

@@ -1,0 +1,253 @@
+"""Phased distillation: expert spans in, synthetic pairs out (docs/method.md §3–§5)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ptmst import schema
+from ptmst.config import DistillConfig, Phase
+from ptmst.data import Pairs
+from ptmst.distillation.budget import settled
+from ptmst.distillation.checkpoints import Checkpoints, comparable
+from ptmst.distillation.draws import draw_batches, draw_mixing, initial_pairs
+from ptmst.distillation.optimizer import OuterState, outer_update
+from ptmst.engine.outer_step import OuterStep
+from ptmst.engine.recursion import OuterGradient
+from ptmst.errors import Diverged, InputError
+from ptmst.recipe import real_pairs, student_of, tower_weights
+from ptmst.students.student import Student
+from ptmst.students.text_towers import nearest_captions
+from ptmst.support import devices, folders, progress
+from ptmst.support.devices import sent
+from ptmst.support.provenance import versions
+from ptmst.support.seeds import generator
+from ptmst.support.signals import interruptible
+from ptmst.synthetic.distilled_set import INDEX, DistilledPhase, DistilledSet
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.trajectories.prefetch import Rotation
+from ptmst.trajectories.shortcut import Expert, Trajectory
+from ptmst.trajectories.spans import Span
+from ptmst.trajectories.store import TrajectoryStore
+
+
+def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = False) -> DistilledSet:
+    """Distil every phase of `config` from the experts of `store`.
+
+    With `config.out` the set is saved there, with checkpoints on the way; `resume` continues a stopped run, to the same
+    bits. Raises InputError for settings the store cannot serve and for a folder that is taken, and Diverged with advice
+    where a loss or gradient becomes non-finite; checkpoints stay.
+    """
+    schema.check(config)
+    _check_against_store(config, store)
+    out = None if config.out is None else Path(config.out)
+    with nullcontext() if out is None else folders.claimed(out, "a distilled set"):
+        checkpoints = Checkpoints(out, config, store, resume)
+        if out is not None and (out / INDEX).exists():
+            checkpoints.clear()
+            return DistilledSet.load(out)
+        student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
+        real = real_pairs(store, config.root, student.device)
+        config = settled(checkpoints.settled or config, store, student)
+        starts = _starts(config, student, real)
+        checkpoints.begin(config)
+        distilled = _distil_phases(config, store, OuterStep.of(student, config), starts, real, checkpoints)
+        if out is not None:
+            distilled.save(out)
+            checkpoints.clear()
+        return distilled
+
+
+def distill_with(outer_step: OuterStep, config: DistillConfig, store: TrajectoryStore) -> DistilledSet:
+    """`distill`, into memory, by an outer step that is there: one that is compiled already, or is itself studied.
+
+    How the gradient is taken is its affair; `config` says the rest.
+    """
+    schema.check(config)
+    _check_against_store(config, store)
+    student = student_of(store, (config.seed, "student"))
+    real = real_pairs(store, config.root, devices.pick(config.device))
+    checkpoints = Checkpoints(None, config, store, resume=False)
+    return _distil_phases(config, store, outer_step, _starts(config, student, real), real, checkpoints)
+
+
+def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor]) -> list[SyntheticPairs]:
+    return [initial_pairs(config, n, *real, student.layers.num_groups) for n in range(len(config.phases))]
+
+
+def _distil_phases(
+    config: DistillConfig,
+    store: TrajectoryStore,
+    outer_step: OuterStep,
+    starts: list[SyntheticPairs],
+    real: tuple[Pairs, Tensor],
+    checkpoints: Checkpoints,
+) -> DistilledSet:
+    with progress.bar("distil", config.steps * len(config.phases), checkpoints.steps_done) as bar:
+        phases = []
+        for number, start in enumerate(starts):
+            state = _distill_phase(number, config, store, outer_step, start, checkpoints, bar)
+            phases.append(_finished(state, *real))
+    provenance = {
+        "method": "trajectory matching",
+        "config": comparable(config),
+        "store_sha256": store.fingerprint,
+        "versions": versions(),
+    }
+    return DistilledSet(tuple(phases), provenance, store.settings, tower_weights(store))
+
+
+def _distill_phase(
+    number: int,
+    config: DistillConfig,
+    store: TrajectoryStore,
+    outer_step: OuterStep,
+    start: SyntheticPairs,
+    checkpoints: Checkpoints,
+    bar: progress.Bar,
+) -> OuterState:
+    phase = config.phases[number]
+    device = devices.pick(config.device)
+    start = start.replace({name: sent(leaf, device) for name, leaf in start.leaves().items()})
+    state = checkpoints.newest(number, OuterState.begin(start, config))
+    if state.step == 0:
+        # Leaves are updated in place: where the first update breaks them, this is the last good state.
+        checkpoints.save(number, state)
+    if outer_step.compiles and state.step < config.steps:
+        bar.note("compiling the outer step: once, for minutes with a big tower")
+    with interruptible() as interrupted, _rotation(config, phase, store, device) as rotation:
+
+        def drawn(step: int) -> tuple[Span, Tensor, Tensor | None]:
+            """What an outer step is taken on: its span, batches and mixing."""
+            return _drawn(number, step, config, store, rotation)
+
+        eta = state.pairs.lr.tolist()
+        ahead = [drawn(state.step)] if state.step < config.steps else []
+        while state.step < config.steps:
+            span, batches, mixing = ahead.pop()
+            gradient = outer_step(span, state.pairs, batches, mixing)
+            del span  # an expert's memory, before the next one is there
+            if state.step + 1 < config.steps:
+                ahead.append(drawn(state.step + 1))  # while the device works
+            seen = _look(state, gradient)
+            if seen.broken_state:
+                raise _diverged(number, state.step - 1, eta, seen.broken_state, config)
+            eta = seen.eta
+            if seen.broken_gradient:
+                checkpoints.save(number, state)
+                raise _diverged(number, state.step, eta, seen.broken_gradient, config)
+            state = outer_update(state, gradient, config)
+            bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {seen.loss:.3f}")
+            stop = interrupted()
+            if stop or state.step == config.steps or checkpoints.due:
+                if broken := _look(state).broken_state:
+                    raise _diverged(number, state.step - 1, eta, broken, config)
+                checkpoints.save(number, state)
+            if stop:
+                raise KeyboardInterrupt
+    return state
+
+
+def _drawn(
+    number: int, step: int, config: DistillConfig, store: TrajectoryStore, rotation: Rotation
+) -> tuple[Span, Tensor, Tensor | None]:
+    """Span, batches and mixing of an outer step, by its number alone; the expert of the next one is read meanwhile."""
+    experts, phase = sorted(store.experts), config.phases[number]
+
+    def expert(step: int) -> tuple[int, torch.Generator]:
+        draw = generator(config.seed, "phase", number, step)
+        return experts[int(torch.randint(len(experts), (1,), generator=draw))], draw
+
+    here, draw = expert(step)
+    following = expert(step + 1)[0] if step + 1 < config.steps else None
+    first = int(torch.randint(*phase.start, (1,), generator=draw))
+    span = rotation.take(here, following).span(first, first + config.expert_epochs)
+    batches = draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw)
+    mixing = draw_mixing(config.batch_size, config.inner_steps, config.blend, draw) if config.blend else None
+    return span, sent(batches, rotation.device), None if mixing is None else sent(mixing, rotation.device)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is to be known of an outer step on the host."""
+
+    broken_state: list[str]
+    """What is wrong with the state that it began with, so with the update before it."""
+    broken_gradient: list[str]
+    loss: float
+    eta: list[float]
+    """η that it began with, [G]."""
+
+
+def _look(state: OuterState, gradient: OuterGradient | None = None) -> _Seen:
+    """All of it in one answer: each would wait for the device."""
+    lr, begun, found = state.pairs.lr, state.optimised(), {"loss": torch.zeros_like(state.pairs.lr[0])}
+    if gradient is not None:
+        found = {"loss": gradient.loss, **{f"gradient of {name}": value for name, value in gradient.grads.items()}}
+    flags = [*(torch.isfinite(value).all() for value in (*begun.values(), *found.values())), (lr > 0).all()]
+    numbers = [torch.stack(flags).double(), found["loss"].view(1).double(), lr.double()]
+    told = torch.cat(numbers).tolist()
+    answers, (loss, *eta) = told[: len(flags)], told[len(flags) :]
+    good = dict(zip((*begun, *found), answers, strict=False))
+    broken_state, broken_gradient = (
+        [f"non-finite {name}" for name in part if not good[name]] for part in (begun, found)
+    )
+    if not broken_state and not answers[-1]:
+        broken_state = ["η that is no longer positive"]
+    return _Seen(broken_state, broken_gradient, loss, eta)
+
+
+def _diverged(number: int, step: int, eta: list[float], found: list[str], config: DistillConfig) -> Diverged:
+    kept = f"the last good checkpoint is kept in {config.out}" if config.out else "nothing was saved"
+    return Diverged(
+        f"phase {number + 1}, outer step {step}: found {', '.join(found)} after η = "
+        f"{', '.join(f'{rate:.3g}' for rate in eta)}; begin again in another folder with lower rates.lr, "
+        f"rates.images or student_lr, or with adjoint_clip; {kept}"
+    )
+
+
+def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:
+    leaves = {name: leaf.cpu() for name, leaf in state.average.leaves().items()}
+    return DistilledPhase(
+        pairs=state.average.replace(leaves),
+        last_lr=state.pairs.lr.cpu(),
+        captions=nearest_captions(leaves["texts"], texts, pairs.captions),
+        history={"loss": state.loss.cpu(), "lr": state.lr.cpu()},
+    )
+
+
+def _rotation(config: DistillConfig, phase: Phase, store: TrajectoryStore, device: torch.device) -> Rotation:
+    def make(expert: Expert) -> Trajectory:
+        return expert.shortcut(phase.endpoint) if config.trajectory == "shortcut" else expert.raw()
+
+    return Rotation(store, make, tuple(sorted(_needed_endpoints(config, phase))), device)
+
+
+def _needed_endpoints(config: DistillConfig, phase: Phase) -> set[int]:
+    if config.trajectory == "shortcut":
+        return {phase.endpoint}
+    starts = range(*phase.start)
+    return {t for s in starts for t in (s, s + config.expert_epochs)} - {0}
+
+
+def _check_against_store(config: DistillConfig, store: TrajectoryStore) -> None:
+    if not len(store):
+        raise InputError(f"{store.path}: expected at least one expert, found none; run `ptmst teach` to its end")
+    for number, phase in enumerate(config.phases, start=1):
+        needed = _needed_endpoints(config, phase)
+        past = sorted(k for k in needed if k > store.epochs)
+        if past:
+            raise InputError(
+                f"phase {number}: expected epochs within the {store.epochs} recorded in {store.path}, found {past[0]}; "
+                "lower the end point or start range, or teach more epochs"
+            )
+        if missing := sorted(needed - set(store.endpoints)):
+            raise InputError(
+                f"phase {number}: expected end points kept in {store.path} ({', '.join(map(str, store.endpoints))}), "
+                f"found {', '.join(map(str, missing))}; use a kept one, or teach with --endpoints "
+                f"{'all' if config.trajectory == 'raw' else missing[0]}"
+            )

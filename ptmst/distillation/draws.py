@@ -1,0 +1,47 @@
+"""What an outer step draws: initial pairs, batches and blending (docs/method.md §3)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptmst.config import DistillConfig
+from ptmst.data import Pairs
+from ptmst.data.sampling import random_subset
+from ptmst.support.seeds import generator
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Similarity
+
+
+def initial_pairs(config: DistillConfig, number: int, pairs: Pairs, texts: Tensor, groups: int) -> SyntheticPairs:
+    """A phase at step 0: random real pairs (apart from the other phases'), S = identity, η as configured."""
+    before = sum(phase.pairs for phase in config.phases[:number])
+    count = config.phases[number].pairs
+    chosen = random_subset(pairs, config.seed, before + count)[before:]
+    similarity: Similarity
+    if config.similarity == "full":
+        similarity = FullSimilarity.identity(count)
+    else:
+        draw = generator(config.seed, "low-rank", number)
+        similarity = LowRankSimilarity.identity(count, config.rank, config.alpha, draw)
+    lr = torch.full((groups,), config.student_lr)
+    return SyntheticPairs(pairs.images(pairs.image_of_text[chosen]), texts[chosen].clone(), similarity, lr)
+
+
+def draw_batches(pairs: int, batch: int, steps: int, draw: torch.Generator) -> Tensor:
+    """int64 [steps, batch]: random permutations walked in chunks, redrawn when fewer than `batch` are left."""
+    per_permutation = pairs // batch
+    permutations = -(-steps // per_permutation)
+    walked = [torch.randperm(pairs, generator=draw)[: per_permutation * batch] for _ in range(permutations)]
+    return torch.cat(walked).view(-1, batch)[:steps]
+
+
+def draw_mixing(batch: int, steps: int, blend: float, draw: torch.Generator) -> Tensor:
+    """float32 [steps, batch, batch]: λ I + (1 − λ) P of every step, λ from Beta(blend, blend), P a permutation."""
+    # torch's own sampler of Beta takes no generator.
+    chance = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=draw)))
+    lam = torch.from_numpy(chance.beta(blend, blend, steps)).float()[:, None, None]
+    identity = torch.eye(batch)
+    permuted = torch.stack([identity[torch.randperm(batch, generator=draw)] for _ in range(steps)])
+    return lam * identity + (1 - lam) * permuted

@@ -1,0 +1,88 @@
+"""The outer optimizer: its state, one update of every leaf, and their average (docs/method.md §3, §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ptmst import kernels
+from ptmst.config import DistillConfig, LeafRates
+from ptmst.engine.recursion import OuterGradient
+from ptmst.synthetic.pairs import SyntheticPairs
+
+_ADAM_BETA2, _ADAM_EPS = 0.99, 1e-8
+
+
+def outer_update(state: OuterState, gradient: OuterGradient, config: DistillConfig) -> OuterState:
+    """One step of the outer optimiser on every leaf, then of the average (docs/method.md §3, §5); in place."""
+    leaves, average = state.pairs.leaves(), state.average.leaves()
+    for name, leaf in leaves.items():
+        rate, grad, buffer = _rate(config.rates, name), gradient.grads[name], state.first_moment[name]
+        if config.optimizer == "sgd":
+            kernels.sgd_ema_(leaf, grad, buffer, average[name], rate, config.momentum, config.ema)
+        else:
+            second, t = state.second_moment[name], state.step + 1
+            buffer.lerp_(grad, 1 - config.momentum)
+            second.mul_(_ADAM_BETA2).addcmul_(grad, grad, value=1 - _ADAM_BETA2)
+            scale = (second / (1 - _ADAM_BETA2**t)).sqrt_().add_(_ADAM_EPS)
+            leaf.addcdiv_(buffer, scale, value=-rate / (1 - config.momentum**t))
+            average[name].lerp_(leaf, 1 - config.ema)
+    state.loss[state.step] = gradient.per_group
+    state.lr[state.step] = leaves["lr"]
+    return replace(state, step=state.step + 1)
+
+
+def _rate(rates: LeafRates, leaf: str) -> float:
+    return float(getattr(rates, leaf if leaf in ("images", "texts", "lr") else "similarity"))
+
+
+@dataclass(frozen=True)
+class OuterState:
+    """One phase between outer steps: leaves, their average, and the optimiser's moments; updated in place."""
+
+    step: int
+    pairs: SyntheticPairs
+    average: SyntheticPairs
+    first_moment: dict[str, Tensor]
+    second_moment: dict[str, Tensor]
+    """Of adam; empty for sgd."""
+    loss: Tensor
+    """[steps, G], filled up to `step`; beside the leaves, so that no step waits for it."""
+    lr: Tensor
+    """[steps, G], likewise."""
+
+    @classmethod
+    def begin(cls, pairs: SyntheticPairs, config: DistillConfig) -> OuterState:
+        leaves = pairs.leaves()
+        history = pairs.lr.new_zeros(config.steps, len(pairs.lr))
+        return cls(
+            step=0,
+            pairs=pairs,
+            average=pairs.replace({name: leaf.clone() for name, leaf in leaves.items()}),
+            first_moment={name: torch.zeros_like(leaf) for name, leaf in leaves.items()},
+            second_moment={n: torch.zeros_like(v) for n, v in leaves.items()} if config.optimizer == "adam" else {},
+            loss=history,
+            lr=history.clone(),
+        )
+
+    def optimised(self) -> dict[str, Tensor]:
+        """What the next step starts from: finite, as long as nothing diverged."""
+        return _named({"leaf": self.pairs.leaves(), "first": self.first_moment, "second": self.second_moment})
+
+    def tensors(self) -> dict[str, Tensor]:
+        history = {"loss": self.loss, "lr": self.lr}
+        return self.optimised() | _named({"average": self.average.leaves(), "history": history})
+
+    def restored(self, step: int, tensors: Mapping[str, Tensor]) -> OuterState:
+        """The state of a checkpoint that was written from one of this form."""
+        both = [(value, tensors[name].view_as(value)) for name, value in self.tensors().items()]
+        for value, kept in both:
+            value.copy_(kept)
+        return replace(self, step=step)
+
+
+def _named(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}

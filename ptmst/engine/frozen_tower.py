@@ -1,0 +1,55 @@
+"""A frozen tower: features once, one vector-Jacobian product back to the images (docs/method.md §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ptmst.engine.compilation import Compiler
+from ptmst.students.student import Student
+
+
+def drawn(pairs: int, batches: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pairs to embed for `batches` int64 [n, B], and where each drawn pair is among them: [R], [n, B].
+
+    R depends on shapes alone, so that it is known before the numbers are: all pairs, or one row a drawn pair where
+    that is fewer. Each pair of `drawn` that appears twice is embedded twice and counts by its rows' sum.
+    """
+    if pairs <= batches.numel():
+        return torch.arange(pairs, device=batches.device), batches
+    return batches.flatten(), torch.arange(batches.numel(), device=batches.device).view_as(batches)
+
+
+class Features:
+    """The tower's features of many images, `block` at a time, and the way back."""
+
+    def __init__(self, student: Student, block: int, keep: bool, compiler: Compiler | None) -> None:
+        tower = student.features
+        self._tower = compiler(tower) if compiler is not None else tower
+        self._block, self._keep = block, keep
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Features [R, Z] of images [R, 3, H, W], and the function from ∂L/∂features to ∂L/∂images.
+
+        That function is to be called once: the activations it needs are kept, or computed again by block.
+        """
+        rows = len(images)
+        # Blocks of one size: nothing is compiled twice. The padding's gradient is 0 and is cut off again.
+        padding = images[:1].expand(-rows % self._block, *images.shape[1:])
+        blocks = [block.detach().requires_grad_() for block in torch.cat([images, padding]).split(self._block)]
+        with torch.set_grad_enabled(self._keep):
+            embedded = [self._tower(block) for block in blocks]
+        features = torch.cat([part.detach() for part in embedded])
+
+        def back(gradient: Tensor) -> Tensor:
+            padded = torch.cat([gradient, gradient.new_zeros(len(features) - rows, *gradient.shape[1:])])
+            parts = []
+            for i, (block, share) in enumerate(zip(blocks, padded.split(self._block), strict=True)):
+                with torch.enable_grad():
+                    out = embedded[i] if self._keep else self._tower(block)
+                parts += torch.autograd.grad(out, block, share)
+            return torch.cat(parts)[:rows]
+
+        return features[:rows], back

@@ -1,0 +1,142 @@
+"""Fresh students trained on a distilled set, and their retrieval recall (docs/method.md §6)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from operator import itemgetter
+
+import torch
+
+from ptmst import schema
+from ptmst.config import EvaluateConfig
+from ptmst.data import renormalise
+from ptmst.errors import InputError
+from ptmst.evaluation.scorer import RetrievalScorer
+from ptmst.evaluation.scores import Scores, recorded
+from ptmst.evaluation.stacks import groups, room_for, students_at_once
+from ptmst.evaluation.students import as_distilled, train_students
+from ptmst.recipe import (
+    data_of,
+    load,
+    made_of,
+    student_from_settings,
+    student_of,
+    tell_random_weights,
+    text_tower_of,
+    with_another_tower,
+)
+from ptmst.support import devices, progress
+from ptmst.support.devices import arithmetic
+from ptmst.support.provenance import versions
+from ptmst.synthetic.distilled_set import DistilledSet
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.trajectories.store import TrajectoryStore
+
+
+def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
+    """Train `config.students` fresh students on the set and score them on a split of its data (docs/method.md §6).
+
+    Raises InputError for settings, data or weights that cannot be used, and Diverged for a student whose θ is no
+    longer finite.
+    """
+    schema.check(config)
+    config = as_distilled(distilled, config)
+    device = devices.pick(config.device)
+    if config.student is not None:
+        distilled = _for_another_tower(distilled, config.student, config, device)
+    settings, start = distilled.settings, distilled.tower
+    data, tower = data_of(settings, config.root), text_tower_of(settings)
+    scored = load(data, config.split)
+    scored_on = RetrievalScorer(scored, tower, device)
+    choose = RetrievalScorer(load(data, "val"), tower, device) if config.select == "best-val" else scored_on
+    began = time.perf_counter()
+    if config.together is None:
+        # What the splits then hold is what is scored.
+        with arithmetic("fp32"), room_for(1):
+            config = replace(config, together=students_at_once(distilled, config, device, {scored_on, choose}))
+    at_once = min(config.together or 1, config.students)
+
+    students: list[dict[str, float]] = []
+    epochs = (config.epochs + 1) * len(distilled)
+    with arithmetic("fp32"), room_for(at_once), progress.bar("evaluate", config.students * epochs) as bar:
+        for numbers in groups(config.students, at_once):
+            draws = [(config.seed, "student", number) for number in numbers]
+            fresh = [student_from_settings(settings, draw, start) for draw in draws]
+            thetas = torch.stack([student.flatten() for student in fresh]).to(device)
+            # Students differ in θ alone: the functions of one serve all.
+            student = fresh[0].to(device)
+            # Of each, evaluation by evaluation: what it is chosen by, and its scores.
+            runs: list[list[tuple[float, dict[str, float]]]] = [[] for _ in numbers]
+            for epoch, trained in train_students(student, thetas, distilled, config, draws):
+                bar.advance(f"student {numbers[-1] + 1}/{config.students}", steps=len(numbers))
+                last = epoch == epochs - 1
+                if last or (config.select != "last" and epoch % (config.epochs + 1) % config.every == 0):
+                    for run, theta in zip(runs, trained, strict=True):
+                        found = scored_on.score(student, theta)
+                        by = found if choose is scored_on else choose.score(student, theta)
+                        run.append((by["mean"], found))
+            for run in runs:
+                students.append((run[-1] if config.select == "last" else max(run, key=itemgetter(0)))[1])
+    provenance = {
+        "split": config.split,
+        "config": recorded(config),
+        "set": dict(distilled.provenance),
+        "pairs": distilled.num_pairs,
+        "versions": versions(),
+        **made_of(settings, scored),
+    }
+    return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
+
+
+def _for_another_tower(
+    distilled: DistilledSet, name: str, config: EvaluateConfig, device: torch.device
+) -> DistilledSet:
+    """The same pictures for students of another image tower: its start, and normalised as it wants them."""
+    settings, data = distilled.settings, data_of(distilled.settings, config.root)
+    if config.student_weights is None:
+        tell_random_weights(name, settings["encoder"]["warmup_epochs"], "--student-weights")
+    # In the precision that the set's own tower was warmed up with.
+    with arithmetic(settings.get("precision", "fp32") if device.type == "cuda" else "fp32"):
+        settings, start = with_another_tower(settings, data, name, config.student_weights, device)
+    other = replace(distilled, settings=settings, tower=start)
+
+    def prepared(pairs: SyntheticPairs) -> SyntheticPairs:
+        return replace(pairs, images=renormalise(pairs.images, distilled.normalisation, other.normalisation))
+
+    return replace(other, phases=tuple(replace(phase, pairs=prepared(phase.pairs)) for phase in other.phases))
+
+
+def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
+    """Score the first `config.students` experts at their last epoch: what all real pairs teach.
+
+    Only the split, the root and the device of `config` matter besides: nothing is trained. Raises InputError where that
+    epoch is no kept end point of the store, and for students of another tower.
+    """
+    if config.student is not None:
+        raise InputError(
+            f"{store.path}: expected a distilled set to train {config.student} on, found a store of experts"
+        )
+    if store.epochs not in store.endpoints:
+        raise InputError(
+            f"{store.path}: expected the last epoch, {store.epochs}, among the kept end points, found "
+            f"{', '.join(map(str, store.endpoints))}; to score experts, teach with it among --endpoints"
+        )
+    where = devices.pick(config.device)
+    data, tower = data_of(store.settings, config.root), text_tower_of(store.settings)
+    scored = load(data, config.split)
+    scored_on = RetrievalScorer(scored, tower, where)
+    student = student_of(store, ("experts",)).to(where)
+    numbers = sorted(store.experts)[: config.students]
+    with arithmetic("fp32"):
+        students = [scored_on.score(student, store.expert(n).raw().point(store.epochs).to(where)) for n in numbers]
+    provenance = {
+        "split": config.split,
+        "experts": numbers,
+        "epochs": store.epochs,
+        "pairs": len(load(data, "train")),
+        "store_sha256": store.fingerprint,
+        "versions": versions(),
+        **made_of(store.settings, scored),
+    }
+    return Scores(tuple(students), provenance)

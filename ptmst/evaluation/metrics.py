@@ -1,0 +1,68 @@
+"""RetrievalScorer recall and zero-shot accuracy (docs/method.md §6)."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ptmst.errors import InputError
+
+METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
+"""Of retrieval, which every data set has."""
+ZERO_SHOT = "zero-shot"
+"""Of data sets with classes: the accuracy of zero-shot classification."""
+_SCORES_AT_ONCE = 1 << 24
+
+
+def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: Tensor) -> dict[str, float]:
+    """Recall@1/5/10 in percent: IR finds a text's image, TR any text of an image; `mean` is the mean of the six.
+
+    image_embeds [N, H] and text_embeds [T, H] are compared by inner product: normalise them for cosines.
+    image_of_text int64 [T] names each text's image. A rank is the number of strictly higher scores, so ties never
+    depend on an order. Memory stays bounded whatever N and T. Images without a text count as not found.
+    """
+    images, texts = len(image_embeds), len(text_embeds)
+    if image_of_text.shape != (texts,):
+        raise InputError(f"image_of_text: expected one image for each of {texts} texts, found {image_of_text.shape}")
+    if not images or not texts or int(image_of_text.min()) < 0 or int(image_of_text.max()) >= images:
+        raise InputError(f"image_of_text: expected numbers of {images} images, found others; pass the set's own")
+    if not bool(torch.isfinite(image_embeds).all() and torch.isfinite(text_embeds).all()):
+        raise InputError("retrieval_recall: expected finite embeddings, found NaN or infinity; lower the student's η")
+    image_of_text = image_of_text.to(image_embeds.device)
+
+    image_rank = []
+    for some in torch.arange(texts, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // images)):
+        scores = text_embeds[some] @ image_embeds.T
+        own = scores.gather(1, image_of_text[some, None])
+        image_rank.append((scores > own).sum(1))
+    text_rank = []
+    for some in torch.arange(images, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // texts)):
+        scores = image_embeds[some] @ text_embeds.T
+        owned = image_of_text == some[:, None]
+        best = scores.masked_fill(~owned, float("-inf")).amax(1, keepdim=True)
+        text_rank.append((scores > best).sum(1).masked_fill(~owned.any(1), torch.iinfo(torch.int64).max))
+
+    recall: dict[str, float] = {}
+    for name, ranks in (("ir", torch.cat(image_rank)), ("tr", torch.cat(text_rank))):
+        # Fractions of whole numbers in float64: exact to the last digit shown.
+        recall |= {f"{name}{k}": 100.0 * int((ranks < k).sum()) / len(ranks) for k in (1, 5, 10)}
+    return recall | {"mean": mean(recall.values())}
+
+
+def zero_shot_accuracy(image_embeds: Tensor, prompt_embeds: Tensor, class_of_prompt: Tensor, labels: Tensor) -> float:
+    """Share of images, in percent, whose own class is nearer than any other (Radford et al. 2021).
+
+    image_embeds [N, H] and prompt_embeds [T, H] are normalised; a class is the mean of its prompts, normalised again.
+    class_of_prompt int64 [T] and labels int64 [N] name classes from 0; -1 is an image that does not count. An image
+    that is as near to another class counts as wrong.
+    """
+    # A product, since a scattered sum has an order of its own every time on CUDA.
+    centres = F.normalize(F.one_hot(class_of_prompt).T.to(prompt_embeds) @ prompt_embeds, dim=1)
+    counted = labels >= 0
+    scores, own = image_embeds[counted] @ centres.T, labels[counted, None]
+    others = scores.scatter(1, own, float("-inf")).amax(1)
+    right = scores.gather(1, own)[:, 0] > others
+    return 100.0 * int(right.sum()) / len(right)

@@ -1,0 +1,71 @@
+"""A split that students are scored on: its images and captions, held between students."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ptmst.data import Pairs, image_batches
+from ptmst.data.batches import IMAGES_AT_ONCE
+from ptmst.errors import Diverged
+from ptmst.evaluation.metrics import ZERO_SHOT, retrieval_recall, zero_shot_accuracy
+from ptmst.students.student import Student
+from ptmst.students.text_towers import TextTower, embed_captions
+
+_HELD_BYTES = 4 << 30
+"""Images of a split that may be held on the device."""
+
+
+class RetrievalScorer:
+    """A split to be scored: its images and text embeddings."""
+
+    def __init__(self, pairs: Pairs, tower: TextTower, device: torch.device) -> None:
+        self._pairs, self._device = pairs, device
+        self._texts = embed_captions(tower, pairs.captions, device).to(device)
+        self._held: list[Tensor] | None = None
+        classes = pairs.classes()
+        if classes is not None:
+            prompts = [prompt for one in classes.prompts for prompt in one]
+            numbers = [number for number, one in enumerate(classes.prompts) for _ in one]
+            self._prompts = embed_captions(tower, prompts, device).to(device)
+            self._class_of_prompt = torch.tensor(numbers, device=device)
+            self._labels = classes.labels.to(device)
+        self._classified = classes is not None
+
+    @torch.no_grad()
+    def score(self, student: Student, theta: Tensor) -> dict[str, float]:
+        """Recalls of a student with parameters θ [P], and its accuracy where images have classes.
+
+        All students that are scored share one frozen tower, or none.
+        """
+        heads = student.heads
+        images = torch.cat([heads.embed_images(theta, some) for some in self._inputs(student)])
+        texts = student.embed_texts(theta, self._texts)
+        normal = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+        if not bool(torch.isfinite(torch.cat(normal)).all()):
+            raise Diverged("a student: its embeddings are not finite, though its θ is; the set's η is too large")
+        recalls = retrieval_recall(*normal, self._pairs.image_of_text)
+        if not self._classified:
+            return recalls
+        prompts = F.normalize(student.embed_texts(theta, self._prompts), dim=-1)
+        return recalls | {ZERO_SHOT: zero_shot_accuracy(normal[0], prompts, self._class_of_prompt, self._labels)}
+
+    @torch.no_grad()
+    def hold(self, student: Student) -> None:
+        """Read the images now, if they can be held on the device, where students like this one are to be scored."""
+        self._inputs(student)
+
+    def _inputs(self, student: Student) -> Iterable[Tensor]:
+        """What the heads see of the images, batch by batch; held on the device where it fits."""
+        if self._held is not None:
+            return self._held
+        count = len(self._pairs.image_paths)
+        some = torch.arange(count).split(IMAGES_AT_ONCE)
+        made = map(student.features, image_batches(self._pairs, some, self._device))
+        if student.tower is None and 4 * count * 3 * self._pairs.image_size**2 > _HELD_BYTES:
+            return made
+        self._held = list(made)
+        return self._held

@@ -1,0 +1,68 @@
+"""Scores of students, and the files that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ptmst import schema
+from ptmst.config import EvaluateConfig
+from ptmst.errors import InputError
+from ptmst.evaluation.metrics import METRICS, ZERO_SHOT
+from ptmst.support import files
+
+SCORES = "scores.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What several students reach, percent: recalls by the names in METRICS, and ZERO_SHOT where there are classes."""
+
+    students: tuple[Mapping[str, float], ...]
+    provenance: Mapping[str, Any]
+    """Protocol, selection, seed and what was evaluated; JSON values."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what was measured."""
+        return (*METRICS, *([ZERO_SHOT] if ZERO_SHOT in self.students[0] else []))
+
+    def mean(self, metric: str = "mean") -> float:
+        return mean(student[metric] for student in self.students)
+
+    def std(self, metric: str = "mean") -> float:
+        """Sample standard deviation over students; 0 for a single one."""
+        return stdev(student[metric] for student in self.students) if len(self.students) > 1 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        summary = {metric: {"mean": self.mean(metric), "std": self.std(metric)} for metric in self.metrics}
+        return {"summary": summary, "students": [dict(s) for s in self.students], "provenance": dict(self.provenance)}
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """Write scores as JSON, with their summary."""
+    files.write_json(path, {"format": "ptmst-score-file", "version": _VERSION, **scores.to_json()})
+
+
+def read_scores(path: Path) -> Scores:
+    """Scores that `write_scores` wrote. Raises InputError for a file that holds none."""
+    value = files.read_json(path, "score file", _VERSION)
+    try:
+        scores = Scores(tuple(value["students"]), value["provenance"])
+        whole = bool(scores.students) and all(set(METRICS) <= student.keys() for student in scores.students)
+        whole = whole and {"split", "pairs"} <= scores.provenance.keys()
+        whole = whole and bool({"config", "experts"} & scores.provenance.keys())
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: expected the recalls of students and how they came about, found others; score anew")
+    return scores
+
+
+def recorded(config: EvaluateConfig) -> dict[str, Any]:
+    """What scores record of their settings: all but where the data lie and where it ran."""
+    return {name: value for name, value in schema.to_json(config).items() if name not in ("root", "device")}

@@ -1,0 +1,107 @@
+"""Fresh students trained on a distilled set (docs/method.md §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from ptmst.config import TEMPERATURE, EvaluateConfig, LossKind
+from ptmst.data.batches import IMAGES_AT_ONCE
+from ptmst.errors import Diverged
+from ptmst.students.losses import StudentLoss, student_loss
+from ptmst.students.student import Student
+from ptmst.support.seeds import generator
+from ptmst.synthetic.distilled_set import DistilledSet
+
+
+def as_distilled(distilled: DistilledSet, config: EvaluateConfig) -> EvaluateConfig:
+    """`config` with the set's own loss and temperature where none is asked for."""
+    # Real pairs have no loss of their own; their temperature is the experts'.
+    own = {"loss": "wbce", "temperature": distilled.settings.get("temperature", TEMPERATURE)}
+    own |= distilled.provenance.get("config", {})
+    loss: LossKind = config.loss or own["loss"]
+    return replace(config, loss=loss, temperature=config.temperature or own["temperature"])
+
+
+def train_students(
+    student: Student,
+    thetas: Tensor,
+    distilled: DistilledSet,
+    config: EvaluateConfig,
+    draws: Sequence[tuple[int | str, ...]],
+) -> Iterator[tuple[int, Tensor]]:
+    """Train K students from θ [K, P] on the phases in order; yields (epoch, θ [K, P]) after every epoch of all phases.
+
+    `student` has the functions that all share; each draws batches of its own. An epoch is ceil(N/batch) batches, each
+    the first pairs of a fresh permutation. Raises Diverged for a non-finite θ.
+    """
+    layers, device = student.layers, thetas.device
+    schedule = _per_phase_rates if config.protocol == "per-phase" else _reference_rates
+    config = as_distilled(distilled, config)
+    assert config.loss is not None and config.temperature is not None
+    gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
+    phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
+    seen = [_features(student, pairs.images) for pairs in phases]
+    momentum = torch.zeros_like(thetas)
+    for epoch, (phase, rates, restart) in enumerate(schedule(distilled, config)):
+        pairs, images = phases[phase], seen[phase]
+        rate = layers.expand(rates.to(device))
+        momentum = torch.zeros_like(thetas) if restart else momentum
+        batches = [_epoch_batches(len(pairs), config.batch_size, generator(*draw, "epoch", epoch)) for draw in draws]
+        # At once, since a copy waits for the device.
+        for index in torch.stack(batches, dim=1).to(device):
+            similarity = torch.stack([pairs.similarity.batch(own) for own in index])
+            g = gradient(thetas, images[index], pairs.texts[index], similarity)
+            momentum = config.momentum * momentum + g + config.weight_decay * thetas
+            thetas = thetas - rate * momentum
+        for draw, finite in zip(draws, torch.isfinite(thetas).all(1).tolist(), strict=True):
+            if not finite:
+                eta = ", ".join(f"{r:.3g}" for r in rates.tolist())
+                raise Diverged(f"student {draw}, epoch {epoch}: θ is not finite at η = {eta}; the set's η is too large")
+        yield epoch, thetas
+
+
+def _epoch_batches(pairs: int, batch: int, draw: torch.Generator) -> Tensor:
+    """int64 [ceil(pairs/batch), batch]: the first of a permutation each, of all pairs where a batch holds them."""
+    return torch.stack([torch.randperm(pairs, generator=draw)[:batch] for _ in range(-(-pairs // batch))])
+
+
+def _gradient(loss_of: StudentLoss) -> Callable[..., Tensor]:
+    """∇_θ of every student: θ [K, P] and stacked batches → [K, P]."""
+
+    def gradient(thetas: Tensor, *batches: Tensor) -> Tensor:
+        leaf = thetas.detach().requires_grad_()
+        if len(thetas) == 1:
+            loss = loss_of(leaf[0], *(batch[0] for batch in batches))
+        else:
+            loss = vmap(loss_of)(leaf, *batches).sum()
+        (g,) = torch.autograd.grad(loss, leaf)
+        return g
+
+    return gradient
+
+
+@torch.no_grad()
+def _features(student: Student, images: Tensor) -> Tensor:
+    """What the heads see of images: their features, where a tower is frozen."""
+    return torch.cat([student.features(some) for some in images.split(IMAGES_AT_ONCE)])
+
+
+def _per_phase_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterator[tuple[int, Tensor, bool]]:
+    """Per epoch: phase, η [G], and whether the momentum starts anew. Each phase uses its own η and a whole schedule."""
+    for number, pairs in enumerate(distilled):
+        for epoch in range(config.epochs + 1):
+            yield number, pairs.lr * (0.1 if epoch > config.lr_drop else 1.0), epoch == 0
+
+
+def _reference_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterator[tuple[int, Tensor, bool]]:
+    """As published: one optimiser and one schedule over all phases, at the last phase's un-averaged η."""
+    lr = distilled.phases[-1].last_lr
+    for number in range(len(distilled)):
+        for epoch in range(config.epochs + 1):
+            dropped = number * (config.epochs + 1) + epoch > config.lr_drop
+            yield number, lr * (0.1 if dropped else 1.0), False

@@ -1,0 +1,229 @@
+"""Distilled sets in the forms that other code reads."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from ptmst.data import MEAN, STD, renormalise
+from ptmst.errors import InputError
+from ptmst.support import files
+from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
+
+Form = Literal["ptm-st", "lors", "folder", "hf"]
+_PARQUET = "data/train-00000-of-00001.parquet"
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
+
+_Files = Iterator[tuple[str, bytes]]
+
+
+def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
+    """Write a distilled set into the new or empty folder `out`; returns the files. The same set gives the same bytes.
+
+    - `ptm-st`: `distilled_PHASE_STEPS.pt` for every phase, counted from 0: the published dictionary with `image`
+      [N, 3, H, W] (normalised with CLIP's mean and deviation), `text` [N, D], `similarity_params` ([S] or [a, L, R]),
+      `similarity_mat` [N, N] and `syn_lr_img`, `syn_lr_txt`, the η without averaging that the published evaluation
+      uses (docs/method.md §5).
+    - `lors`: the same of a set with one phase, as `distilled_STEPS.pt`.
+    - `folder`: `phase-1/000.png`, …, with captions in `captions.csv`.
+    - `hf`: one Parquet file and a data card, which Hugging Face datasets reads.
+
+    Raises InputError, before anything is written, for a folder that holds something, leaves that are not finite, a
+    set that the form has no place for, and a package that is missing; and where `out` cannot be written.
+    """
+    writers: dict[str, Callable[[DistilledSet], _Files]] = {
+        "ptm-st": _ptm_st,
+        "lors": _lors,
+        "folder": _folder,
+        "hf": _hf,
+    }
+    if form not in writers:
+        raise InputError(f"form: expected {', '.join(writers)}, found {form!r}; choose one of them")
+    try:
+        held = min((path.name for path in out.iterdir()), default=None) if out.exists() else None
+    except OSError as error:
+        raise InputError(
+            f"{out}: expected a new or empty folder, found what is none ({error.strerror}); choose another"
+        ) from error
+    if held is not None:
+        raise InputError(f"{out}: expected a new or empty folder, found {held} in it; choose another or empty it")
+    for number, phase in enumerate(distilled.phases, start=1):
+        for name, leaf in {**phase.pairs.leaves(), "last_lr": phase.last_lr}.items():
+            if not bool(torch.isfinite(leaf).all()):
+                raise InputError(
+                    f"phase {number}: expected finite {name}, found NaN or infinity, and wrote nothing; distil anew"
+                )
+    written: list[Path] = []
+    try:
+        for name, content in writers[form](distilled):
+            written.append(out / name)
+            files.write(out / name, content)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it is `out`, or holds something still
+                path.parent.rmdir()
+        raise
+    return written
+
+
+def _ptm_st(distilled: DistilledSet) -> _Files:
+    for number, phase in enumerate(distilled.phases, start=1):
+        _check_groups(number, phase)
+    for number, phase in enumerate(distilled.phases):
+        yield f"distilled_{number}_{_steps(phase)}.pt", _published(distilled, phase)
+
+
+def _lors(distilled: DistilledSet) -> _Files:
+    if len(distilled) != 1:
+        raise InputError(f"lors: expected a set of one phase, found {len(distilled)} phases; export it as ptm-st")
+    _check_groups(1, distilled.phases[0])
+    yield f"distilled_{_steps(distilled.phases[0])}.pt", _published(distilled, distilled.phases[0])
+
+
+def _check_groups(number: int, phase: DistilledPhase) -> None:
+    if phase.last_lr.shape != (2,):
+        raise InputError(
+            f"phase {number}: expected a learning rate of two groups, image and text, found "
+            f"{list(phase.last_lr.shape)}; export it as folder or hf"
+        )
+
+
+def _steps(phase: DistilledPhase) -> int:
+    return len(phase.history["loss"]) if "loss" in phase.history else 0
+
+
+def _published(distilled: DistilledSet, phase: DistilledPhase) -> bytes:
+    similarity = phase.pairs.similarity
+    image, text = phase.last_lr
+    content = {
+        # Published code normalises real images with CLIP's mean and deviation, whatever the tower.
+        "image": _own(renormalise(phase.pairs.images, distilled.normalisation, (MEAN, STD))),
+        "text": _own(phase.pairs.texts),
+        "similarity_params": [_own(leaf) for leaf in similarity.leaves().values()],
+        "similarity_mat": _own(similarity.dense()),
+        "syn_lr_img": _own(image),
+        "syn_lr_txt": _own(text),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _own(tensor: Tensor) -> Tensor:
+    # torch.save writes all the memory that a view looks into.
+    return tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+
+
+def _folder(distilled: DistilledSet) -> _Files:
+    table = io.StringIO(newline="")
+    rows = csv.writer(table)
+    rows.writerow(("file", "phase", "caption"))
+    for number, name, picture, caption, _ in _rows(distilled):
+        rows.writerow((name, number, caption))
+        yield name, picture
+    yield "captions.csv", table.getvalue().encode()
+    readme = (
+        f"{distilled.num_pairs:,} synthetic image-text pairs in {len(distilled)} phases, distilled with ptmst.\n"
+        "phase-N/*.png are the images; captions.csv names the real caption nearest to each synthetic text.\n"
+        "Texts, soft labels and learning rates are left out: a student trains on the set itself, not on this folder.\n"
+    )
+    yield "README.md", readme.encode()
+
+
+def _rows(distilled: DistilledSet) -> Iterator[tuple[int, str, bytes, str, Tensor]]:
+    """Phase from 1, file name, PNG, caption and text [D] of each pair."""
+    for number, phase in enumerate(distilled.phases, start=1):
+        pairs = zip(distilled.pixels(number - 1), phase.captions, phase.pairs.texts, strict=True)
+        for i, (image, caption, text) in enumerate(pairs):
+            yield number, f"phase-{number}/{i:03}.png", _png(image), caption, text
+
+
+def _png(pixels: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rearrange(pixels, "c h w -> h w c").cpu().numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _hf(distilled: DistilledSet) -> _Files:
+    try:
+        # Through importlib, since mypy finds no types in it.
+        pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise InputError("hf: expected the package pyarrow, found none; pip install 'ptmst[hf]'") from error
+    features = {
+        "image": {"_type": "Image"},
+        "caption": {"dtype": "string", "_type": "Value"},
+        "phase": {"dtype": "int32", "_type": "Value"},
+        "text_embedding": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"},
+    }
+    schema = pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("caption", pa.string()),
+            ("phase", pa.int32()),
+            ("text_embedding", pa.list_(pa.float32())),
+        ],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    rows = [
+        {
+            "image": {"bytes": picture, "path": name},
+            "caption": caption,
+            "phase": number,
+            "text_embedding": text.detach().float().cpu().numpy(),
+        }
+        for number, name, picture, caption, text in _rows(distilled)
+    ]
+    buffer = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows, schema), buffer)
+    yield _PARQUET, buffer.getvalue()
+    yield "README.md", _card(distilled).encode()
+
+
+def _card(distilled: DistilledSet) -> str:
+    size = next((name for most, name in _SIZES if distilled.num_pairs < most), "100K<n<1M")
+    told = ("method", "seed", "store_sha256", "files", "versions")
+    provenance = {key: distilled.provenance[key] for key in told if key in distilled.provenance}
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {_PARQUET}
+task_categories:
+- image-text-retrieval
+size_categories:
+- {size}
+---
+
+# Distilled image-text pairs
+
+{distilled.num_pairs:,} synthetic pairs in {len(distilled)} phases, distilled with ptmst for training retrieval models.
+
+| column | what it is |
+|---|---|
+| `image` | the synthetic image, rounded to 8 bits |
+| `caption` | the real training caption nearest to the synthetic text, for people to read |
+| `phase` | the phase the pair belongs to, from 1: students train on one after the other |
+| `text_embedding` | the synthetic text, as the frozen text encoder would give it |
+
+Soft labels and student learning rates are left out.
+
+Provenance:
+
+```json
+{json.dumps(provenance, indent=2, sort_keys=True, ensure_ascii=False)}
+```
+"""

@@ -1,0 +1,128 @@
+"""One HTML page about distilled sets: pictures, loss curves, recalls, settings."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from ptmst.report.tables import Row, lines, note
+from ptmst.support import files
+from ptmst.synthetic.distilled_set import DistilledSet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None = None) -> None:
+    """Write one self-contained HTML page. Raises InputError where `out` cannot be written."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = resources.files("ptmst.report").joinpath("page.html.jinja").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    head, body = lines(rows, "±")
+    page = environment.from_string(template).render(
+        title=title,
+        command=command,
+        note=note(rows),
+        head=head,
+        body=body,
+        recall_figure=_recall_figure(rows),
+        sets=[_set(row) for row in rows if row.distilled is not None],
+        settings=[{"name": row.name, "json": _pretty(row)} for row in rows],
+    )
+    files.write(out, page.encode())
+
+
+def _pretty(row: Row) -> str:
+    shown: dict[str, Any] = {"evaluation": row.scores.provenance}
+    if row.distilled is not None:
+        shown |= {"set": row.distilled.provenance, "data and encoder": row.distilled.settings}
+    return json.dumps(shown, indent=2, ensure_ascii=False)
+
+
+def _set(row: Row) -> dict[str, Any]:
+    assert row.distilled is not None
+    phases = []
+    for number, phase in enumerate(row.distilled.phases):
+        pictures = zip(row.distilled.pixels(number), phase.captions, strict=True)
+        phases.append({"count": len(phase.pairs), "pictures": [(_picture(image), text) for image, text in pictures]})
+    return {"name": row.name, "curves": _curves(row.distilled), "phases": phases}
+
+
+def _picture(pixels: Tensor) -> str:
+    """An image uint8 [3, H, W] as a data address."""
+    buffer = io.BytesIO()
+    Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy()).save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _recall_figure(rows: Sequence[Row]) -> str:
+    figure = _figure(7, 0.6 + 0.42 * len(rows))
+    axes = figure.subplots()
+    names = [row.name for row in rows]
+    means = [row.scores.mean() for row in rows]
+    axes.barh(names, means, xerr=[row.scores.std() for row in rows], color="#4477aa", height=0.6, ecolor="#222222")
+    axes.invert_yaxis()
+    axes.set_xlabel("mean recall, percent")
+    return _svg(figure)
+
+
+def _curves(distilled: DistilledSet) -> str | None:
+    """Matching loss per group and η, each against the outer step; none for a set that was not distilled."""
+    phases = [phase.history for phase in distilled.phases if phase.history]
+    if not phases:
+        return None
+    groups = (
+        ("image", "text") if phases[0]["loss"].shape[1] == 2 else tuple(map(str, range(phases[0]["loss"].shape[1])))
+    )
+    figure = _figure(9, 2.9)
+    axes = figure.subplots(1, 2)
+    for number, history in enumerate(phases, start=1):
+        for group, name in enumerate(groups):
+            label = f"phase {number}, {name}" if len(phases) > 1 else name
+            style = {"color": _COLOURS[(number - 1) % len(_COLOURS)], "linestyle": ("-", "--", ":")[group % 3]}
+            axes[0].plot(list(_smoothed(history["loss"][:, group])), label=label, linewidth=1.2, **style)
+            axes[1].plot(history["lr"][:, group].tolist(), label=label, linewidth=1.2, **style)
+    axes[0].set(xlabel="outer step", ylabel="matching loss (running mean)")
+    axes[1].set(xlabel="outer step", ylabel="student learning rate η")
+    axes[0].legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+_COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa3377", "#ccbb44")
+
+
+def _smoothed(values: Tensor) -> Iterator[float]:
+    """The mean over the last twentieth of the run at every step: single spans differ too much to see a trend."""
+    window = max(1, len(values) // 20)
+    total = values.double().cumsum(0).tolist()
+    for i, whole in enumerate(total):
+        first = max(0, i + 1 - window)
+        yield (whole - (total[first - 1] if first else 0.0)) / (i + 1 - first)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Figure) -> str:
+    from matplotlib import rc_context
+
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.StringIO()
+    # A fixed salt and no date: the same run gives the same page.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ptmst", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

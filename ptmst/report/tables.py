@@ -1,0 +1,279 @@
+"""Recalls of several sets side by side: for a terminal, and as CSV, JSON, Markdown or LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptmst import schema
+from ptmst.config import TEMPERATURE, EvaluateConfig
+from ptmst.errors import InputError
+from ptmst.evaluation.metrics import METRICS, ZERO_SHOT
+from ptmst.evaluation.scores import SCORES, Scores, read_scores
+from ptmst.support import files
+from ptmst.synthetic.distilled_set import INDEX, DistilledSet
+from ptmst.trajectories.store import INDEX as STORE_INDEX
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADINGS = dict(zip(METRICS, ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean"), strict=True))
+HEADINGS |= {ZERO_SHOT: ZERO_SHOT}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a recall table."""
+
+    name: str
+    scores: Scores
+    pairs: int
+    """Pairs that the students were trained on."""
+    distilled: DistilledSet | None = None
+    """The set, where there is one to show."""
+    more: Mapping[str, str | float] = field(default_factory=dict)
+    """Columns of its own: how it was tuned, what it cost."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all real pairs were trained on."""
+        return "experts" in self.scores.provenance
+
+    @property
+    def evaluation(self) -> dict[str, str | int]:
+        """How many students of which seeds, scored on what, by which protocol and selection; what is not the default.
+
+        Of students of another tower than the set's: its name, and the weights that they begin with.
+        """
+        provenance = self.scores.provenance
+        config: Mapping[str, Any] = provenance.get("config", {})
+        seeds = provenance.get("seeds", [config["seed"]] if "seed" in config else [])
+        found: dict[str, str | int] = {"students": len(self.scores.students)}
+        found |= {"seeds": ", ".join(map(str, seeds)), "data": provenance.get("data", ""), "split": provenance["split"]}
+        if "scored" in provenance:
+            found["images"] = provenance["scored"]["images"]
+        if self.is_full:
+            return found | {"protocol": "as taught", "selection": "last"}
+        found |= {"protocol": config["protocol"], "selection": config["select"]}
+        if config.get("loss"):
+            found["loss"] = config["loss"]
+        if config.get("student"):
+            found |= {"tower": config["student"], "weights": _weights(provenance)}
+        if config.get("temperature"):
+            found["temperature"] = config["temperature"]
+        default = schema.to_json(EvaluateConfig())
+        changed = [f"{k} {v}" for k, v in config.items() if k in default.keys() - _TOLD and v != default[k]]
+        return found | ({"changed": ", ".join(changed)} if changed else {})
+
+
+_TOLD = {
+    "students",
+    "student",
+    "student_weights",
+    "protocol",
+    "split",
+    "select",
+    "loss",
+    "temperature",
+    "seed",
+    "together",
+}
+"""Settings that are told in words of their own, or that change no number."""
+
+
+def _weights(provenance: Mapping[str, Any]) -> str:
+    if file := provenance.get("image_weights_sha256"):
+        return f"weights {file[:8]}"
+    epochs = provenance.get("encoder", {}).get("warmup_epochs")
+    return f"warmed up for {epochs} epochs" if epochs else "random weights"
+
+
+def read_rows(paths: Sequence[Path]) -> list[Row]:
+    """`read_row` of each; those of one name are called by their paths."""
+    rows = [read_row(path) for path in paths]
+    names = [row.name for row in rows]
+    return [
+        replace(row, name=str(path)) if names.count(row.name) > 1 else row
+        for path, row in zip(paths, rows, strict=True)
+    ]
+
+
+def read_row(path: Path) -> Row:
+    """What `ptmst evaluate` has scored: the folder of a set, or of a store (all real pairs), or a file of scores."""
+    name = path.resolve().name
+    if path.is_file():
+        scores = read_scores(path)
+        return Row(path.stem, scores, int(scores.provenance["pairs"]))
+    if not (path / SCORES).exists() and ((path / INDEX).exists() or (path / STORE_INDEX).exists()):
+        raise InputError(f"{path}: expected {SCORES}, found none; run `ptmst evaluate --set {path}` first")
+    if (path / STORE_INDEX).exists():
+        scores = read_scores(path / SCORES)
+        return Row(f"all real pairs ({name})", scores, int(scores.provenance["pairs"]))
+    distilled = DistilledSet.load(path)
+    return Row(name, read_scores(path / SCORES), distilled.num_pairs, distilled)
+
+
+def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
+    """A row's mean recall over that of all real pairs, percent: of the same data and split, and students made alike.
+
+    None where no row, or more than one, is of these.
+    """
+    full = [other for other in rows if other.is_full and _measured_on(other) == _measured_on(row)]
+    return 100 * row.scores.mean() / full[0].scores.mean() if len(full) == 1 and full[0].scores.mean() else None
+
+
+def _measured_on(row: Row) -> tuple[Any, ...]:
+    """What two rows must have in common to be compared."""
+    found = row.scores.provenance
+    keys = ("split", "scored", "data_fingerprint", "encoder", "text_fingerprint", "image_weights_sha256")
+    return tuple(found.get(key) for key in keys)
+
+
+def recall_table(rows: Sequence[Row], columns: str = "") -> Table:
+    """Recall@1/5/10 of each row in percent, mean ± standard deviation over students, for a terminal.
+
+    `columns` says what the rows' own columns are.
+    """
+    from rich.table import Table
+
+    head, body = lines(rows, "±")
+    table = Table(
+        title=f"Retrieval recall on the {split(rows)} split, percent (mean ± std over students)",
+        caption="\n".join([*how(rows), *([columns] if columns else [])]),
+        caption_justify="left",
+    )
+    table.add_column("trained on", no_wrap=True)
+    for heading in head[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in body:
+        table.add_row(*line)
+    return table
+
+
+def split(rows: Sequence[Row]) -> str:
+    return " or ".join(sorted({str(row.scores.provenance["split"]) for row in rows}))
+
+
+def measured(rows: Sequence[Row]) -> list[str]:
+    """The metrics that any of the rows has."""
+    return [metric for metric in HEADINGS if any(metric in row.scores.metrics for row in rows)]
+
+
+def cells(scores: Scores, rows: Sequence[Row], between: str) -> list[str]:
+    """Mean and deviation of every metric that any of the rows has."""
+    return [
+        f"{scores.mean(metric):.1f}{between}{scores.std(metric):.1f}" if metric in scores.metrics else ""
+        for metric in measured(rows)
+    ]
+
+
+def how(rows: Sequence[Row]) -> list[str]:
+    """A line for each way in which rows were evaluated, which names them where there are several ways."""
+    by_way: dict[str, dict[str, None]] = {}
+    for row in rows:
+        by_way.setdefault(_way(row), {})[row.name] = None
+    if len(by_way) == 1:
+        return list(by_way)
+    return [f"{', '.join(names)}: {way}" for way, names in by_way.items()]
+
+
+def _way(row: Row) -> str:
+    e = row.evaluation
+    who = f"{e['students']} {'expert' if row.is_full else 'student'}{'s' if e['students'] != 1 else ''}"
+    if seeds := str(e["seeds"]).count(","):
+        who += f" of {seeds + 1} seeds"
+    if "tower" in e:
+        who += f" of {e['tower']} ({e['weights']})"
+    where = f"{e['data']} {e['split']}".strip() + (f" of {e['images']:,} images" if "images" in e else "")
+    parts = [who, where, e["protocol"], f"selection {e['selection']}"]
+    parts += [f"loss {e['loss']}"] if "loss" in e else []
+    parts += [f"temperature {e['temperature']}"] if e.get("temperature", TEMPERATURE) != TEMPERATURE else []
+    return ", ".join(map(str, parts + ([e["changed"]] if "changed" in e else [])))
+
+
+def write_table(out: Path, rows: Sequence[Row], columns: str = "") -> None:
+    """Write the recalls as the suffix of `out` says: .csv, .json, .md or .tex.
+
+    `columns` says what the rows' own columns are, under a table; CSV and JSON hold nothing but rows.
+
+    Raises InputError for another suffix, and where `out` cannot be written.
+    """
+    if out.suffix not in _FORMATS:
+        raise InputError(f"{out}: expected a name that ends in {', '.join(_FORMATS)}, found {out.suffix or 'none'}")
+    files.write(out, _FORMATS[out.suffix](rows, columns).encode())
+
+
+def _records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    found = []
+    for row in rows:
+        recalls: dict[str, float] = {}
+        for metric in row.scores.metrics:
+            recalls |= {metric: row.scores.mean(metric), f"{metric} std": row.scores.std(metric)}
+        more = {"percent of all real pairs": fraction_of_full(row, rows)}
+        found.append({"trained on": row.name, "pairs": row.pairs, **recalls, **more, **row.more, **row.evaluation})
+    return found
+
+
+def _csv(rows: Sequence[Row], _: str) -> str:
+    records, buffer = _records(rows), io.StringIO()
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue()
+
+
+def _json(rows: Sequence[Row], _: str) -> str:
+    return json.dumps(_records(rows), indent=1, ensure_ascii=False) + "\n"
+
+
+def lines(rows: Sequence[Row], between: str = " ± ") -> tuple[list[str], list[list[str]]]:
+    """Head and body of the table of rows."""
+    with_full = any(row.is_full for row in rows)
+    own = list(dict.fromkeys(name for row in rows for name in row.more))
+    head = ["trained on", "pairs", *(HEADINGS[metric] for metric in measured(rows))]
+    head += [*(["of all"] if with_full else []), *own]
+    body = []
+    for row in rows:
+        share = fraction_of_full(row, rows)
+        more = [f"{share:.0f} %" if share is not None else ""] if with_full else []
+        more += [str(row.more.get(name, "")) for name in own]
+        body.append([row.name, f"{row.pairs:,}", *cells(row.scores, rows, between), *more])
+    return head, body
+
+
+def note(rows: Sequence[Row], columns: str = "") -> str:
+    """What the numbers of a table are, and the columns of its own."""
+    what = "Recall and zero-shot accuracy" if ZERO_SHOT in measured(rows) else "Recall"
+    told = f"{what} on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}."
+    return f"{told} {columns}".rstrip()
+
+
+def _markdown(rows: Sequence[Row], columns: str) -> str:
+    head, body = lines(rows)
+    shown = [head, ["---", *["--:"] * (len(head) - 1)], *([cell.replace("|", "\\|") for cell in row] for row in body)]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in shown), "", note(rows, columns), ""])
+
+
+_LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"}
+_LATEX |= {"^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "η": r"$\eta$"}
+
+
+def _latex(rows: Sequence[Row], columns: str) -> str:
+    head, body = lines(rows)
+    shown = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in (head, *body)]
+    told = "".join(_LATEX.get(c, c) for c in note(rows, columns))
+    start = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+    return "\n".join([f"% {note(rows)}", start, r"\hline", shown[0], r"\hline", *shown[1:], r"\hline"]) + (
+        f"\n\\end{{tabular}}\n\n{told}\n"
+    )
+
+
+_FORMATS: dict[str, Callable[[Sequence[Row], str], str]] = {
+    ".csv": _csv, ".json": _json, ".md": _markdown, ".tex": _latex,
+}  # fmt: skip

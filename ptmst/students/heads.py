@@ -1,0 +1,49 @@
+"""Frozen text towers, the heads on both towers, and the student that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ptmst.config import EncoderConfig
+from ptmst.students.image_towers import image_tower
+from ptmst.students.student import Student
+from ptmst.support.seeds import seeded
+
+
+class ProjectionHead(nn.Module):
+    """projection → GELU → fc → + projection → LayerNorm: [B, D] → [B, H]. No dropout (docs/method.md §4)."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, out)
+        self.gelu = nn.GELU()
+        self.fc = nn.Linear(out, out)
+        self.norm = nn.LayerNorm(out)
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        projected = self.projection(embeds)
+        out: Tensor = self.norm(self.fc(self.gelu(projected)) + projected)
+        return out
+
+
+def make_student(
+    config: EncoderConfig,
+    image_size: int,
+    text_width: int,
+    draw: tuple[int | str, ...],
+    tower_weights: Mapping[str, Tensor] | None = None,
+) -> Student:
+    """A fresh student: the image tower at the start all students share, and heads of this `draw` (seeds.py).
+
+    With a trained tower θ is the tower and a text head; with a frozen one it is an image head and a text head
+    (docs/method.md §1, a and b).
+    """
+    tower, width = image_tower(config, image_size, tower_weights)
+    with seeded("heads", *draw):
+        if not config.freeze_tower:
+            return Student.from_modules(tower, ProjectionHead(text_width, width))
+        embedding = config.head_width or width
+        heads = ProjectionHead(width, embedding), ProjectionHead(text_width, embedding)
+        return Student.from_modules(*heads, tower=tower)

@@ -1,0 +1,140 @@
+"""Files that are either whole or absent: atomic writes, hashes, and tensors that are checked as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as st
+from torch import Tensor
+
+from ptmst.errors import InputError
+
+_CONTENT = "content_sha256"
+_JSON_CONTENT = "sha256"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def write(path: Path, content: bytes) -> str:
+    """Write a file through a sibling temporary one, flushed and renamed; returns its SHA-256.
+
+    Raises InputError where the folder cannot be written or the disk is full; what stood at `path` is then unharmed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path}: cannot be written ({reason}); free space or choose another output folder") from error
+    finally:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass
+    return sha256(content)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> str:
+    """Write JSON of ours, with the SHA-256 of its content as a last key; returns that of the file."""
+    checked = {**value, _JSON_CONTENT: _json_hash(value)}
+    return write(path, (json.dumps(checked, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, kind: str, versions: int | tuple[int, ...]) -> dict[str, Any]:
+    """Read a JSON file of ours; `kind` and one of `versions` must be those in its `format` and `version` keys.
+
+    Its content must be what it was written with; files from before there was a hash in them have none.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: expected a {kind}, found no such file; check the path") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path}: expected a {kind} in JSON, found a damaged file ({error}); make it anew") from error
+    if not isinstance(value, dict) or value.get("format") != f"ptmst-{kind.replace(' ', '-')}":
+        raise InputError(f"{path}: expected a {kind}, found something else; check the path")
+    known = (versions,) if isinstance(versions, int) else versions
+    if value.get("version") not in known:
+        raise InputError(
+            f"{path}: expected version {' or '.join(map(str, known))} of the {kind} format, found "
+            f"{value.get('version')}; use the ptmst release that wrote it"
+        )
+    inside = value.pop(_JSON_CONTENT, None)
+    if inside is not None and inside != _json_hash(value):
+        raise InputError(f"{path}: expected the content it was written with, found other; restore it or make it anew")
+    return value
+
+
+def _json_hash(value: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write tensors as safetensors, atomically; returns the file's SHA-256. Refuses non-finite values."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: tensor {name} holds NaN or infinity; nothing was written")
+    # Copies, since safetensors refuses tensors that share memory (η and its average at step 0, say).
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    # One entry only: safetensors writes several in any order, and the same tensors must give the same bytes.
+    return write(path, st.save(copies, {_CONTENT: _content_hash(copies)}))
+
+
+def read_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file whole; refuses non-finite values.
+
+    The file's hash is compared with the expected one or, where no index holds one (checkpoints, the cache), the hash
+    of its tensors with the one inside it, if it is a file of ours.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); restore the file or make it anew") from error
+    if expected_sha256 is not None and (found := sha256(content)) != expected_sha256:
+        raise InputError(
+            f"{path}: expected SHA-256 {expected_sha256[:12]}…, found {found[:12]}… ({len(content):,} bytes); "
+            "the file is damaged: restore it or make it anew"
+        )
+    try:
+        tensors = st.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: expected safetensors, found a damaged file ({error}); make it anew") from error
+    inside = header.get("__metadata__", {}).get(_CONTENT)
+    if expected_sha256 is None and inside is not None and _content_hash(tensors) != inside:
+        raise InputError(f"{path}: expected the tensors it was written with, found others; the file is damaged")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: tensor {name} holds NaN or infinity; make the file anew")
+    return tensors
+
+
+def read_some(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Tensors of a safetensors file that `read_tensors` has checked before, read lazily by name."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore the file or make it anew") from error
+
+
+def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

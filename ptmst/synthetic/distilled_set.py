@@ -1,0 +1,138 @@
+"""The distilled set: one SyntheticPairs per phase, with provenance; a folder on disk (format: docs/formats.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ptmst.config import Channels
+from ptmst.data import MEAN, STD, denormalise
+from ptmst.errors import InputError
+from ptmst.support import files, folders
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.synthetic.soft_labels import LowRankSimilarity, similarity_from_leaves
+
+VERSION = 1
+KIND = "distilled set"
+INDEX, RUN = folders.FOLDERS["a distilled set"]
+TOWER = "tower.safetensors"
+
+
+@dataclass(frozen=True)
+class DistilledPhase:
+    """What distillation leaves of one phase."""
+
+    pairs: SyntheticPairs
+    """The averaged leaves (docs/method.md §5)."""
+    last_lr: Tensor
+    """[G], η without averaging, which the published evaluation uses."""
+    captions: tuple[str, ...]
+    """The real training caption nearest to each synthetic text."""
+    history: Mapping[str, Tensor] = field(default_factory=dict)
+    """By outer step: `loss` and `lr`, each [steps, G]."""
+
+
+@dataclass(frozen=True)
+class DistilledSet(Sequence[SyntheticPairs]):
+    """A sequence of phases; each is a map-style dataset for `torch.utils.data.DataLoader`."""
+
+    phases: tuple[DistilledPhase, ...]
+    provenance: Mapping[str, Any]
+    """How the set was made: method, configuration, seed, hash of the store, versions; JSON values."""
+    settings: Mapping[str, Any]
+    """Data and encoder of the students it is for, as the trajectory store recorded them; JSON values."""
+    tower: Mapping[str, Tensor] | None = None
+    """The image tower's start where it was warmed up; none where it comes from a file or a seed."""
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [phase.pairs for phase in self.phases[index]]
+        return self.phases[index].pairs
+
+    def __iter__(self) -> Iterator[SyntheticPairs]:
+        return (phase.pairs for phase in self.phases)
+
+    def pixels(self, phase: int) -> Tensor:
+        """The images of a phase as uint8 [N, 3, H, W]."""
+        return denormalise(self.phases[phase].pairs.images, *self.normalisation)
+
+    @property
+    def normalisation(self) -> tuple[Channels, Channels]:
+        """Mean and standard deviation of red, green and blue that its images are normalised with."""
+        data = self.settings.get("data", {})
+        # Sets of before these were settings have CLIP's, and no word of it.
+        return tuple(data.get("mean") or MEAN), tuple(data.get("std") or STD)
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(len(phase.pairs) for phase in self.phases)
+
+    def save(self, path: str | Path) -> None:
+        """Write the set as a folder; the index comes last, so a half-written folder is never taken for a set."""
+        path = Path(path)
+        hashes, entries = {}, []
+        for number, phase in enumerate(self.phases, start=1):
+            similarity = phase.pairs.similarity
+            name = f"phase-{number}.safetensors"
+            hashes[name] = save_phase(path / name, phase)
+            entries.append(
+                {
+                    "file": name,
+                    "pairs": len(phase.pairs),
+                    "alpha": similarity.alpha if isinstance(similarity, LowRankSimilarity) else None,
+                    "captions": list(phase.captions),
+                }
+            )
+        if self.tower is not None:
+            hashes[TOWER] = files.write_tensors(path / TOWER, self.tower)
+        files.write_json(
+            path / INDEX,
+            {
+                "format": "ptmst-distilled-set",
+                "version": VERSION,
+                "phases": entries,
+                "provenance": dict(self.provenance),
+                "settings": dict(self.settings),
+                "hashes": hashes,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> DistilledSet:
+        """Read a set and compare every hash. Raises InputError for a folder that is no set, or a damaged one."""
+        path = Path(path)
+        if not (path / INDEX).exists():
+            raise InputError(f"{path}: expected a distilled set, found no {INDEX}; make one with `ptmst distill`")
+        index = files.read_json(path / INDEX, KIND, VERSION)
+        try:
+            hashes = index["hashes"]
+            phases = []
+            for entry in index["phases"]:
+                tensors = files.read_tensors(path / entry["file"], hashes[entry["file"]])
+                alpha = 1.0 if entry["alpha"] is None else entry["alpha"]
+                phases.append(load_phase(tensors, alpha, tuple(entry["captions"])))
+            tower = files.read_tensors(path / TOWER, hashes[TOWER]) if TOWER in hashes else None
+            return cls(tuple(phases), index["provenance"], index["settings"], tower)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path / INDEX}: expected a whole index, found a damaged one ({error}); distil anew"
+            ) from error
+
+
+def save_phase(path: Path, phase: DistilledPhase) -> str:
+    """Write one phase's tensors; returns the file's SHA-256."""
+    history = {f"history.{name}": value for name, value in phase.history.items()}
+    return files.write_tensors(path, {**phase.pairs.leaves(), "last_lr": phase.last_lr, **history})
+
+
+def load_phase(tensors: Mapping[str, Tensor], alpha: float, captions: tuple[str, ...]) -> DistilledPhase:
+    pairs = SyntheticPairs(tensors["images"], tensors["texts"], similarity_from_leaves(tensors, alpha), tensors["lr"])
+    history = {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history.")}
+    return DistilledPhase(pairs, tensors["last_lr"], captions, history)

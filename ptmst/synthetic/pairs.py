@@ -1,0 +1,44 @@
+"""The leaves of distillation: x, y, S and η of one phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ptmst.errors import InputError
+from ptmst.synthetic.soft_labels import Similarity
+
+
+@dataclass(frozen=True)
+class SyntheticPairs:
+    """N synthetic pairs: images [N, 3, H, W], texts [N, D], soft labels over [N, N], student learning rate [G]."""
+
+    images: Tensor
+    texts: Tensor
+    similarity: Similarity
+    lr: Tensor
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        for name, leaf in self.leaves().items():
+            if name != "lr" and len(leaf) != n:
+                raise InputError(f"{name}: expected {n} pairs, as images has, found {len(leaf)}; cut them alike")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Every optimised tensor by name: images, texts, lr, and similarity, or diag, left and right."""
+        return {"images": self.images, "texts": self.texts, "lr": self.lr, **self.similarity.leaves()}
+
+    def replace(self, leaves: Mapping[str, Tensor]) -> SyntheticPairs:
+        """The same pairs with other values."""
+        return SyntheticPairs(leaves["images"], leaves["texts"], self.similarity.replace(leaves), leaves["lr"])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        """One pair for a DataLoader; `index` finds its rows in the soft labels (`similarity.batch`)."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return {"image": self.images[index], "text": self.texts[index], "index": index}

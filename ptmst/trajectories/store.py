@@ -1,0 +1,192 @@
+"""The trajectory store: a folder of safetensors and one JSON file (format: docs/formats.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from ptmst.config import Coding
+from ptmst.errors import InputError
+from ptmst.students.layers import LayerTable
+from ptmst.support import files, folders
+from ptmst.trajectories import coding
+from ptmst.trajectories.shortcut import Expert
+
+VERSION = 2
+READABLE = (1, 2)
+"""Version 1 knew no coding but fp16."""
+KIND = "trajectory store"
+(INDEX,) = folders.FOLDERS["a trajectory store"]
+
+
+@dataclass
+class TrajectoryStore:
+    """Experts on disk. Parameters at epoch 0 are stored once per content, one file a group.
+
+    `settings` holds the teaching configuration and the fingerprints of data and encoder, as JSON.
+    """
+
+    path: Path
+    layers: LayerTable
+    epochs: int
+    endpoints: tuple[int, ...]
+    settings: dict[str, Any]
+    coding: Coding = "fp16"
+    """How displacements lie on disk."""
+    experts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By number: the expert's file, its base files by group, and the training losses of its epochs."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file."""
+    _bases: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)
+    """θ⁰ by the files of its groups: one tensor for all experts that start alike."""
+    _checked: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    """Files whose hash was compared, with their size and time of change then."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> TrajectoryStore:
+        """Open a store by its index; the tensors are read, and their hashes compared, when an expert is asked for."""
+        path = Path(path)
+        if not (path / INDEX).exists():
+            raise InputError(f"{path}: expected a trajectory store, found no {INDEX}; make one with `ptmst teach`")
+        index = files.read_json(path / INDEX, KIND, READABLE)
+        coding = index.get("coding", "fp16")
+        if coding not in get_args(Coding):
+            raise InputError(
+                f"{path / INDEX}: expected coding {' or '.join(get_args(Coding))}, found {coding}; use the ptmst "
+                "release that wrote it"
+            )
+        try:
+            return cls(
+                path=path,
+                layers=LayerTable.from_json(index["layers"]),
+                epochs=index["epochs"],
+                endpoints=tuple(index["endpoints"]),
+                settings=index["settings"],
+                coding=coding,
+                experts={int(number): entry for number, entry in index["experts"].items()},
+                hashes=index["hashes"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"{path / INDEX}: expected a whole index, found a damaged one ({error}); teach anew"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the hashes of all files: names the store's content."""
+        return files.sha256("".join(f"{name}:{self.hashes[name]}\n" for name in sorted(self.hashes)).encode())
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files on disk."""
+        return sum((self.path / name).stat().st_size for name in [*self.hashes, INDEX])
+
+    def expert(self, number: int, endpoints: Collection[int] | None = None) -> Expert:
+        """Read one expert, with all its end points or those asked for.
+
+        Its files' hashes are compared at the first time; after that only what is asked for is read. Raises InputError
+        for a damaged or missing file.
+        """
+        if number not in self.experts:
+            raise InputError(f"{self.path}: expected experts {sorted(self.experts)}, found none numbered {number}")
+        kept = self.endpoints if endpoints is None else tuple(k for k in self.endpoints if k in endpoints)
+        try:
+            entry = self.experts[number]
+            base = self._base(tuple(entry["bases"][group] for group in self.layers.group_names))
+            of = {k: {name: f"{name}.{k}" for name in coding.names(self.coding)} for k in kept}
+            wanted = ["step_norms", *(name for names in of.values() for name in names.values())]
+            tensors = self._read(entry["file"], wanted)
+            norms = tensors["step_norms"]
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.path / INDEX}: expected a whole index, found a damaged one ({error}); teach anew"
+            ) from error
+        try:
+            if base.shape != (self.layers.num_params,) or norms.shape != (self.epochs, self.layers.num_layers):
+                raise ValueError("the layers are others")
+            displacements = {
+                k: coding.unpacked({name: tensors[stored] for name, stored in names.items()}, self.layers, self.coding)
+                for k, names in of.items()
+            }
+        except ValueError as error:
+            raise InputError(
+                f"{self.path / entry['file']}: expected the layers of {INDEX}, found others ({error}); teach anew"
+            ) from error
+        return Expert(self.layers, base, displacements, norms)
+
+    def add(self, number: int, expert: Expert, record: Mapping[str, Any]) -> None:
+        """Write one expert, then the index that names it: a store is whole at every moment."""
+        self.write_expert(number, expert, record)
+        self.save_index()
+
+    def write_expert(self, number: int, expert: Expert, record: Mapping[str, Any]) -> None:
+        """The files of one expert; on disk the store is as it was until `save_index` names it."""
+        bases = {}
+        for group, part in zip(self.layers.group_names, expert.base.split(self.layers.group_sizes), strict=True):
+            name = f"base-{group}-{files.sha256(part.cpu().numpy().tobytes())[:12]}.safetensors"
+            if name not in self.hashes:
+                self.hashes[name] = files.write_tensors(self.path / name, {"base": part})
+            bases[group] = name
+        tensors = {"step_norms": expert.step_norms}
+        for k, d in expert.displacements.items():
+            packed = coding.packed(d, self.layers, self.coding)
+            tensors |= {f"{name}.{k}": tensor for name, tensor in packed.items()}
+        name = f"expert-{number:03d}.safetensors"
+        self.hashes[name] = files.write_tensors(self.path / name, tensors)
+        self.experts[number] = {"file": name, "bases": bases, **record}
+
+    def add_file(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors that belong to the experts, such as the warmed-up tower they share."""
+        self.hashes[name] = files.write_tensors(self.path / name, tensors)
+
+    def read_file(self, name: str) -> dict[str, Tensor]:
+        return self._read(name)
+
+    def discard(self) -> None:
+        """Remove all files of the store."""
+        for name in (INDEX, *self.hashes):
+            (self.path / name).unlink(missing_ok=True)
+
+    def save_index(self) -> None:
+        files.write_json(
+            self.path / INDEX,
+            {
+                "format": "ptmst-trajectory-store",
+                "version": VERSION,
+                "layers": self.layers.to_json(),
+                "epochs": self.epochs,
+                "endpoints": list(self.endpoints),
+                "coding": self.coding,
+                "settings": self.settings,
+                "experts": {str(number): self.experts[number] for number in sorted(self.experts)},
+                "hashes": dict(sorted(self.hashes.items())),
+            },
+        )
+
+    def _base(self, names: tuple[str, ...]) -> Tensor:
+        if names not in self._bases:
+            self._bases[names] = torch.cat([self._read(name, ["base"])["base"] for name in names])
+        return self._bases[names]
+
+    def _read(self, name: str, wanted: Collection[str] | None = None) -> dict[str, Tensor]:
+        """A file's tensors by name. Raises KeyError for one that is not in it."""
+        if name not in self.hashes:
+            raise InputError(f"{self.path / name}: expected a hash in {INDEX}, found none; teach anew")
+        path = self.path / name
+        try:
+            now = (path.stat().st_size, path.stat().st_mtime_ns)
+        except OSError:
+            now = (0, 0)  # reading it says what is wrong
+        if wanted is not None and self._checked.get(name) == now:
+            return files.read_some(path, wanted)
+        tensors = files.read_tensors(path, self.hashes[name])
+        self._checked[name] = now
+        return tensors if wanted is None else {name: tensors[name] for name in wanted}

@@ -1,0 +1,231 @@
+"""The recall table and the page: whole, self-contained, escaped, and the same for the same input."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html import escape, unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from ptmst import DistilledSet, FullSimilarity, InputError, Scores, SyntheticPairs
+from ptmst.data import normalise
+from ptmst.evaluation.metrics import METRICS
+from ptmst.evaluation.scores import write_scores
+from ptmst.report import page
+from ptmst.report.page import write_report
+from ptmst.report.tables import Row, note, read_row, recall_table
+from ptmst.synthetic.distilled_set import DistilledPhase
+
+VOID = {"meta", "img", "br", "link", "path", "use", "rect"}
+
+
+def scores(first: float, students: int = 3) -> Scores:
+    values = ({metric: first + 3 * i + i * i for i, metric in enumerate(METRICS, start=n)} for n in range(students))
+    config = {"protocol": "per-phase", "select": "last", "seed": 7}
+    return Scores(tuple(values), {"split": "val", "config": config, "pairs": 7})
+
+
+def distilled(history: bool = True, phases: int = 2) -> DistilledSet:
+    made = []
+    draw = torch.Generator().manual_seed(0)
+    for number, count in enumerate((3, 4)[:phases]):
+        pixels = torch.arange(count)[:, None, None, None].expand(-1, 3, 8, 8) * 60 + 20 * number
+        lr = torch.tensor([0.1, 0.2])
+        pairs = SyntheticPairs(
+            normalise(pixels.byte()), torch.randn(count, 5, generator=draw), FullSimilarity.identity(count), lr
+        )
+        steps = {"loss": torch.rand(30, 2, generator=draw), "lr": torch.rand(30, 2, generator=draw)} if history else {}
+        captions = tuple(f'caption {number}.{i} <b>&"x"\'</b><script>' for i in range(count))
+        made.append(DistilledPhase(pairs, lr, captions, steps))
+    return DistilledSet(tuple(made), {"method": "<by hand>"}, {"data": {"name": "none"}})
+
+
+def rows() -> list[Row]:
+    return [
+        Row("random <pairs>", scores(10.0), 7, distilled(history=False, phases=1)),
+        Row("ours", scores(20.0), 1234, distilled()),
+        Row("all", replace(scores(60.0, students=1), provenance={"split": "val", "experts": [0], "epochs": 3}), 24000),
+    ]
+
+
+class Parsed(HTMLParser):
+    """What a page is made of; open elements must be closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(tmp_path: Path, found: list[Row], title: str = "A title", command: str | None = None) -> str:
+    write_report(tmp_path / "page.html", title, found, command)
+    return (tmp_path / "page.html").read_text("utf-8")
+
+
+def cells(row: Row) -> list[str]:
+    values = [[student[metric] for student in row.scores.students] for metric in METRICS]
+    return [f"{mean(v):.1f}±{stdev(v) if len(v) > 1 else 0.0:.1f}" for v in values]
+
+
+def test_the_table_holds_mean_and_deviation_of_every_recall() -> None:
+    table = recall_table(rows())
+    columns = [list(column.cells) for column in table.columns]
+    assert [column.header for column in table.columns][2:] == [
+        *("IR@1", "IR@5", "IR@10"),
+        *("TR@1", "TR@5", "TR@10"),
+        "mean",
+        "of all",
+    ]
+    full = mean(student["mean"] for student in rows()[2].scores.students)
+    for i, row in enumerate(rows()):
+        share = f"{100 * mean(student['mean'] for student in row.scores.students) / full:.0f} %"
+        assert [column[i] for column in columns] == [row.name, f"{row.pairs:,}", *cells(row), share]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    assert all(cell in console.file.getvalue() for row in rows() for cell in cells(row))
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    parsed = Parsed(page_of(tmp_path, rows(), command="ptmst report <x>"))
+    assert not [tag for tag, _ in parsed.tags if tag in ("script", "link", "iframe", "object", "video", "audio")]
+    for tag, attributes in parsed.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "data", "poster"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:")), (tag, name, value[:60])
+    assert not re.search(r"url\((?!#)|@import", (tmp_path / "page.html").read_text())
+
+
+def test_the_page_shows_everything(tmp_path: Path) -> None:
+    page = page_of(tmp_path, rows(), title="Pairs & <recalls>", command="ptmst report <x>")
+    assert escape(note(rows()), quote=False) in page and "Recall on val in percent" in page
+    parsed = Parsed(page)
+    text = "".join(parsed.text)
+    assert "Pairs & <recalls>" in text and "ptmst report <x>" in text
+    for row in rows():
+        full = mean(student["mean"] for student in rows()[2].scores.students)
+        share = f"{100 * mean(student['mean'] for student in row.scores.students) / full:.0f} %"
+        entry = "".join(f"<td>{cell}</td>" for cell in (f"{row.pairs:,}", *cells(row), share))
+        assert entry in page
+        assert row.name in text
+    captions = [
+        caption for row in rows() if row.distilled for phase in row.distilled.phases for caption in phase.captions
+    ]
+    assert [unescape(found) for found in re.findall("<figcaption>(.*?)</figcaption>", page)] == captions
+    assert len(parsed.all("img")) == len(captions) == 10
+    assert len(parsed.all("svg")) == 2
+    assert "<script" not in page and "<b>" not in page
+    assert json.dumps({"seed": 7})[1:-1] in text and "<by hand>" in text
+
+
+def test_the_pictures_are_the_images(tmp_path: Path) -> None:
+    parsed = Parsed(page_of(tmp_path, [rows()[1]]))
+    found = iter(parsed.all("img"))
+    for number, count in ((0, 3), (1, 4)):
+        for i in range(count):
+            _, _, content = (next(found)["src"] or "").partition("base64,")
+            picture = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
+            assert picture.size == (8, 8)
+            pixels = picture.tobytes()
+            assert abs(sum(pixels) / len(pixels) - (60 * i + 20 * number)) <= 2
+
+
+def test_the_pictures_stand_upright_in_their_colours() -> None:
+    corners = torch.tensor([[250, 20, 20], [20, 250, 20], [20, 20, 250], [240, 240, 240]])
+    pixels = corners.view(2, 2, 3).permute(2, 0, 1).repeat_interleave(32, 1).repeat_interleave(32, 2).byte()
+    picture = Image.open(io.BytesIO(base64.b64decode(page._picture(pixels).split(",")[1]))).convert("RGB")
+    for (row, column), colour in zip(((0, 0), (0, 1), (1, 0), (1, 1)), corners.tolist(), strict=True):
+        found = picture.getpixel((16 + 32 * column, 16 + 32 * row))
+        assert isinstance(found, tuple) and max(abs(a - b) for a, b in zip(found, colour, strict=True)) <= 12
+
+
+def test_curves_are_running_means() -> None:
+    values = torch.rand(61, generator=torch.Generator().manual_seed(0))
+    window = 61 // 20
+    expected = [mean(values[max(0, i + 1 - window) : i + 1].double().tolist()) for i in range(61)]
+    assert list(page._smoothed(values)) == pytest.approx(expected)
+    assert list(page._smoothed(values[:7])) == pytest.approx(values[:7].tolist())
+
+
+def test_figures_show_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    def kept(figure: Any) -> str:
+        drawn.append(figure)
+        return ""
+
+    monkeypatch.setattr(page, "_svg", kept)
+    page._recall_figure(rows())
+    (axes,) = drawn[0].axes
+    means = [mean(student["mean"] for student in row.scores.students) for row in rows()]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(means)
+    made = distilled()
+    page._curves(made)
+    loss, eta = drawn[1].axes
+    histories = [phase.history for phase in made.phases]
+    lines = [(history, group) for history in histories for group in range(2)]
+    assert len(loss.lines) == len(eta.lines) == 4
+    for line, (history, group) in zip(eta.lines, lines, strict=True):
+        assert list(line.get_ydata()) == pytest.approx(history["lr"][:, group].tolist())
+    for line, (history, group) in zip(loss.lines, lines, strict=True):
+        assert list(line.get_ydata()) == pytest.approx(list(page._smoothed(history["loss"][:, group])))
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert page_of(tmp_path, rows()) == page_of(tmp_path, rows())
+    assert page_of(tmp_path, rows()) != page_of(tmp_path, rows()[::-1])
+
+
+def test_a_scored_set_is_read(tmp_path: Path) -> None:
+    made = distilled()
+    made.save(tmp_path / "ours")
+    write_scores(tmp_path / "ours" / "scores.json", scores(20.0))
+    row = read_row(tmp_path / "ours")
+    assert (row.name, row.pairs, row.scores) == ("ours", 7, scores(20.0))
+    assert page_of(tmp_path, [row]) == page_of(tmp_path, [replace(row, distilled=made)])
+
+
+def test_a_set_without_scores_is_refused(tmp_path: Path) -> None:
+    distilled().save(tmp_path / "ours")
+    with pytest.raises(InputError, match=r"ours: expected scores\.json, found none; run `ptmst evaluate --set .*ours`"):
+        read_row(tmp_path / "ours")
+
+
+def test_a_page_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"page\.html: cannot be written"):
+        write_report(tmp_path / "file" / "page.html", "A title", rows())
+    assert (tmp_path / "file").read_text() == "mine"

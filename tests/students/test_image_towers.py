@@ -1,0 +1,250 @@
+"""Image towers as they are: derivatives of real architectures, how their images are prepared, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import oracles
+from ptmst import teachers
+from ptmst.config import DataConfig, DistillConfig, EncoderConfig, Keep, KeepOrAuto, LeafRates, Phase, TeachConfig
+from ptmst.data import MEAN, STD, write_scenes
+from ptmst.distillation.distill import distill
+from ptmst.engine.derivatives import Along, Batch, derivatives, underivable
+from ptmst.errors import InputError
+from ptmst.recipe import load
+from ptmst.students import image_towers
+from ptmst.students.heads import ProjectionHead
+from ptmst.students.image_towers import image_tower, prepared
+from ptmst.students.student import Student
+from ptmst.teachers import train_teachers
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+ARCHITECTURES = {
+    "timm:nfnet_l0": 64,
+    "timm:nf_resnet50": 64,
+    "timm:nf_regnet_b1": 64,
+    "timm:resnet50": 64,
+    "timm:convnext_tiny": 64,
+    "timm:vit_tiny_patch16_224": 224,
+    "open_clip:ViT-B-32": 224,
+}
+"""Real ones with random weights, and the smallest pictures that are tried; bench/towers.py tries more."""
+
+
+def tower_student(tower: str, size: int) -> Student:
+    module, width = image_tower(EncoderConfig(image_tower=tower), size)
+    torch.manual_seed(0)
+    return Student.from_modules(module, ProjectionHead(6, width))
+
+
+@pytest.mark.parametrize("tower", ARCHITECTURES)
+def test_derivatives_of_a_real_architecture(tower: str) -> None:
+    """Forward over reverse, against double backward through a loss written out here."""
+    size = ARCHITECTURES[tower]
+    student = tower_student(tower, size)
+    draw = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(2, 3, size, size, generator=draw), torch.randn(2, 6, generator=draw)
+    batch = Batch(images, texts, torch.eye(2) * 0.8 + 0.1)
+    theta, lr = student.flatten(), torch.tensor([0.1, 0.05])
+    direction = torch.randn(len(theta), generator=draw)
+    way = derivatives(student, "wbce", 0.07, in_theta=True, keep="path", chunk=None, compiler=None)
+    with torch.no_grad():
+        step = way.step(theta, lr, lambda: batch)
+        found = step.along(direction)
+    moved, expected = double_backward(student, theta, lr, batch, direction)
+    assert oracles.relative_error(step.theta - theta, moved) <= 2e-4
+    for name, value in expected._asdict().items():
+        assert oracles.relative_error(getattr(found, name), value) <= 2e-3, name
+
+
+def double_backward(
+    student: Student, theta: Tensor, lr: Tensor, batch: Batch, direction: Tensor
+) -> tuple[Tensor, Along]:
+    leaves = [value.clone().requires_grad_() for value in (theta, *batch)]
+    at, images, texts, similarity = leaves
+    z, t = (
+        nn.functional.normalize(e, dim=1) for e in (student.embed_images(at, images), student.embed_texts(at, texts))
+    )
+    loss = oracles.contrastive("wbce", z @ t.T / 0.07, similarity)
+    (g,) = torch.autograd.grad(loss, at, create_graph=True)
+    of_theta, of_images, of_texts, of_similarity = torch.autograd.grad(g @ direction, leaves)
+    return -student.layers.expand(lr) * g.detach(), Along(of_images, of_texts, of_similarity, of_theta)
+
+
+@pytest.mark.parametrize(
+    ("tower", "size", "of"),
+    [
+        ("convnet", 32, (MEAN, STD)),
+        ("timm:nfnet_l0", 224, IMAGENET),
+        ("timm:nf_regnet_b1", 256, IMAGENET),
+        ("timm:vit_tiny_patch16_224", 224, HALVES),
+        ("open_clip:ViT-B-32", 224, (MEAN, STD)),
+        ("open_clip:ViT-B-16-SigLIP-256", 256, HALVES),
+        ("open_clip:ViT-L-14", 224, (MEAN, STD)),
+    ],
+)
+def test_images_are_prepared_as_the_tower_wants_them(tower: str, size: int, of: tuple[Any, Any]) -> None:
+    """Where an open_clip model's own weights disagree (ViT-L-14), CLIP's."""
+    found = prepared(DataConfig(), EncoderConfig(image_tower=tower))
+    assert (found.image_size, found.mean, found.std) == (size, *of)
+
+
+def test_what_is_set_goes_before_what_the_tower_wants() -> None:
+    data = DataConfig(image_size=48, std=(0.1, 0.2, 0.3))
+    found = prepared(data, EncoderConfig(image_tower="timm:vit_tiny_patch16_224"))
+    assert (found.image_size, found.mean, found.std) == (48, (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+
+
+@pytest.mark.parametrize("tower", ["timm:nfnet_10", "open_clip:ViT-B-33"])
+def test_an_unknown_tower_is_refused_before_its_images_are_read(tower: str) -> None:
+    with pytest.raises(InputError, match=r"did you mean"):
+        prepared(DataConfig(), EncoderConfig(image_tower=tower))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataConfig:
+    write_scenes(tmp_path / "data", image_size=32, train=24, val=4, test=4, warmup=0, captions=2)
+    return DataConfig(root=tmp_path / "data")
+
+
+def test_a_store_keeps_how_its_images_were_prepared(tmp_path: Path, data: DataConfig) -> None:
+    config = TeachConfig(
+        out=tmp_path / "store",
+        data=DataConfig(root=data.root, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)),
+        encoder=EncoderConfig(image_width=4, text_width=8),
+        experts=1,
+        epochs=1,
+        batch_size=24,
+        endpoints=(1,),
+    )
+    kept = train_teachers(config).settings["data"]
+    assert (kept["image_size"], kept["mean"], kept["std"]) == (32, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+    first = torch.tensor([0])
+    plain = load(prepared(data, config.encoder), "train").images(first)
+    other = load(prepared(config.data, config.encoder), "train").images(first)
+    pixels = plain * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    expected = (pixels - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    assert torch.allclose(other, expected, atol=1e-5)
+
+
+Function = Callable[[Tensor], Tensor]
+
+
+class OnlyReverse(torch.autograd.Function):
+    """A square that can be differentiated in reverse, as often as one likes, but not forward."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
+        return 2 * x * g
+
+
+def only_reverse(x: Tensor) -> Tensor:
+    found: Tensor = OnlyReverse.apply(x)
+    return found
+
+
+def only_once(x: Tensor) -> Tensor:
+    """Fused attention has no second derivative."""
+    heads = x[:, None, None, :].expand(-1, 1, 2, -1)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads).flatten(1)
+
+
+def odd_tower(function: Function) -> nn.Module:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3 * 32 * 32, 8)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return function(self.linear(images.flatten(1)))
+
+    return Odd()
+
+
+@pytest.mark.parametrize(
+    ("function", "keep", "works"),
+    [
+        (only_once, "path", False),
+        (only_once, "primals", False),
+        (only_reverse, "path", False),
+        (only_reverse, "primals", True),
+    ],
+)
+def test_what_cannot_be_differentiated_is_known(function: Function, keep: Keep, works: bool) -> None:
+    student = Student.from_modules(
+        odd_tower(function), ProjectionHead(6, odd_tower(function)(torch.zeros(1, 3, 32, 32)).shape[1])
+    )
+    reason = underivable(student, keep, True, torch.zeros(2, 3, 32, 32), torch.ones(2, 6))
+    assert (reason is None) == works
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_tower_that_cannot_be_differentiated_is_refused_before_teaching(
+    tmp_path: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    config = odd_teaching(tmp_path, data, monkeypatch, only_once, frozen)
+    if frozen:  # its heads are differentiated, it is not
+        assert len(train_teachers(config)) == 1
+        return
+    message = r"image_tower convnet: expected a tower that can be differentiated twice, .*towers\.md\), or freeze it"
+    monkeypatch.setattr(teachers, "warm_tower", None)  # which takes minutes, and comes later
+    with pytest.raises(InputError, match=message):
+        train_teachers(config)
+    assert not Path(config.out).exists()
+
+
+def test_a_tower_without_forward_mode_wants_its_primals_kept(
+    tmp_path: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = train_teachers(odd_teaching(tmp_path, data, monkeypatch, only_reverse, frozen=False))
+
+    def settings(keep: KeepOrAuto) -> DistillConfig:
+        return DistillConfig(
+            phases=(Phase(4, 1, (0, 1)),), steps=1, inner_steps=1, batch_size=4, keep=keep, rates=LeafRates(1, 1, 0, 1)
+        )
+
+    with pytest.raises(
+        InputError, match=r"image_tower convnet: expected a tower that keep path can .*try keep primals"
+    ):
+        distill(settings("path"), store)
+    for keep in ("primals", "auto"):
+        made = distill(settings(keep), store)
+        assert made.num_pairs == 4 and made.provenance["config"]["keep"] == "primals"
+
+
+def odd_teaching(
+    folder: Path,
+    data: DataConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    function: Function,
+    frozen: bool,
+) -> TeachConfig:
+    monkeypatch.setattr(image_towers, "ConvNet", lambda width: odd_tower(function))
+    encoder = EncoderConfig(freeze_tower=frozen, head_width=8, text_width=8)
+    return TeachConfig(
+        out=folder / "store", data=data, encoder=encoder, experts=1, epochs=1, batch_size=24, endpoints=(1,)
+    )
+
+
+def test_every_openclip_model_names_its_size() -> None:
+    for name in open_clip.list_models():
+        assert prepared(DataConfig(), EncoderConfig(image_tower=f"open_clip:{name}")).image_size

@@ -1,0 +1,627 @@
+"""Image towers, text towers and the embedding cache; nothing is downloaded and no pickle runs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from sklearn.utils.murmurhash import murmurhash3_32
+from torch import Tensor
+
+from oracles import relative_error
+from ptmst.config import EncoderConfig
+from ptmst.errors import InputError
+from ptmst.students.heads import make_student
+from ptmst.students.image_towers import ConvNet, image_tower
+from ptmst.students.text_towers import CPU, HashedText, HuggingFaceText, chunks, embed_captions, text_tower
+from ptmst.support.folders import cache_folder
+
+CONVNET = EncoderConfig(image_width=16, head_width=8)
+CAPTIONS = ["a red star", "two green boxes beside one very large and rather dark blue ring", "star"]
+Dump = Callable[[object, Path], object]
+
+
+class Touch:
+    """A pickle that does something as it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def dump_pickle(value: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(value, protocol=2))
+
+
+def with_weights(path: Path) -> EncoderConfig:
+    return replace(CONVNET, image_weights=path)
+
+
+# Image towers
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:nfnet_10", "image_tower timm:nfnet_10: timm knows no such model; did you mean .*nfnet_l0"),
+        ("timm:qqqqqqqq", "image_tower timm:qqqqqqqq: timm knows no such model; check the name"),
+        ("resnet", "image_tower: expected convnet, timm:NAME or open_clip:NAME, found resnet; mend the name"),
+        ("nf_resnet50", "found nf_resnet50; did you mean timm:nf_resnet50"),
+        ("ViT-B-32", "found ViT-B-32; did you mean open_clip:ViT-B-32"),
+        ("timmy:nfnet_l0", "image_tower: expected convnet, timm:NAME or open_clip:NAME, found timmy:nfnet_l0"),
+    ],
+)
+def test_an_unknown_image_tower_is_refused(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        image_tower(EncoderConfig(image_tower=name), 32)
+
+
+@pytest.mark.parametrize(("tower", "size"), [("timm:test_vit3", 32), ("convnet", 4)])
+def test_images_of_another_size_are_refused(tower: str, size: int) -> None:
+    message = rf"image_tower {tower}: does not take images of {size}×{size} \(.+\); choose one that does, or teach"
+    with pytest.raises(InputError, match=message):
+        image_tower(replace(CONVNET, image_tower=tower), size)
+
+
+@pytest.mark.parametrize(("tower", "size", "width"), [("timm:test_vit", 160, 64), ("convnet", 33, 64)])
+def test_features_have_the_width_that_is_told(tower: str, size: int, width: int) -> None:
+    module, found = image_tower(replace(CONVNET, image_tower=tower), size)
+    assert found == width and module(torch.randn(2, 3, size, size)).shape == (2, width)
+    assert not any(part.training for part in module.modules())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_weights_are_loaded(tmp_path: Path, suffix: str, wrapped: bool) -> None:
+    weights = {name: torch.randn_like(value) for name, value in ConvNet(16).state_dict().items()}
+    more = weights | {"classifier.weight": torch.zeros(3)}
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(more, path)
+    else:
+        torch.save({"state_dict": more, "epoch": 3} if wrapped else more, path)
+    module, _ = image_tower(with_weights(path), 16)
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    other, _ = image_tower(with_weights(path), 16, {name: value + 1 for name, value in weights.items()})
+    assert all(torch.equal(value, weights[name] + 1) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"blocks.0.weight": torch.zeros(8, 3, 3, 3)},
+            r"found \(8, 3, 3, 3\) for blocks\.0\.weight \(4, 3, 3, 3\) \(1 such layers\)",
+        ),
+        ({"blocks.0.weight": None}, r"found nothing for blocks\.0\.weight \(4, 3, 3, 3\) \(1 such layers\)"),
+    ],
+)
+def test_weights_of_another_tower_are_refused(
+    tmp_path: Path, change: Mapping[str, Tensor | None], message: str
+) -> None:
+    changed = {**ConvNet(16).state_dict(), **change}
+    path = tmp_path / "other.safetensors"
+    save_file({name: value for name, value in changed.items() if value is not None}, path)
+    with pytest.raises(InputError, match=rf"other\.safetensors: expected weights of this tower, {message}; name the"):
+        image_tower(with_weights(path), 16)
+
+
+def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(InputError, match=f"{path}: expected weights of the image tower, found no such file; check"):
+            image_tower(with_weights(path), 16)
+
+
+@pytest.mark.parametrize("dump", [torch.save, dump_pickle])
+def test_a_pickle_that_holds_code_is_refused_and_does_not_run(tmp_path: Path, dump: Dump) -> None:
+    path, trace = tmp_path / "weights.pt", tmp_path / "trace"
+    dump({"blocks.0.weight": Touch(trace)}, path)
+    with pytest.raises(
+        InputError, match=r"weights\.pt: expected tensors alone, .*, found what would have to be executed"
+    ):
+        image_tower(with_weights(path), 16)
+    assert not trace.exists()
+    (pickle.loads(path.read_bytes()) if dump is dump_pickle else torch.load(path, weights_only=False))
+    assert trace.exists()  # the trap works
+
+
+@pytest.mark.parametrize(("name", "what"), [("w.pt", "a file of torch.save"), ("w.safetensors", "safetensors")])
+def test_a_damaged_file_of_weights_is_refused(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04 neither")
+    with pytest.raises(InputError, match=f"{name}: expected {what}, found a damaged"):
+        image_tower(with_weights(tmp_path / name), 16)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"state_dict": 3}, {}])
+def test_a_file_without_weights_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"w\.pt: expected weights"):
+        image_tower(with_weights(tmp_path / "w.pt"), 16)
+
+
+# Students
+
+
+def test_students_share_their_start_and_differ_in_their_heads() -> None:
+    torch.manual_seed(1)
+    one, other = make_student(CONVNET, 16, 6, (0, "expert", 0)), make_student(CONVNET, 16, 6, (0, "expert", 1))
+    torch.manual_seed(2)
+    again = make_student(CONVNET, 16, 6, (0, "expert", 0))
+    image, text = one.layers.group_sizes
+    a, b = one.flatten().split([image, text]), other.flatten().split([image, text])
+    assert one.layers == other.layers and one.layers.group_names == ("image", "text")
+    assert torch.equal(a[0], b[0]) and not torch.equal(a[1], b[1])
+    assert torch.equal(again.flatten(), one.flatten())
+    assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(2)))
+
+
+def test_a_frozen_tower_leaves_two_heads() -> None:
+    config = replace(CONVNET, freeze_tower=True)
+    weights = {name: torch.randn_like(value) for name, value in ConvNet(16).state_dict().items()}
+    one, other = (make_student(config, 16, 6, (0, draw), weights) for draw in (0, 1))
+    parts = ["projection.weight", "projection.bias", "fc.weight", "fc.bias", "norm.weight", "norm.bias"]
+    assert one.layers.names == (*(f"image.{part}" for part in parts), *(f"text.{part}" for part in parts))
+    assert one.layers.group_sizes == (64 * 8 + 8 + 8 * 8 + 8 + 16, 6 * 8 + 8 + 8 * 8 + 8 + 16)
+    images = torch.randn(3, 3, 16, 16)
+    for group in range(2):
+        a, b = (student.flatten().split(student.layers.group_sizes)[group] for student in (one, other))
+        assert not torch.equal(a, b)
+    assert torch.equal(one.embed_images(other.flatten(), images), other.embed_images(other.flatten(), images))
+    by_hand, _ = image_tower(config, 16, weights)
+    p = dict(zip(parts, one.layers.split(one.flatten())[:6], strict=True))
+    projected = by_hand(images) @ p["projection.weight"].T + p["projection.bias"]
+    bent = 0.5 * projected * (1 + torch.erf(projected / sqrt(2)))
+    out = bent @ p["fc.weight"].T + p["fc.bias"] + projected
+    centred = out - out.mean(1, keepdim=True)
+    normed = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    assert relative_error(one.embed_images(one.flatten(), images).detach(), normed.detach()) <= 1e-5
+
+
+def test_heads_on_a_frozen_tower_are_as_wide_as_it_unless_set() -> None:
+    student = make_student(replace(CONVNET, freeze_tower=True, head_width=None), 16, 6, (0,))
+    assert student.layers.group_sizes == (2 * (64 * 64 + 64) + 2 * 64, 6 * 64 + 64 + 64 * 64 + 64 + 2 * 64)
+
+
+# Hashed texts
+
+
+def hashed_by_hand(caption: str, width: int) -> np.ndarray:
+    words = re.findall(r"\w\w+", caption.lower())
+    counts = np.zeros(width)
+    for term in words + [f"{a} {b}" for a, b in pairwise(words)]:
+        number = murmurhash3_32(term, seed=0)
+        counts[abs(number) % width] += 1 if number >= 0 else -1
+    norm = np.linalg.norm(counts)
+    return counts * sqrt(width) / norm if norm else counts
+
+
+@pytest.mark.parametrize("width", [16, 255, 256])
+def test_hashed_texts_are_signed_counts(width: int) -> None:
+    captions = [*CAPTIONS, "star Star STAR", "naïve café über", "a", "", "one-two three_four 5 66"]
+    found = HashedText(width).embed(captions)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), [hashed_by_hand(c, width) for c in captions], rtol=1e-6, atol=1e-7)
+    norms = found.norm(dim=1)[:-3]
+    torch.testing.assert_close(norms, torch.full_like(norms, sqrt(width)))
+
+
+def test_hashed_texts_are_known_values() -> None:
+    found = HashedText(8).embed(["a red star left of a blue box"])[0]
+    unit = sqrt(8 / 7)
+    assert found.tolist() == pytest.approx([-2 * unit, 0, 0, unit, 0, -unit, 0, unit], abs=1e-6)
+
+
+def test_word_order_counts_by_bigrams_only() -> None:
+    one, same, other, single, double = HashedText(4096).embed(
+        ["red star", "red star", "star red", "circle", "circle circle"]
+    )
+    assert torch.equal(one, same)
+    # Two of three terms are shared; a doubled word has one count of two and a bigram.
+    assert (one @ other / 4096).item() == pytest.approx(2 / 3, rel=1e-6)
+    assert (single @ double / 4096).item() == pytest.approx(2 / sqrt(5), rel=1e-6)
+
+
+def test_hashed_text_names_itself() -> None:
+    tower = text_tower(EncoderConfig(text_width=24))
+    assert tower.width == 24 and tower.embed(CAPTIONS).shape == (3, 24)
+    assert tower.fingerprint != text_tower(EncoderConfig(text_width=25)).fingerprint
+
+
+@pytest.mark.parametrize("name", ["bert", "hff:bert", "open-clip:ViT-B-32", "hashed:3"])
+def test_an_unknown_text_tower_is_refused(name: str) -> None:
+    message = f"text_tower: expected hashed, hf:NAME or open_clip:NAME, found {name}; mend the name"
+    with pytest.raises(InputError, match=message):
+        text_tower(EncoderConfig(text_tower=name))
+
+
+# The cache
+
+
+@dataclass
+class Counting:
+    """A text tower that counts its work."""
+
+    fingerprint: str = "counting:1"
+    width: int = 2
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def embed(self, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
+        self.calls.update(captions)
+        return torch.tensor([[len(c), self.calls.total()] for c in captions], dtype=torch.float32)
+
+
+def test_texts_are_embedded_once() -> None:
+    tower = Counting()
+    first = embed_captions(tower, CAPTIONS)
+    assert torch.equal(embed_captions(tower, tuple(CAPTIONS)), first)
+    assert torch.equal(embed_captions(Counting(), CAPTIONS), first)
+    assert tower.calls == Counter(CAPTIONS)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CAPTIONS[:2],
+        CAPTIONS[::-1],
+        [*CAPTIONS, ""],
+        ["\n".join(CAPTIONS)],
+        [CAPTIONS[0], "\n".join(CAPTIONS[1:])],
+    ],
+)
+def test_other_captions_are_other_entries(other: list[str]) -> None:
+    tower = Counting()
+    embed_captions(tower, CAPTIONS)
+    assert len(embed_captions(tower, other)) == len(other)
+    assert tower.calls == Counter(CAPTIONS) + Counter(other)
+
+
+def test_another_tower_is_another_entry() -> None:
+    one, other = Counting(), Counting("counting:2")
+    embed_captions(one, CAPTIONS)
+    embed_captions(other, CAPTIONS)
+    assert one.calls == other.calls == Counter(CAPTIONS)
+    glued = Counting(f"counting:1\n{CAPTIONS[0]}")
+    embed_captions(glued, CAPTIONS[1:])
+    assert glued.calls.total() == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_a_damaged_cache_is_made_anew(damage: bytes | None) -> None:
+    tower = Counting()
+    embed_captions(tower, CAPTIONS)
+    (path,) = cache_folder().iterdir()
+    path.write_bytes(path.read_bytes()[:-4] if damage is None else damage)
+    again = embed_captions(tower, CAPTIONS)
+    assert again.tolist() == [[len(c), 6] for c in CAPTIONS]
+    assert torch.equal(embed_captions(tower, CAPTIONS), again) and tower.calls.total() == 6
+
+
+def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("PTMST_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "ptmst"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "ptmst"
+
+
+@pytest.mark.parametrize("count", [0, 1, 256, 257, 700])
+def test_captions_are_embedded_in_chunks(count: int) -> None:
+    draw = np.random.default_rng(0)
+    captions = ["x" * int(length) for length in draw.integers(1, 200, count)]
+    own = chunks(captions, CPU)
+    assert [number for some in own for number in some] == list(range(count))
+    by_length = chunks(captions, torch.device("cuda"))
+    assert sorted(number for some in by_length for number in some) == list(range(count))
+    for found in (own, by_length):
+        assert [len(some) for some in found] == [256] * (count // 256) + [count % 256] * (count % 256 > 0)
+    lengths = [[len(captions[number]) for number in some] for some in by_length]
+    assert all(min(longer) >= max(shorter) for longer, shorter in pairwise(lengths))
+
+
+# Hugging Face
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT with its tokenizer, as save_pretrained leaves them; without a pooler, as fine-tuned ones."""
+    transformers = pytest.importorskip("transformers")
+    path = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({w for c in CAPTIONS for w in c.split()})]
+    (path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = transformers.BertTokenizerFast.from_pretrained(path)
+    tokenizer.save_pretrained(path)
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        # In an editable install our folder of that name lies on sys.path, and transformers would import it.
+        patch.setitem(sys.modules, "kernels", None)
+        torch.manual_seed(5)
+        config = transformers.BertConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            initializer_range=0.5,
+        )
+        transformers.BertForMaskedLM(config).save_pretrained(path)
+    return path
+
+
+def test_hf_text_is_the_cls_token(bert: Path) -> None:
+    import transformers
+
+    tower = text_tower(EncoderConfig(text_tower=f"hf:{bert}"))
+    captions = CAPTIONS * 100
+    found = tower.embed(captions)
+    assert tower.width == 16 and found.shape == (300, 16) and found.dtype == torch.float32
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    model = transformers.BertModel.from_pretrained(bert, add_pooling_layer=False)
+    model.train(False)
+    for i, caption in [*enumerate(CAPTIONS), (298, CAPTIONS[1])]:
+        with torch.no_grad():
+            alone = model(**tokenizer(caption, return_tensors="pt")).last_hidden_state[0, 0]
+        assert relative_error(found[i], alone) <= 1e-4
+    assert not found.requires_grad
+    assert relative_error(found[0], found[2]) > 1e-2
+
+
+def test_a_text_model_is_on_a_device_only_while_it_embeds(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the device has shapes only, and the embeddings are made up."""
+    tower = HuggingFaceText(str(bert))
+    meta, lain = torch.device("meta"), []
+
+    def embed(self: HuggingFaceText, captions: list[str], device: torch.device) -> Tensor:
+        lain.append({p.device.type for p in self._model.parameters()})
+        return torch.full((len(captions), 16), float(len(lain)), dtype=torch.bfloat16)
+
+    moves: list[torch.device] = []
+    there = tower._model.to
+
+    def move(device: torch.device) -> None:
+        moves.append(device)
+        if device == meta:
+            there(device)
+
+    monkeypatch.setattr(HuggingFaceText, "_embed", embed)
+    monkeypatch.setattr(tower._model, "to", move)
+    captions = ["a star"] * 256 + ["two green boxes"] * 3
+    found = tower.embed(captions, meta)
+    assert lain == [{"meta"}] * 2 and moves == [meta, CPU]
+    # The three longest are of the first chunk.
+    assert found.dtype == torch.float32 and found[:, 0].tolist() == [1.0] * 253 + [2.0] * 3 + [1.0] * 3
+
+
+def test_hf_fingerprint_names_the_weights(bert: Path, tmp_path: Path) -> None:
+    import transformers
+
+    one = text_tower(EncoderConfig(text_tower=f"hf:{bert}"))
+    torch.manual_seed(7)
+    assert text_tower(EncoderConfig(text_tower=f"hf:{bert}")).fingerprint == one.fingerprint
+    model = transformers.BertModel.from_pretrained(bert)
+    with torch.no_grad():
+        model.get_parameter("encoder.layer.1.output.dense.bias")[3] += 1e-3
+    model.save_pretrained(tmp_path / "other")
+    for file in bert.glob("tok*"):
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    assert text_tower(EncoderConfig(text_tower=f"hf:{tmp_path / 'other'}")).fingerprint != one.fingerprint
+
+
+def test_hf_text_in_a_process_of_its_own(bert: Path) -> None:
+    """Where nothing has hidden our folder `kernels` from transformers."""
+    code = (
+        "from ptmst.config import EncoderConfig; from ptmst.encoders import text_tower; "
+        f"print(text_tower(EncoderConfig(text_tower='hf:{bert}')).fingerprint)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split()[-1] == text_tower(EncoderConfig(text_tower=f"hf:{bert}")).fingerprint
+
+
+def test_an_hf_model_that_cannot_be_had_is_refused(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    for file in bert.iterdir():
+        (tmp_path / "damaged" / file.name).write_bytes(file.read_bytes()[: -1000 if "model" in file.name else None])
+    for name in ("no-such-user/no-such-bert", str(tmp_path / "empty"), str(tmp_path / "damaged")):
+        with pytest.raises(InputError, match=f"text_tower hf:{name}: cannot be loaded (.+); name a model or a folder"):
+            text_tower(EncoderConfig(text_tower=f"hf:{name}"))
+
+
+def _saved(path: Path, model: Any, tokenizer: Path) -> Path:
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "kernels", None)
+        torch.manual_seed(6)
+        model().save_pretrained(path)
+    for file in tokenizer.iterdir():
+        if "token" in file.name or file.name == "vocab.txt":
+            (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize(("kind", "width"), [("bert-base", 768), ("distilbert", 768), ("bge-small", 384)])
+def test_the_text_encoders_that_are_named(kind: str, width: int, bert: Path, tmp_path: Path) -> None:
+    """Of published widths and heads, in two layers, with random weights."""
+    transformers = pytest.importorskip("transformers")
+    words = len((bert / "vocab.txt").read_text().split())
+
+    def model() -> Any:
+        if kind == "distilbert":
+            config = transformers.DistilBertConfig(vocab_size=words, n_layers=2, initializer_range=0.3)
+            return transformers.DistilBertModel(config)
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": 12}
+        config = transformers.BertConfig(vocab_size=words, num_hidden_layers=2, initializer_range=0.3, **sizes)
+        return transformers.BertModel(config)
+
+    path = _saved(tmp_path / kind, model, bert)
+    tower = text_tower(EncoderConfig(text_tower=f"hf:{path}"))
+    long = " ".join([CAPTIONS[1]] * 80)  # of more words than the model has positions
+    found = tower.embed([*CAPTIONS, long])
+    assert tower.width == width and found.shape == (4, width)
+    loaded = transformers.AutoModel.from_pretrained(path).eval()
+    ids = {word: number for number, word in enumerate((bert / "vocab.txt").read_text().split())}
+    for caption, embed in zip([*CAPTIONS, long], found, strict=True):
+        tokens = [ids["[CLS]"], *(ids[word] for word in caption.split()[:510]), ids["[SEP]"]]
+        with torch.no_grad():
+            alone = loaded(input_ids=torch.tensor([tokens])).last_hidden_state[0, 0]
+        assert relative_error(embed, alone) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_the_text_of_a_model_of_images_and_texts(kind: str, bert: Path, tmp_path: Path) -> None:
+    """ViT-B/32's text tower in two layers: its projected text feature, whatever stands beside a caption."""
+    transformers = pytest.importorskip("transformers")
+    words = (bert / "vocab.txt").read_text().split()
+    ends = {"bos_token_id": words.index("[CLS]"), "eos_token_id": words.index("[SEP]"), "pad_token_id": 0}
+    text = {"vocab_size": len(words), "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    positions = 77 if kind == "CLIP" else 64
+    text |= {"max_position_embeddings": positions, "num_hidden_layers": 2} | ends
+
+    def model() -> Any:
+        config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision)
+        return getattr(transformers, f"{kind}Model")(config)
+
+    path = _saved(tmp_path / "both", model, bert)
+    tower = text_tower(EncoderConfig(text_tower=f"hf:{path}"))
+    found = tower.embed(CAPTIONS)
+    assert tower.width == 512 and found.shape == (3, 512)
+    loaded = transformers.AutoModel.from_pretrained(path).eval()
+    for caption, embed in zip(CAPTIONS, found, strict=True):
+        tokens = [words.index(word) for word in ["[CLS]", *caption.split(), "[SEP]"]]
+        shown = torch.zeros(1, positions, dtype=torch.long)
+        shown[0, : len(tokens)] = torch.tensor(tokens)
+        mask = torch.zeros_like(shown)
+        mask[0, : len(tokens)] = 1
+        with torch.no_grad():
+            states = loaded.text_model(input_ids=shown, attention_mask=mask).last_hidden_state[0]
+            # CLIP pools the end-of-text token and projects it; SigLIP the last position, by its head.
+            alone = (
+                loaded.text_projection(states[len(tokens) - 1])
+                if kind == "CLIP"
+                else loaded.text_model.head(states[-1])
+            )
+        assert relative_error(embed, alone) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("GPT2", {"n_embd": 16, "n_layer": 1, "n_head": 2}, "expected an encoder whose first token sees the whole cap"),
+        (
+            "ViT",
+            {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+            r"found one that does not embed a caption \(",
+        ),
+        ("T5", {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1}, r"found one that does not embed a caption \("),
+    ],
+)
+def test_a_model_that_embeds_no_captions_is_refused(
+    kind: str, settings: Mapping[str, int], message: str, bert: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def model() -> Any:
+        return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**settings))
+
+    path = _saved(tmp_path / kind, model, bert)
+    with pytest.raises(InputError, match=f"text_tower hf:{path}: .*{message}.*choose another$"):
+        text_tower(EncoderConfig(text_tower=f"hf:{path}"))
+
+
+# open_clip
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of an open_clip model that is small enough to make."""
+    path = tmp_path_factory.mktemp("clip") / "ptmst-tiny.json"
+    config: dict[str, Any] = {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    }
+    path.write_text(json.dumps(config))
+    open_clip.add_model_config(path)
+    yield path.stem
+    open_clip.factory._MODEL_CONFIG_PATHS.remove(path)
+    open_clip.factory._rescan_model_configs()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_open_clip_text_is_its_text_tower(clip: str, tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(3)
+    model, path = open_clip.create_model(clip).eval(), tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(model.state_dict(), path)
+    tower = text_tower(EncoderConfig(text_tower=f"open_clip:{clip}", text_weights=path))
+    captions = CAPTIONS * 100
+    found = tower.embed(captions)
+    assert tower.width == 12 and found.shape == (300, 12)
+    tokenizer = open_clip.get_tokenizer(clip)
+    for i in (0, 1, 2, 298):
+        with torch.no_grad():
+            alone = model.encode_text(tokenizer([captions[i]]))[0]
+        assert relative_error(found[i], alone) <= 1e-4
+    assert not found.requires_grad
+
+
+def test_open_clip_without_weights_is_always_the_same(clip: str) -> None:
+    config = EncoderConfig(text_tower=f"open_clip:{clip}")
+    one = text_tower(config)
+    torch.manual_seed(9)
+    again = text_tower(config)
+    assert one.fingerprint == again.fingerprint
+    assert torch.equal(one.embed(CAPTIONS), again.embed(CAPTIONS))
+
+
+def test_open_clip_fingerprint_names_the_weights(clip: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(open_clip.create_model(clip).state_dict(), path)
+    own = text_tower(EncoderConfig(text_tower=f"open_clip:{clip}", text_weights=path))
+    assert own.fingerprint != text_tower(EncoderConfig(text_tower=f"open_clip:{clip}")).fingerprint
+
+
+def test_an_unknown_open_clip_model_is_refused() -> None:
+    with pytest.raises(InputError, match=r"open_clip:ViT-B-33: unknown model; did you mean .*ViT-B-32"):
+        text_tower(EncoderConfig(text_tower="open_clip:ViT-B-33"))
+
+
+def test_open_clip_weights_that_cannot_be_had_are_refused(clip: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    config = EncoderConfig(text_tower=f"open_clip:{clip}", text_weights=path)
+    with pytest.raises(InputError, match=f"text_weights: expected a file, found none at {path}; check the path"):
+        text_tower(config)
+    message = (
+        rf"weights\.pt: expected weights of open_clip:{clip}, found a file that holds others or is damaged \(.+\); name"
+    )
+    path.write_bytes(b"PK\x03\x04 neither")
+    with pytest.raises(InputError, match=message):
+        text_tower(config)
+    torch.save({"positional_embedding": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match=message):
+        text_tower(config)
+
+
+@pytest.mark.parametrize("dump", [torch.save, dump_pickle])
+def test_an_open_clip_pickle_that_holds_code_does_not_run(clip: str, tmp_path: Path, dump: Dump) -> None:
+    path, trace = tmp_path / "weights.pt", tmp_path / "trace"
+    dump({"positional_embedding": Touch(trace)}, path)
+    with pytest.raises(InputError, match=r"weights\.pt: expected weights"):
+        text_tower(EncoderConfig(text_tower=f"open_clip:{clip}", text_weights=path))
+    assert not trace.exists()

@@ -1,0 +1,118 @@
+"""The demo: its presets, a run of a micro one, and what it reuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptmst import InputError, Phase, recipe, teachers
+from ptmst.config import Experiment
+from ptmst.distillation import distill as distillation
+from ptmst.engine.outer_step import OuterStep
+from ptmst.evaluation import evaluate as evaluation
+from ptmst.presets import applied, experiment
+from ptmst.schema import check
+from ptmst.studies import demo
+from ptmst.studies.demo import run_demo
+from ptmst.support.files import sha256
+from tiny import ENCODER
+
+PRESETS = ("demo", "demo-quick")
+
+
+def micro(_: str) -> Experiment:
+    quick = experiment("demo-quick")
+    return replace(
+        quick,
+        data=replace(quick.data, image_size=16, train=24, val=8, test=8, warmup=8, captions=2),
+        teach=replace(quick.teach, experts=1, epochs=3, batch_size=16, encoder=replace(ENCODER, warmup_epochs=1)),
+        distill=replace(
+            quick.distill,
+            phases=(Phase(6, 2, (0, 2)), Phase(5, 3, (1, 3))),
+            steps=2,
+            inner_steps=2,
+            batch_size=4,
+        ),
+        evaluate=replace(quick.evaluate, students=2, epochs=2, lr_drop=1),
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_compares_like_with_like(name: str) -> None:
+    preset = experiment(name)
+    for settings in (preset.data, preset.teach, preset.distill, applied("lors", preset).distill, preset.evaluate):
+        check(settings)
+    ours, lors = preset.distill, applied("lors", preset).distill
+    assert ours.trajectory == "shortcut" and len(ours.phases) >= 2 and ours.ema > 0
+    assert lors.trajectory == "raw" and len(lors.phases) == 1 and lors.similarity == "low-rank"
+    assert lors.pairs == ours.pairs
+    assert lors.steps * len(lors.phases) == ours.steps * len(ours.phases)
+    assert (lors.inner_steps, lors.batch_size, lors.loss) == (ours.inner_steps, ours.batch_size, ours.loss)
+    assert preset.teach.endpoints == "all"
+    assert max(phase.endpoint for phase in (*ours.phases, *lors.phases)) <= preset.teach.epochs
+    assert preset.data.train >= ours.pairs and preset.data.warmup > 0
+
+
+def _fail(*_: Any, **__: Any) -> Any:
+    raise AssertionError("done already")
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """SHA-256 by name."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()) for path in found}
+
+
+@pytest.mark.parametrize("data", ["scenes", "digits"])
+def test_a_demo_runs_whole_and_is_reused(
+    data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "experiment", micro)
+    out = tmp_path / "out"
+    rows = run_demo(data, out, True, "ptmst demo --here")
+    said = capsys.readouterr().out
+    assert [row.pairs for row in rows] == [11, 11, 11, 48]
+    assert [len(row.scores.students) for row in rows] == [2, 2, 2, 1]
+    for row in rows:
+        assert all(word in said for word in row.name.split())
+        assert f"{row.scores.mean():.1f}±{row.scores.std():.1f}" in said
+    last = said.splitlines()[-1]
+    assert str(out) in last and str(out / "report.html") in last
+    page = (out / "report.html").read_text()
+    assert page.count("<img") == 33 and "ptmst demo --here" in page
+    assert not [name for name in _files(tmp_path) if not name.startswith(("out/", "cache/"))]
+
+    before = _files(out)
+    monkeypatch.setattr(teachers, "train_on_pairs", _fail)
+    monkeypatch.setattr(recipe, "warm_tower", _fail)
+    monkeypatch.setattr(OuterStep, "__call__", _fail)
+    monkeypatch.setattr(evaluation, "train_students", _fail)
+    again = run_demo(data, out, True, "ptmst demo --here")
+    assert [row.scores for row in again] == [row.scores for row in rows]
+    after = _files(out)
+    assert {name for name in before | after if before.get(name) != after.get(name)} == set()
+
+    other: Any = "digits" if data == "scenes" else "scenes"
+    with pytest.raises(InputError, match="expected the demo asked for, found one of other settings; choose another"):
+        run_demo(other, out, True, "ptmst demo")
+    assert _files(out) == after
+
+
+def test_a_demo_that_was_stopped_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "experiment", micro)
+    for module, name in ((teachers, "train_on_pairs"), (distillation, "outer_update"), (evaluation, "train_students")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run_demo("scenes", tmp_path / "stopped", True, "ptmst demo")
+    found = run_demo("scenes", tmp_path / "stopped", True, "ptmst demo")
+    whole = run_demo("scenes", tmp_path / "whole", True, "ptmst demo")
+    assert [row.scores.students for row in found] == [row.scores.students for row in whole]

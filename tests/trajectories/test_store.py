@@ -1,0 +1,442 @@
+"""The trajectory store: what comes back is what went in, or a message says why not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ptmst.config import Coding
+from ptmst.errors import InputError
+from ptmst.students.layers import LayerTable
+from ptmst.support import folders
+from ptmst.trajectories import coding
+from ptmst.trajectories.shortcut import Displacement, Expert
+from ptmst.trajectories.store import TrajectoryStore
+
+TABLE = LayerTable(("image.a", "image.b", "text.c"), ((5, 3), (), (7,)), (0, 0, 1))
+EPOCHS, KEPT = 4, (2, 3)
+
+
+def expert(base: Tensor, layers: LayerTable = TABLE) -> Expert:
+    moves = {k: Displacement.encode(0.1 * torch.randn(layers.num_params), layers) for k in KEPT}
+    return Expert(layers, base, moves, torch.rand(EPOCHS, layers.num_layers))
+
+
+def new_store(path: Path, layers: LayerTable = TABLE) -> TrajectoryStore:
+    return TrajectoryStore(path, layers, EPOCHS, KEPT, {"lr": 0.1, "encoder": {"image_tower": "convnet"}})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store of two experts that start alike."""
+    base = torch.randn(TABLE.num_params)
+    store = new_store(tmp_path / "store")
+    for number in (0, 3):
+        store.add(number, expert(base), {"losses": [3.0, 2.0, 1.0, 0.5]})
+    return store.path
+
+
+def names(path: Path, pattern: str) -> list[str]:
+    return sorted(file.name for file in path.glob(pattern))
+
+
+def rewrite(path: Path, name: str, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change a file's tensors, and its hash in the index with them."""
+    tensors = load_file(path / name)
+    change(tensors)
+    replace(path, name, save(tensors))
+
+
+def replace(path: Path, name: str, content: bytes) -> None:
+    (path / name).write_bytes(content)
+    mend(path, lambda index: index["hashes"].update({name: hashlib.sha256(content).hexdigest()}))
+
+
+def mend(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change an index, and drop the hash of its content with that."""
+    index = json.loads((path / "store.json").read_text())
+    del index["sha256"]
+    change(index)
+    (path / "store.json").write_text(json.dumps(index))
+
+
+def test_every_bit_comes_back(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    base = torch.randn(TABLE.num_params)
+    written = {number: expert(base + number) for number in (0, 7)}
+    for number, record in written.items():
+        store.add(number, record, {"losses": [1.5]})
+    store.add_file("tower.safetensors", {"w": base})
+    store.save_index()
+    again = TrajectoryStore.open(tmp_path)
+    assert (again.layers, again.epochs, again.endpoints, again.settings) == (TABLE, EPOCHS, KEPT, store.settings)
+    assert len(again) == 2 and again.experts[7]["losses"] == [1.5]
+    assert torch.equal(again.read_file("tower.safetensors")["w"], base)
+    for number, expected in written.items():
+        found = again.expert(number)
+        assert found.layers == TABLE and tuple(found.displacements) == KEPT
+        pairs = [(found.base, expected.base), (found.step_norms, expected.step_norms)]
+        for k in KEPT:
+            a, b = found.displacements[k], expected.displacements[k]
+            pairs += [(a.values, b.values), (a.scale, b.scale), (a.norms, b.norms)]
+        for ours, theirs in pairs:
+            assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def test_a_store_goes_on_where_it_was_closed(path: Path) -> None:
+    store = TrajectoryStore.open(path)
+    store.add(1, expert(store.expert(0).base), {"losses": []})
+    again = TrajectoryStore.open(path)
+    assert list(again.experts) == [0, 1, 3]
+    assert again.fingerprint == store.fingerprint
+    assert torch.equal(again.expert(1).base, again.expert(3).base)
+
+
+def test_equal_starts_are_stored_once_group_by_group(path: Path) -> None:
+    assert [len(names(path, f"base-{group}-*")) for group in ("image", "text")] == [1, 1]
+    store = TrajectoryStore.open(path)
+    base = store.expert(0).base.clone()
+    base[-1] += 1
+    store.add(4, expert(base), {})
+    assert [len(names(path, f"base-{group}-*")) for group in ("image", "text")] == [1, 2]
+    again = TrajectoryStore.open(path)
+    assert torch.equal(again.expert(4).base, base)
+    assert not torch.equal(again.expert(0).base, base)
+
+
+def test_the_disk_holds_two_bytes_a_parameter_and_end_point(tmp_path: Path) -> None:
+    layers = LayerTable(("image.a", "text.b"), ((300, 500), (200, 250)), (0, 1))
+    base, count = torch.randn(layers.num_params), layers.num_params
+    store = new_store(tmp_path, layers)
+    store.add(0, expert(base, layers), {})
+    one = store.bytes
+    assert one == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert one == pytest.approx(count * (2 * len(KEPT) + 4), rel=0.01)
+    store.add(1, expert(base, layers), {})
+    assert store.bytes - one == pytest.approx(count * 2 * len(KEPT), rel=0.01)
+    store.add(2, expert(base + 1, layers), {})
+    assert store.bytes == pytest.approx(count * (3 * 2 * len(KEPT) + 2 * 4), rel=0.01)
+
+
+def test_the_fingerprint_names_the_content(tmp_path: Path) -> None:
+    base = torch.randn(TABLE.num_params)
+    records = [expert(base), expert(base)]
+    found = []
+    for folder, numbers in (("a", (0, 1)), ("b", (0, 1)), ("c", (1, 0)), ("d", (0, 0))):
+        store = new_store(tmp_path / folder)
+        for number, of in enumerate(numbers):
+            store.add(number, records[of], {})
+        found.append(store.fingerprint)
+        assert TrajectoryStore.open(store.path).fingerprint == store.fingerprint
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
+@pytest.mark.parametrize("pattern", ["expert-003.*", "base-image-*", "base-text-*"])
+@pytest.mark.parametrize("how", ["flipped", "short", "absent", "no safetensors", "NaN"])
+def test_a_damaged_file_is_refused(path: Path, pattern: str, how: str) -> None:
+    (name,) = names(path, pattern)
+    file = path / name
+    content = file.read_bytes()
+    if how == "flipped":
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        message = (
+            rf"expected SHA-256 \w{{12}}…, found \w{{12}}… \({len(content):,} bytes\); the file is damaged: restore"
+        )
+    elif how == "short":
+        file.write_bytes(content[:-10])
+        message = rf"expected SHA-256 \w{{12}}…, found \w{{12}}… \({len(content) - 10:,} bytes\); the file is damaged"
+    elif how == "absent":
+        file.unlink()
+        message = r"cannot be read \(No such file or directory\); restore the file or make it anew"
+    elif how == "no safetensors":
+        replace(path, name, content[: len(content) // 2])
+        message = r"expected safetensors, found a damaged file \(.+\); make it anew"
+    else:
+        key = "base" if "base" in name else "scale.3"
+        rewrite(path, name, lambda tensors: tensors[key].view(-1)[-1:].fill_(torch.nan))
+        message = f"tensor {key} holds NaN or infinity; make the file anew"
+    store = TrajectoryStore.open(path)
+    with pytest.raises(InputError, match=f"{name}: {message}"):
+        store.expert(3)
+
+
+def test_another_expert_is_not_harmed(path: Path) -> None:
+    (path / "expert-003.safetensors").unlink()
+    assert torch.equal(TrajectoryStore.open(path).expert(0).base, new_base(path))
+
+
+def new_base(path: Path) -> Tensor:
+    return torch.cat([load_file(path / names(path, f"base-{group}-*")[0])["base"] for group in ("image", "text")])
+
+
+def test_an_expert_that_is_not_there_is_refused(path: Path) -> None:
+    with pytest.raises(InputError, match=r"store: expected experts \[0, 3\], found none numbered 1"):
+        TrajectoryStore.open(path).expert(1)
+
+
+def test_a_folder_without_an_index_is_no_store(path: Path) -> None:
+    (path / "store.json").unlink()
+    message = "store: expected a trajectory store, found no store.json; make one with `ptmst teach`"
+    for folder in (path, path / "nowhere" / "store"):
+        with pytest.raises(InputError, match=message):
+            TrajectoryStore.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "expected a trajectory store in JSON, found a damaged file"),
+        ("\x00\xff", "expected a trajectory store in JSON, found a damaged file"),
+        ("[]", "expected a trajectory store, found something else; check the path"),
+        ('{"format": "ptmst-distilled-set", "version": 1}', "expected a trajectory store, found something else"),
+        (
+            '{"format": "ptmst-trajectory-store", "version": 3}',
+            "expected version 1 or 2 of the trajectory store format, found 3; use the ptmst release that wrote it",
+        ),
+        ('{"format": "ptmst-trajectory-store"}', "expected version 1 or 2 of the trajectory store format, found None"),
+    ],
+)
+def test_another_index_is_refused(path: Path, content: str, message: str) -> None:
+    (path / "store.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=f"store.json: {message}"):
+        TrajectoryStore.open(path)
+
+
+@pytest.mark.parametrize("key", ["layers", "epochs", "endpoints", "settings", "experts", "hashes"])
+def test_an_index_with_a_gap_is_refused(path: Path, key: str) -> None:
+    mend(path, lambda index: index.pop(key))
+    with pytest.raises(InputError, match=rf"store\.json: expected a whole index, found a damaged one \('{key}'\)"):
+        TrajectoryStore.open(path)
+
+
+@pytest.mark.parametrize("value", [3, "x", [1], None, {"names": []}])
+def test_an_index_of_other_layers_is_refused(path: Path, value: object) -> None:
+    mend(path, lambda index: index.update(layers=value))
+    with pytest.raises(InputError, match=r"store\.json: expected a whole index, found a damaged one \(.+\); teach"):
+        TrajectoryStore.open(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index["experts"]["3"].pop("file"),
+        lambda index: index["experts"]["3"].pop("bases"),
+        lambda index: index["experts"]["3"]["bases"].pop("text"),
+        lambda index: index["endpoints"].append(4),
+    ],
+    ids=["file", "bases", "base", "endpoint"],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(
+    path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    mend(path, change)
+    with pytest.raises(InputError, match=r"store\.json: expected a whole index, found a damaged one \(.+\); teach"):
+        TrajectoryStore.open(path).expert(3)
+
+
+def test_a_file_without_a_hash_is_refused(path: Path) -> None:
+    mend(path, lambda index: index["hashes"].pop("expert-003.safetensors"))
+    with pytest.raises(InputError, match=r"expert-003\.safetensors: expected a hash in store\.json, found none; teach"):
+        TrajectoryStore.open(path).expert(3)
+
+
+@pytest.mark.parametrize("pattern", ["expert-003.*", "base-image-*"])
+def test_files_of_other_layers_are_refused(path: Path, pattern: str) -> None:
+    (name,) = names(path, pattern)
+
+    def shorten(tensors: dict[str, Tensor]) -> None:
+        key = "base" if "base" in tensors else "step_norms"
+        tensors[key] = tensors[key][1:].contiguous()
+
+    rewrite(path, name, shorten)
+    with pytest.raises(InputError, match=r"expert-003\.safetensors: expected the layers of store\.json, found others"):
+        TrajectoryStore.open(path).expert(3)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_written(path: Path, bad: float) -> None:
+    store = TrajectoryStore.open(path)
+    record = expert(store.expert(0).base.clone())
+    record.displacements[3].values[0] = bad
+    with pytest.raises(InputError, match=r"expert-005\.safetensors: tensor values\.3 holds NaN or infinity; nothing"):
+        store.add(5, record, {})
+    assert not (path / "expert-005.safetensors").exists()
+    assert list(TrajectoryStore.open(path).experts) == [0, 3]
+
+
+def test_no_temporary_file_is_left(path: Path) -> None:
+    assert not [file for file in path.iterdir() if file.name.startswith(".") or file.suffix == ".part"]
+
+
+# Codings
+
+
+def test_int8_is_half_the_size_at_seven_thousandths(tmp_path: Path) -> None:
+    layers = LayerTable(("image.a", "image.b", "text.b"), ((300, 500), (3,), (200, 250)), (0, 0, 1))
+    written = expert(torch.randn(layers.num_params), layers)
+    sizes = {}
+    for name in get_args(Coding):
+        store = TrajectoryStore(tmp_path / name, layers, EPOCHS, KEPT, {}, name)
+        store.add(0, written, {})
+        again = TrajectoryStore.open(store.path)
+        assert again.coding == name
+        found = again.expert(0)
+        sizes[name] = sum(file.stat().st_size for file in store.path.glob("expert-*"))
+        for k in KEPT:
+            exact, ours = written.displacements[k], found.displacements[k]
+            blocks = [part.decode(layers).double() for part in (exact, ours)]
+            error = float((blocks[1] - blocks[0]).norm() / blocks[0].norm())
+            assert error == 0 if name == "fp16" else 5e-3 < error < 9e-3
+            norms = torch.stack([part.norm() for part in blocks[1].split(layers.sizes)])
+            assert torch.allclose(ours.norms.double(), norms, rtol=1e-5)
+    parameters = layers.num_params * len(KEPT)
+    assert sizes["fp16"] == pytest.approx(2 * parameters, rel=0.01)
+    assert sizes["int8"] == pytest.approx((1 + 4 / 256) * parameters, rel=0.01)
+
+
+def test_int8_by_brute_force() -> None:
+    """Block by block in float64: codes are the nearest of 255 steps, and a layer that never moves stays."""
+    layers = LayerTable(("image.a", "image.b", "text.c"), ((300,), (256,), (7,)), (0, 0, 1))
+    delta = torch.randn(563)
+    delta[300:556] = 0
+    moved = Displacement.encode(delta, layers)
+    packed = coding.packed(moved, layers, "int8")
+    begins = [0, 256, 300, 556]
+    assert packed["codes"].dtype == torch.int8 and packed["scale"].shape == (4,)
+    exact = moved.decode(layers).double()
+    for number, (begin, end) in enumerate(zip(begins, [*begins[1:], 563], strict=True)):
+        part = exact[begin:end]
+        step = float(part.abs().max()) / 127
+        assert float(packed["scale"][number]) == pytest.approx(step, rel=1e-6)
+        found = packed["codes"][begin:end].double() * step
+        assert bool((abs(found - part) <= step * 0.5001).all())
+    assert torch.equal(coding.unpacked(packed, layers, "int8").values[300:556], torch.zeros(256).half())
+
+
+def test_a_store_of_version_1_is_read(path: Path) -> None:
+    """As it was written before there were codings, and without a hash of the index."""
+    before = TrajectoryStore.open(path).expert(3)
+    mend(path, lambda index: (index.update(version=1), index.pop("coding")))
+    store = TrajectoryStore.open(path)
+    assert store.coding == "fp16"
+    assert torch.equal(store.expert(3).displacements[2].values, before.displacements[2].values)
+
+
+def test_an_unknown_coding_is_refused(path: Path) -> None:
+    mend(path, lambda index: index.update(coding="int4"))
+    with pytest.raises(InputError, match=r"store.json: expected coding fp16 or int8, found int4; use the ptmst rel"):
+        TrajectoryStore.open(path)
+
+
+def test_end_points_are_read_alone(path: Path) -> None:
+    store = TrajectoryStore.open(path)
+    whole = store.expert(0)
+    for asked, found in (((), ()), ((3,), (3,)), ((2, 3), (2, 3)), ((3, 9), (3,))):
+        part = store.expert(0, asked)
+        assert tuple(part.displacements) == found
+        assert all(torch.equal(part.displacements[k].values, whole.displacements[k].values) for k in found)
+
+
+def test_a_file_that_changes_later_is_checked_again(path: Path) -> None:
+    store = TrajectoryStore.open(path)
+    store.expert(0)
+    file = path / "expert-000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="the file is damaged: restore it or make it anew"):
+        store.expert(0, (2,))
+
+
+# Faults
+
+
+@pytest.mark.parametrize("name", ["store.json", "expert-003.safetensors", "base-*"])
+def test_no_flipped_bit_goes_unseen(path: Path, name: str) -> None:
+    """A thousand of them in each kind of file: named, or without consequence."""
+    (file,) = path.glob(name if name != "base-*" else "base-image-*")
+    whole = file.read_bytes()
+    store = TrajectoryStore.open(path)
+    expected, index = store.expert(3), json.loads((path / "store.json").read_text())
+    draw, seen = random.Random(0), 0
+    for _ in range(1000):
+        place, bit = draw.randrange(len(whole)), draw.randrange(8)
+        broken = bytearray(whole)
+        broken[place] ^= 1 << bit
+        file.write_bytes(bytes(broken))
+        try:
+            again = TrajectoryStore.open(path)
+            found = again.expert(3)
+        except InputError:
+            seen += 1
+            continue
+        assert name == "store.json", (place, bit)
+        assert (again.layers, again.settings, again.endpoints) == (store.layers, store.settings, store.endpoints)
+        assert again.experts == {int(number): entry for number, entry in index["experts"].items()}
+        assert torch.equal(found.base, expected.base) and torch.equal(found.step_norms, expected.step_norms)
+    assert seen >= 980
+
+
+@pytest.mark.parametrize("name", ["store.json", "expert-003.safetensors", "base-image-*"])
+def test_no_truncation_goes_unseen(path: Path, name: str) -> None:
+    """In the header's length, the header, the data, and at the very end."""
+    (file,) = path.glob(name)
+    whole = file.read_bytes()
+    for kept in {0, 1, 7, 8, 9, 40, len(whole) // 2, len(whole) - 9, len(whole) - 2}:
+        file.write_bytes(whole[:kept])
+        with pytest.raises(InputError, match=re.escape(file.name)):
+            TrajectoryStore.open(path).expert(3)
+    file.write_bytes(whole)
+    assert len(TrajectoryStore.open(path).expert(3).base) == TABLE.num_params
+
+
+def test_a_crash_between_write_and_rename_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TrajectoryStore.open(path)
+    base = store.expert(0).base
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for after in (0, 1):  # of the expert's file, and of the index that names it
+        calls = iter([os.replace] * after + [crash] * 9)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", lambda *names, calls=calls: next(calls)(*names))
+            with pytest.raises(KeyboardInterrupt):
+                TrajectoryStore.open(path).add(5, expert(base), {})
+        again = TrajectoryStore.open(path)
+        assert sorted(again.experts) == [0, 3]
+        assert torch.equal(again.expert(3).base, base)
+        assert not list(path.glob(".*.part"))
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from ptmst import files\n"
+        "try:\n    with files.claimed(pathlib.Path(sys.argv[1]), 'a trajectory store'): print('claimed')\n"
+        "except Exception as error: print(error)"
+    )
+
+    def other() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    with folders.claimed(tmp_path, "a trajectory store"):
+        message = "another process is writing a trajectory store here; wait for its end, or choose another --out"
+        assert other() == f"{tmp_path}: {message}"
+    assert other() == "claimed"
+    assert list(tmp_path.iterdir()) == []
