@@ -124,7 +124,7 @@ import sys, warnings
 warnings.simplefilter("ignore")
 import torch
 from ptmst import Student
-from ptmst.unroll import OuterStep
+from ptmst.engine.outer_step import OuterStep
 before = set(sys.modules)
 OuterStep(Student.from_modules(torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)), compile="auto")
 print(*sorted(name for name in set(sys.modules) - before if "inductor" in name or "triton" in name))
