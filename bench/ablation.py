@@ -19,8 +19,8 @@ QUESTIONS = {
     "Do both together?": ("ptm-st", "base"),
     "Both against LoRS": ("ptm-st", "lors"),
     "Both against RepBlend": ("ptm-st", "repblend"),
-    "The damped adjoint, on a shortcut": ("ptmst", "st"),
-    "Ours against PTM-ST": ("ptmst", "ptm-st"),
+    "The damped adjoint, on a shortcut": ("st-adjoint", "st"),
+    "Ours against PTM-ST": ("st-adjoint", "ptm-st"),
 }
 """What is asked of each data set: one method against another."""
 

@@ -18,6 +18,8 @@ BASE = "flickr30k-500"
 """The experiment that a method named alone changes."""
 BASE_DATA = "flickr30k-"
 """The experiments that methods have published numbers for."""
+RENAMED = {"ptmst": "st-adjoint"}
+"""Names that presets had before, which are refused with advice: old → new."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class Method:
     source: str
     """Where it is published."""
     phases: Literal["as they are", "one"] = "as they are"
-    """one = a single phase of all pairs over the start ranges of all, with the outer steps of all."""
+    """one: merge all phases into a single one, with their pairs, start ranges and outer steps."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What makes it this method: tables by command."""
+    """The settings that define it: tables by command."""
     published: dict[str, Any] = field(default_factory=dict)
     """Numbers that were published with it, for any number of pairs."""
     at: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -50,8 +52,8 @@ class Preset:
 
 def catalogue() -> tuple[Preset, ...]:
     """All presets, experiments first."""
-    found = [Preset(name, "experiment", one.about, one.source) for name, one in _experiments().items()]
-    return (*found, *(Preset(name, "method", one.about, one.source) for name, one in methods().items()))
+    experiments = (Preset(name, "experiment", one.about, one.source) for name, one in _experiments().items())
+    return (*experiments, *(Preset(name, "method", one.about, one.source) for name, one in methods().items()))
 
 
 @cache
@@ -67,47 +69,56 @@ def _experiments() -> Mapping[str, Experiment]:
 
 def _files(*folders: str) -> dict[str, Traversable]:
     folder = resources.files("ptmst").joinpath(*folders)
-    found = {file.name.removesuffix(".toml"): file for file in folder.iterdir() if file.name.endswith(".toml")}
-    return dict(sorted(found.items(), key=lambda entry: _in_order(entry[0])))
+    by_name = {file.name.removesuffix(".toml"): file for file in folder.iterdir() if file.name.endswith(".toml")}
+    return dict(sorted(by_name.items(), key=lambda entry: _by_size(entry[0])))
 
 
-def _in_order(name: str) -> tuple[str, int]:
+def _by_size(name: str) -> tuple[str, int]:
+    """Sort key: coco-100 before coco-500, which comes before flickr30k-100."""
     before, _, number = name.rpartition("-")
     return (before, int(number)) if number.isdigit() else (name, 0)
 
 
 def experiment(preset: str | None = None, file: Path | None = None) -> Experiment:
-    """The experiment of a preset: an experiment, a method, or both with a comma between; then of a file.
+    """The experiment that a preset names, with the changes of a file.
 
-    On Flickr30k, or alone, a method brings the numbers that were published with it; elsewhere what makes it itself. A
-    file says only what it changes. Raises InputError for an unknown preset, with the nearest ones, for two of a kind,
-    and for every mistake in the file.
+    `preset` is an experiment, a method, or both with a comma between them. On Flickr30k, or alone, a method adds its
+    published numbers; elsewhere only what defines it. `file` contains only changes. Raises InputError for an unknown
+    preset, with the nearest names, for two of a kind, and for all mistakes in the file.
     """
-    found, names = Experiment(), preset.split(",") if preset else []
+    settings, names = Experiment(), preset.split(",") if preset else []
     for number, name in enumerate(names):
         if name in _experiments() and number == 0:
-            found = _experiments()[name]
+            settings = _experiments()[name]
         elif name in methods() and any(before in methods() for before in names[:number]):
             raise InputError(
-                f"preset {preset}: expected one method, found {name} after another; keep one, and set by flags what "
-                "else it shall have (--blend, --adjoint, …)"
+                f"preset {preset}: expected one method, found {name} after another; keep one, and add settings of the "
+                "other by flags (--blend, --adjoint, …)"
             )
         elif name in methods():
             # Published numbers are for the published data; elsewhere a method keeps the experiment's own.
             published = all(before.startswith(BASE_DATA) for before in names[:number])
-            found = applied(name, found if number else _experiments()[BASE], published=published)
+            settings = applied(name, settings if number else _experiments()[BASE], published=published)
         elif name in _experiments():
-            raise InputError(f"preset {preset}: expected one experiment, and first, found {name} later; mend the order")
+            raise InputError(
+                f"preset {preset}: expected one experiment, and first, found {name} later; change the order"
+            )
         else:
-            known = [*_experiments(), *methods()]
-            raise InputError(f"{name}: expected a preset, found none of that name{schema.nearest(name, known)}")
-    return found if file is None else schema.from_toml(Experiment, file, schema.to_json(found))
+            raise _unknown(name)
+    return settings if file is None else schema.from_toml(Experiment, file, schema.to_json(settings))
+
+
+def _unknown(name: str) -> InputError:
+    if name in RENAMED:
+        return InputError(f"preset {name}: this method is now called {RENAMED[name]}; use --preset {RENAMED[name]}")
+    known = [*_experiments(), *methods()]
+    return InputError(f"{name}: expected a preset, found none of that name{schema.nearest(name, known)}")
 
 
 def applied(name: str, to: Experiment, *, published: bool = False) -> Experiment:
-    """An experiment as a method would do it, at the cost of `to`: as many pairs and, in all, as many outer steps.
+    """The experiment `to` with a method applied, at the same cost: as many pairs and, in all, as many outer steps.
 
-    `published` takes the numbers too that were published with the method (rates, steps, ranks).
+    `published` also applies the numbers that were published with the method (rates, steps, ranks).
     """
     method = methods()[name]
     base = replace(to, distill=in_one_phase(to.distill)) if method.phases == "one" else to
@@ -122,7 +133,7 @@ def applied(name: str, to: Experiment, *, published: bool = False) -> Experiment
 
 
 def in_one_phase(config: DistillConfig) -> DistillConfig:
-    """All pairs in one phase over the start ranges of all, with the outer steps of all."""
+    """All phases merged into one, with their pairs, start ranges and outer steps."""
     starts = [phase.start for phase in config.phases]
     phase = Phase(
         pairs=config.pairs,

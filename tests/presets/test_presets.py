@@ -1,4 +1,4 @@
-"""Presets against the published tables, which stand here once more."""
+"""Presets against the published tables, which are repeated here."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_repblend_is_the_published_one(size: int) -> None:
 
 
 @pytest.mark.parametrize("name", [preset.name for preset in catalogue() if preset.kind == "experiment"])
-def test_what_a_preset_teaches_serves_what_it_distils(name: str) -> None:
+def test_a_preset_stores_what_it_distills_from(name: str) -> None:
     for method in ["", *(f",{method}" for method in methods())]:
         found = experiment(f"{name}{method}")
         kept, epochs = set(found.teach.kept_endpoints), found.teach.epochs
@@ -106,7 +106,7 @@ IS = {
     "ptm": ("raw", 2, "wbce", "full", False, 0.0, 0.0, True, False),
     "st": ("shortcut", 1, "wbce", "full", False, 0.0, 0.0, True, False),
     "ptm-st": ("shortcut", 2, "wbce", "full", False, 0.0, 0.0, True, False),
-    "ptmst": ("shortcut", 1, "wbce", "full", False, 0.5, 0.0, True, False),
+    "st-adjoint": ("shortcut", 1, "wbce", "full", False, 0.5, 0.0, True, False),
 }
 
 
@@ -127,7 +127,7 @@ def test_a_method_is_what_its_paper_says_and_costs_the_same(name: str, base: str
     assert (settings.trajectory, len(settings.phases), settings.loss) == (trajectory, phases, loss)
     assert (settings.similarity, settings.rates.similarity == 0) == (similarity, fixed)
     assert (settings.adjoint, settings.blend, settings.ema > 0) == (adjoint, blend, averaged)
-    assert settings.adjoint_clip == (1.0 if name == "ptmst" else None)
+    assert settings.adjoint_clip == (1.0 if name == "st-adjoint" else None)
     assert found.teach.encoder.freeze_tower == frozen
     assert found.evaluate.loss is None  # the set's own
     assert settings.pairs == before.distill.pairs
@@ -167,7 +167,9 @@ def test_a_file_changes_a_preset(tmp_path: Path) -> None:
         ("flickr30k-50", r"flickr30k-50: expected a preset, found none of that name; did you mean flickr30k-500"),
         ("lors,coco-100", r"lors,coco-100: expected one experiment, and first, found coco-100 later"),
         ("coco-100,", r": expected a preset, found none of that name"),
-        ("flickr30k-500,repblend,ptm-st", r"expected one method, found ptm-st after another; keep one, and set by"),
+        ("flickr30k-500,repblend,ptm-st", r"expected one method, found ptm-st after another; keep one, and add"),
+        ("flickr30k-100,ptmst", r"^preset ptmst: this method is now called st-adjoint; use --preset st-adjoint$"),
+        ("ptmst", r"^preset ptmst: this method is now called st-adjoint; use --preset st-adjoint$"),
         ("lors,ptm-st", r"preset lors,ptm-st: expected one method, found ptm-st after another"),
     ],
 )
