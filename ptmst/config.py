@@ -1,7 +1,8 @@
 """Every setting of the engine, as frozen dataclasses.
 
-A field's docstring is its help text on the command line. `check` reports all mistakes of a config at once.
-The defaults are the paper's (arXiv 2603.25388) where it names one, but for the adjoint (docs/adjoint.md).
+On the command line a field's docstring is its help text, and its metadata say in which group it is shown.
+`schema.check` reports all mistakes in a config at once. Where the paper (arXiv 2603.25388) gives a value it is the
+default, except for the adjoint (docs/adjoint.md).
 """
 
 from __future__ import annotations
@@ -9,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Literal
 
 Coding = Literal["fp16", "int8"]
 LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl", "siglip"]
@@ -28,12 +26,16 @@ Rendered = Literal["scenes", "digits"]
 Endpoints = tuple[int, ...] | Literal["all"]
 Channels = tuple[float, float, float]
 
+_INPUT, COMPUTE, RUN = {"group": "input"}, {"group": "compute"}, {"group": "run"}
+"""Metadata: the group of flags in which help shows a setting; without it, that is the method's."""
+_PASSING = {"decides": False}
+"""Metadata of settings that decide no result: where files are and where it runs (`schema.decisive`)."""
 TEMPERATURE = 0.07
 """Divisor of the cosine similarities, as published."""
 SMALLEST_IMAGE = 16
-"""Pixels; below this, rendered shapes and digits are no longer told apart."""
+"""Pixels; rendered shapes and digits cannot be recognized in smaller images."""
 MOST_CAPTIONS = 20
-"""Captions of a rendered image that surely differ."""
+"""Most captions of a rendered image that are guaranteed to be distinct."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class RenderConfig:
     """A rendered data set, written to disk as image files and Karpathy-style JSON."""
 
     name: Rendered = "scenes"
-    """scenes (coloured shapes) or digits (real handwriting)."""
-    root: Path | None = None
+    """Data set: scenes (colored shapes) or digits (real handwriting)."""
+    root: Path | None = field(default=None, metadata=RUN | _PASSING)
     """Folder to write; none = data/NAME."""
     image_size: int = 32
     """Height and width, pixels."""
@@ -53,11 +55,11 @@ class RenderConfig:
     test: int = 500
     """Test images."""
     warmup: int = 2000
-    """Images for the warm-up of a tower, apart from all other splits."""
+    """Images for the warm-up of an image tower; a split of its own."""
     captions: int = 5
-    """Differently worded captions of each image."""
-    seed: int = 0
-    """Seed of every random draw."""
+    """Captions per image, worded differently."""
+    seed: int = field(default=0, metadata=RUN)
+    """Seed of all random draws."""
 
     @property
     def folder(self) -> Path:
@@ -73,18 +75,18 @@ class RenderConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the image-text pairs lie and how they are read."""
+    """Where the image-text pairs are and how they are read."""
 
     name: str = "scenes"
     """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB."""
-    root: Path | None = None
-    """Folder with the annotations and the images they name; none = data/NAME, for files of your own this folder."""
+    root: Path | None = field(default=None, metadata=_PASSING)
+    """Folder of annotations and images; none = data/NAME, or the current folder for csv, tsv, jsonl and wds."""
     image_size: int | None = None
-    """Height and width that images are resized to, pixels; none = the image tower's own."""
+    """Height and width to which images are resized, pixels; none = the image tower's own."""
     mean: Channels | None = None
-    """Mean of red, green and blue in 0 … 1 that images are normalised with; none = the image tower's own."""
+    """Mean of red, green and blue in 0 … 1 for normalizing images; none = the image tower's own."""
     std: Channels | None = None
-    """Standard deviation of red, green and blue that images are normalised with; none = the image tower's own."""
+    """Standard deviation of red, green and blue for normalizing images; none = the image tower's own."""
     max_words: int = 30
     """Words kept of each caption."""
 
@@ -105,26 +107,26 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The student: image tower, text tower and the heads on them."""
+    """The student: an image tower, a frozen text tower, and heads on them."""
 
     image_tower: str = "convnet"
-    """convnet (built in), timm:NAME for any timm model, or open_clip:NAME for an open_clip model's image tower."""
+    """Image tower: convnet (built in), timm:NAME, or open_clip:NAME."""
     image_width: int = 128
-    """Channels of the convnet's last block; other towers have their own width."""
-    image_weights: Path | None = None
-    """Local weights of the image tower (.safetensors or a weights-only .pt); none = random, or warmed up."""
+    """Channels of the convnet's last block; other towers have a fixed width."""
+    image_weights: Path | None = field(default=None, metadata=_PASSING)
+    """File of weights for the image tower (.safetensors or a weights-only .pt); none = random, or warmed up."""
     freeze_tower: bool = False
-    """Train heads only, on a frozen image tower (CC3M, RepBlend); otherwise the tower itself is trained."""
+    """Freeze the image tower and train only heads on it, as for CC3M and in RepBlend."""
     head_width: int | None = None
-    """Embedding width H of heads on a frozen tower; none = the tower's own, which it always is with a trained one."""
+    """Embedding width H of the heads on a frozen image tower; none = the tower's own. A trained tower keeps its own."""
     text_tower: str = "hashed"
-    """hashed (word and bigram hashing), hf:NAME_OR_FOLDER, or open_clip:NAME. Always frozen."""
+    """Text tower, always frozen: hashed (words and bigrams), hf:NAME_OR_FOLDER, or open_clip:NAME."""
     text_width: int = 256
-    """Dimensions of the hashed text tower; other towers have their own width."""
-    text_weights: Path | None = None
-    """Local weights of an open_clip text tower."""
+    """Dimensions of the hashed text tower; other towers have a fixed width."""
+    text_weights: Path | None = field(default=None, metadata=_PASSING)
+    """File of weights for an open_clip text tower."""
     warmup_epochs: int = 0
-    """Epochs of warm-up on the data set's warmup split, a stand-in for pretrained weights; 0 = none."""
+    """Epochs of warm-up of the image tower on the warmup split, in place of pretrained weights; 0 = no warm-up."""
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "text_width")
@@ -136,7 +138,7 @@ class EncoderConfig:
 
 
 def kept(endpoints: Endpoints, epochs: int) -> tuple[int, ...]:
-    """The end points of a trajectory of so many epochs, in order."""
+    """The stored epochs, sorted; "all" is 1..epochs."""
     return tuple(range(1, epochs + 1)) if endpoints == "all" else tuple(sorted(set(endpoints)))
 
 
@@ -144,30 +146,30 @@ def kept(endpoints: Endpoints, epochs: int) -> tuple[int, ...]:
 class TeachConfig:
     """Expert training on real pairs (paper §3; SGD without momentum)."""
 
-    out: Path = Path("runs/store")
-    """Folder of the trajectory store."""
-    data: DataConfig = field(default_factory=DataConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    out: Path = field(default=Path("runs/store"), metadata=RUN | _PASSING)
+    """Folder to write the trajectory store to."""
+    data: DataConfig = field(default_factory=DataConfig, metadata={"group": "data"})
+    encoder: EncoderConfig = field(default_factory=EncoderConfig, metadata={"group": "encoder"})
     experts: int = 20
     """Number of experts."""
     epochs: int = 10
-    """Epochs each expert trains."""
+    """Epochs of training of each expert."""
     lr: float = 0.1
-    """Learning rate of every group."""
+    """Learning rate of the experts."""
     batch_size: int = 128
     """Real pairs per batch."""
     temperature: float = TEMPERATURE
     """Divisor of the cosine similarities."""
     endpoints: Endpoints = (5, 7, 10)
-    """Epochs whose displacement is kept, or all (needed for raw trajectories); the last tells what real pairs teach."""
-    coding: Coding = "fp16"
-    """How displacements lie on disk: fp16 (relative error 2e-4) or int8 in blocks of 256 (7e-3, half the size)."""
-    precision: Literal["fp32", "tf32"] = "fp32"
-    """Arithmetic of warm-up and experts: fp32, or tf32 (CUDA only), which is faster and rounds to 10 bits."""
-    seed: int = 0
-    """Seed of every random draw."""
-    device: Device = "auto"
-    """Where it runs; auto is CUDA where there is one."""
+    """Epochs to store, such as 5,7; evaluating the experts needs the last one, raw trajectories need all."""
+    coding: Coding = field(default="fp16", metadata=COMPUTE)
+    """Data type of displacements on disk: fp16 (relative error 2e-4) or int8 in blocks of 256 (7e-3, half the size)."""
+    precision: Literal["fp32", "tf32"] = field(default="fp32", metadata=COMPUTE)
+    """Arithmetic of warm-up and experts: fp32, or tf32 (CUDA only), which is faster but rounds to 10 bits."""
+    seed: int = field(default=0, metadata=RUN)
+    """Seed of all random draws."""
+    device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
+    """Device to run on; auto = CUDA if there is one."""
 
     @property
     def kept_endpoints(self) -> tuple[int, ...]:
@@ -185,24 +187,24 @@ class TeachConfig:
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Published replay buffers or distilled sets, and the encoder and data that they belong to."""
+    """Published replay buffers or distilled sets, and the encoder and data that they were made with."""
 
-    out: Path = Path("runs/imported")
-    """Folder of the trajectory store, or of the distilled set."""
-    images: tuple[Path, ...] = ()
-    """Buffers of the image tower, such as img_replay_buffer_*.pt."""
-    texts: tuple[Path, ...] = ()
-    """Buffers of the text head, in the same order."""
-    networks: tuple[Path, ...] = ()
-    """Instead: buffers of one network, such as MTT's replay_buffer_*.pt."""
-    distilled: tuple[Path, ...] = ()
-    """Instead: published distilled .pt files, one for each phase in order."""
-    data: DataConfig = field(default_factory=DataConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    out: Path = field(default=Path("runs/imported"), metadata=RUN)
+    """Folder to write the trajectory store or distilled set to."""
+    images: tuple[Path, ...] = field(default=(), metadata=_INPUT)
+    """Replay buffers of the image tower, such as img_replay_buffer_*.pt."""
+    texts: tuple[Path, ...] = field(default=(), metadata=_INPUT)
+    """Replay buffers of the text head, in the same order."""
+    networks: tuple[Path, ...] = field(default=(), metadata=_INPUT)
+    """Instead of images and texts: replay buffers of a single network, such as MTT's replay_buffer_*.pt."""
+    distilled: tuple[Path, ...] = field(default=(), metadata=_INPUT)
+    """Instead of buffers: published distilled .pt files, one for each phase in order."""
+    data: DataConfig = field(default_factory=DataConfig, metadata={"group": "data"})
+    encoder: EncoderConfig = field(default_factory=EncoderConfig, metadata={"group": "encoder"})
     endpoints: Endpoints = "all"
-    """Epochs whose displacement is kept, such as 5,7; or all (needed for raw trajectories)."""
-    coding: Coding = "fp16"
-    """How displacements lie on disk: fp16 (relative error 2e-4) or int8 in blocks of 256 (7e-3, half the size)."""
+    """Epochs to store, such as 5,7; raw trajectories need all."""
+    coding: Coding = field(default="fp16", metadata=COMPUTE)
+    """Data type of displacements on disk: fp16 (relative error 2e-4) or int8 in blocks of 256 (7e-3, half the size)."""
 
     def problems(self) -> Iterator[str]:
         if self.networks and (self.images or self.texts):
@@ -221,14 +223,14 @@ class ImportConfig:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phased teacher (paper §3.2): its subset, its end point and its start range."""
+    """One phase (paper §3.2): the size of its subset, its end point and its start range."""
 
     pairs: int
-    """Synthetic pairs N_p of this phase's subset."""
+    """Number N_p of synthetic pairs in the phase's subset."""
     endpoint: int
-    """End point K_p of the shortcut, epochs; on raw trajectories the last epoch that is matched."""
+    """End point K_p of the shortcut, an epoch; on raw trajectories the last epoch to match."""
     start: tuple[int, int]
-    """Start range [first, last) of the matching spans, epochs."""
+    """Range [first, last) of the epochs at which matching spans start."""
 
 
 @dataclass(frozen=True)
@@ -242,10 +244,10 @@ class LeafRates:
     lr: float = 0.01
     """Outer learning rate of the student learning rate η."""
     similarity: float = 10.0
-    """Outer learning rate of the soft labels S; 0 keeps the identity."""
+    """Outer learning rate of the soft labels S; 0 = S stays the identity."""
 
     def scaled(self, factor: float) -> LeafRates:
-        """All of them but η's times a factor, as they are tuned."""
+        """All rates but that of η times a factor, which is how they are tuned."""
         return LeafRates(self.images * factor, self.texts * factor, self.lr, self.similarity * factor)
 
     def problems(self) -> Iterator[str]:
@@ -253,7 +255,7 @@ class LeafRates:
 
 
 def gradient_problems(adjoint: float, adjoint_clip: float | None, keep: KeepOrAuto, chunk: Chunk) -> Iterator[str]:
-    """What is wrong with how an outer step is to be taken."""
+    """What is wrong with the settings of an outer step."""
     if not adjoint >= 0:
         yield f"adjoint: expected at least 0, found {adjoint}; raise it"
     if adjoint > 1:
@@ -270,20 +272,20 @@ def gradient_problems(adjoint: float, adjoint_clip: float | None, keep: KeepOrAu
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Phased distillation (paper §3; settings of Flickr30k 500 by default, but for the adjoint)."""
+    """Phased distillation (paper §3; by default with the settings for Flickr30k 500, except for the adjoint)."""
 
-    out: Path | None = None
-    """Folder of the distilled set and its checkpoints; none = nothing is written (Python API only)."""
-    root: Path | None = None
-    """Data folder, where it has moved since teaching; none = the folder recorded in the store."""
+    out: Path | None = field(default=None, metadata=RUN | _PASSING)
+    """Folder to write checkpoints and the distilled set to; none = write nothing (Python API only)."""
+    root: Path | None = field(default=None, metadata=RUN | _PASSING)
+    """Data folder, if it has moved since the experts were trained; none = the folder recorded in the store."""
     phases: tuple[Phase, ...] = (Phase(200, 5, (0, 2)), Phase(299, 7, (1, 3)))
-    """Phases as PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2 299:7:1-3 (last is exclusive)."""
+    """Phases, each as PAIRS:ENDPOINT:FIRST-LAST with LAST excluded, such as 200:5:0-2 299:7:1-3."""
     trajectory: Literal["shortcut", "raw"] = "shortcut"
-    """What is matched: the shortcut to the phase's end point, or the epochs as they were."""
+    """Trajectory to match: the shortcut to the phase's end point, or the raw epochs."""
     expert_epochs: int = 1
-    """Length Δ of a matching span, epochs."""
+    """Length Δ of a matching span, in epochs."""
     steps: int = 2000
-    """Outer steps of every phase."""
+    """Outer steps per phase."""
     inner_steps: int = 8
     """Student steps per outer step."""
     batch_size: int = 40
@@ -293,40 +295,41 @@ class DistillConfig:
     temperature: float = TEMPERATURE
     """Divisor of the cosine similarities."""
     similarity: Literal["full", "low-rank"] = "full"
-    """Form of the soft labels S."""
+    """Form of the soft labels S: a full matrix, or diagonal plus low rank."""
     rank: int = 10
     """Rank of low-rank soft labels."""
     alpha: float = 1.0
     """Weight of the low-rank part: S = diag(a) + (alpha/rank) L Rᵀ."""
     blend: float = 0.0
-    """Blend each batch with a permutation of itself, by λ from Beta(blend, blend) (RepBlend: 1); 0 = not at all."""
+    """Mix each batch with a permutation of itself by λ from Beta(blend, blend) (RepBlend: 1); 0 = no mixing."""
     student_lr: float = 0.1
-    """Initial student learning rate η of every group."""
+    """Initial value of the student learning rate η."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """Outer optimiser."""
+    """Outer optimizer."""
     momentum: float = 0.5
-    """Momentum of sgd; first β of adam (its second is 0.99)."""
+    """Momentum of sgd, or β₁ of adam, whose β₂ is 0.99."""
     rates: LeafRates = field(default_factory=LeafRates)
     adjoint: float = 0.5
-    """Share of the adjoint recursion kept: 0 = truncated (the paper) … 1 = exact; chosen on small sets with Adam."""
+    """Factor on the adjoint recursion: 0 = truncated (the paper) … 1 = exact gradient; see docs/adjoint.md."""
     adjoint_clip: float | None = 1.0
-    """Largest ‖λ_i‖/‖λ_n‖ per group; none = unclipped."""
-    precision: Precision = "fp32"
-    """Arithmetic of the student: fp32, tf32 (CUDA only), or bf16; parameters, matching and leaves stay float32."""
-    keep: KeepOrAuto = "auto"
-    """Kept of inner steps: nothing (slow), path (n parameter vectors), primals (activations, fast), auto (by room)."""
-    chunk: Chunk = "auto"
+    """Largest ‖λ_i‖/‖λ_n‖ per group in the adjoint recursion; none = no clipping."""
+    precision: Precision = field(default="fp32", metadata=COMPUTE)
+    """Arithmetic of the student: fp32, tf32 (CUDA only) or bf16; parameters, matching and leaves stay float32."""
+    keep: KeepOrAuto = field(default="auto", metadata=COMPUTE)
+    """What the inner loop stores for the backward pass: path (its n parameter vectors), primals (activations too:
+    fastest, most memory), nothing (recompute; adjoint 0 only), auto (the fastest that fits)."""
+    chunk: Chunk = field(default="auto", metadata=COMPUTE)
     """Images in the tower at a time, a divisor of batch_size; none = the whole batch; auto = as many as fit."""
-    compile: Compile = "auto"
-    """Compile the outer step, once, for minutes with a big tower: auto = on CUDA only."""
+    compile: Compile = field(default="auto", metadata=COMPUTE)
+    """Compile the outer step, which takes minutes with a big tower, but only once; auto = on CUDA only."""
     ema: float = 0.99
-    """Decay of the averaged leaves, which are what is saved; 0 = the leaves themselves."""
-    checkpoint_minutes: float = 3.0
+    """Decay of the moving average of the leaves, which is what is saved; 0 = no averaging."""
+    checkpoint_minutes: float = field(default=3.0, metadata=RUN | _PASSING)
     """Minutes between checkpoints."""
-    seed: int = 0
-    """Seed of every random draw."""
-    device: Device = "auto"
-    """Where it runs; auto is CUDA where there is one."""
+    seed: int = field(default=0, metadata=RUN)
+    """Seed of all random draws."""
+    device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
+    """Device to run on; auto = CUDA if there is one."""
 
     @property
     def pairs(self) -> int:
@@ -345,7 +348,7 @@ class DistillConfig:
         for i, phase in enumerate(self.phases):
             first, last = phase.start
             if not 0 <= first < last:
-                yield f"phases[{i}].start: expected 0 <= first < last, found {first}-{last}; mend the range"
+                yield f"phases[{i}].start: expected 0 <= first < last, found {first}-{last}; fix the range"
             elif last - 1 + self.expert_epochs > phase.endpoint:
                 yield (
                     f"phases[{i}]: expected the last span {last - 1}→{last - 1 + self.expert_epochs} to end by the "
@@ -362,42 +365,43 @@ class DistillConfig:
 class EvaluateConfig:
     """Training of fresh students on a distilled set, and their retrieval recall (docs/method.md §6)."""
 
-    root: Path | None = None
-    """Data folder, where it has moved since distillation; none = the folder recorded in the set."""
+    root: Path | None = field(default=None, metadata=RUN | _PASSING)
+    """Data folder, if it has moved since distillation; none = the folder recorded in the set."""
     students: int = 5
-    """Fresh students, each with its own seed."""
+    """Number of fresh students, each with its own seed."""
     student: str | None = None
-    """Image tower of the students, as encoder.image_tower, its mean and std too; none = the set's own."""
+    """Evaluate on another image tower (see encoder.image_tower), normalized for it; none = the set's own."""
     student_weights: Path | None = None
-    """Local weights of that tower; none = random, or warmed up as the set's own tower was."""
-    together: int | None = None
-    """Students trained as one stack; none = as many as fit on CUDA; on a CPU one, or all behind a frozen tower."""
+    """File of weights for that tower; none = random, or warmed up if the set's own tower was."""
+    together: int | None = field(default=None, metadata=COMPUTE)
+    """Students trained in parallel, as one stack; none = as many as fit on CUDA; on a CPU all of them behind a frozen
+    tower, otherwise one at a time."""
     protocol: Literal["per-phase", "reference"] = "per-phase"
-    """per-phase restarts optimiser and schedule in every phase; reference lets one span all of them."""
+    """per-phase: optimizer and schedule restart in every phase; reference: one of each for all phases."""
     split: Literal["test", "val"] = "test"
-    """Split that the students are scored on; val is for choosing settings."""
+    """Split to score the students on; use val to choose settings."""
     select: Literal["last", "best-val", "best-test"] = "last"
-    """Which evaluation counts: the last, the best on val, or the best on the scored split (as published)."""
+    """Model selection: the last evaluation, the best on val, or the best on the scored split (as published)."""
     epochs: int = 100
-    """Epochs 0 … epochs per phase, so one more than this number."""
+    """Last epoch of each phase; they are counted from 0, so there is one more."""
     lr_drop: int = 50
-    """The learning rate falls to a tenth after this epoch."""
+    """Epoch after which the learning rate is divided by 10."""
     every: int = 10
     """Epochs between evaluations."""
     batch_size: int = 128
     """Pairs per student batch."""
     momentum: float = 0.9
-    """Momentum of the student's SGD."""
+    """Momentum of the students' SGD."""
     weight_decay: float = 5e-4
-    """Weight decay of the student's SGD."""
+    """Weight decay of the students' SGD."""
     loss: LossKind | None = None
-    """Loss of the student; none = the one that the set was distilled with, wbce where it was not distilled."""
+    """Loss of the students; none = the one that the set was distilled with, or wbce for real pairs."""
     temperature: float | None = None
-    """Divisor of the cosine similarities; none = the set's own, of real pairs that of their experts."""
-    seed: int = 0
-    """Seed of every random draw."""
-    device: Device = "auto"
-    """Where it runs; auto is CUDA where there is one."""
+    """Divisor of the cosine similarities; none = the set's own, or the experts' for real pairs."""
+    seed: int = field(default=0, metadata=RUN)
+    """Seed of all random draws."""
+    device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
+    """Device to run on; auto = CUDA if there is one."""
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "students", "every", "batch_size")
@@ -410,29 +414,29 @@ class EvaluateConfig:
 
 
 TUNING_SEEDS = (1000, 1001)
-"""Of the experts, pairs and students that an ablation's rates are tuned on."""
+"""Seeds of the experts, pairs and students on which an ablation tunes its rates."""
 
 
 @dataclass(frozen=True)
 class AblateConfig:
     """A grid of methods, sizes and seeds on a rendered data set."""
 
-    out: Path = Path("runs/ablation")
-    """Folder for data, experts and results, where a stopped grid continues."""
+    out: Path = field(default=Path("runs/ablation"), metadata=RUN)
+    """Folder for data, experts and results; an interrupted ablation continues there."""
     data: Rendered = "scenes"
     """Embedded data set."""
     methods: tuple[str, ...] = ("random", "herding", "kcenter", "forgetting", "lors", "st", "ptm", "ptm-st")
-    """Methods (see `ptmst presets`), and selections of real pairs: random, herding, kcenter, forgetting."""
+    """Methods (`ptmst presets` lists them) and coresets of real pairs: random, herding, kcenter, forgetting."""
     pairs: tuple[int, ...] = (20, 50, 100)
-    """Sizes of the sets."""
+    """Sizes of the sets, in pairs."""
     seeds: int = 5
-    """Seeds: each has its own experts, initial pairs, batches and students."""
+    """Number of seeds; each has its own experts, initial pairs, batches and students."""
     seed: int = 0
-    """The first of them."""
+    """First seed."""
     preset: str = "ablation"
-    """Preset of the other settings."""
-    workers: int = 2
-    """Runs at once, a process of one thread each."""
+    """Preset for all other settings."""
+    workers: int = field(default=2, metadata=COMPUTE)
+    """Runs in parallel, each in a process with one thread."""
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "seeds", "workers")
@@ -449,11 +453,11 @@ class AblateConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A TOML file: one table per command, each with the settings of that command."""
+    """A TOML file: one table per command, with the settings of that command."""
 
-    about: str = ""
-    """What it is, in a line."""
-    source: str = ""
+    about: str = field(default="", metadata=_PASSING)
+    """What it is, in one line."""
+    source: str = field(default="", metadata=_PASSING)
     """Where its settings come from."""
     data: RenderConfig = field(default_factory=RenderConfig)
     """Settings of `ptmst data`."""

@@ -1,174 +1,228 @@
-"""What a store or a distilled set records, and how its data, towers and students are made again."""
+"""What a trajectory store and a distilled set record of their making, and how to make it again from that."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ptmst import schema
-from ptmst.config import DataConfig, EncoderConfig, ImportConfig
-from ptmst.data import MEAN, STD, Pairs, load_pairs
+from ptmst.config import TEMPERATURE, DataConfig, EncoderConfig, Precision, TeachConfig
+from ptmst.data import MEAN, STD, Pairs, load_split
 from ptmst.errors import InputError
 from ptmst.students.heads import make_student
-from ptmst.students.image_towers import prepared, prepared_alike
+from ptmst.students.image_towers import prepared_alike
 from ptmst.students.student import Student
 from ptmst.students.text_towers import CPU, TextTower, embed_captions, text_tower
 from ptmst.students.warmup import warm_tower
 from ptmst.support import files
-from ptmst.trajectories.store import TrajectoryStore
 
 TOWER = "tower.safetensors"
+"""The initial image tower in the folder of a store or a set, where it was warmed up."""
 
 
-def load(config: DataConfig, split: str) -> Pairs:
-    """The pairs of a `prepared` config."""
-    assert config.image_size is not None
-    # Stores of before these were settings have CLIP's, and no word of it.
-    mean, std = config.mean or MEAN, config.std or STD
-    return load_pairs(config.name, config.folder, split, config.image_size, config.max_words, mean, std)
+@dataclass(frozen=True)
+class Fingerprints:
+    """Hashes of what the settings name only by path or name."""
+
+    data: str
+    """SHA-256 of the training pairs."""
+    text_tower: str
+    """Name and weights of the text tower."""
+    image_weights: str | None
+    """SHA-256 of the file that the image tower's weights came from."""
 
 
-def real_pairs(store: TrajectoryStore, root: Path | None = None, device: torch.device = CPU) -> tuple[Pairs, Tensor]:
-    """The store's training pairs and their text embeddings [T, D], on the CPU; `root` is their folder, where it moved.
+@dataclass(frozen=True)
+class Recipe:
+    """How experts were made: enough to load their data again and to make students like them."""
 
-    Texts that are not in the cache are embedded on `device`. Raises InputError where they have changed.
-    """
-    data = data_of(store.settings, root)
-    pairs = load(data, "train")
-    if pairs.fingerprint != store.settings["data_fingerprint"]:
-        raise InputError(f"{data.folder}: expected the pairs that {store.path} was taught on, found others; teach anew")
-    return pairs, embed_captions(text_tower_of(store.settings), pairs.captions, device)
+    data: DataConfig
+    """The real pairs, with the size, mean and standard deviation that the images were read with."""
+    encoder: EncoderConfig
+    text_width: int
+    """Width D of the text tower's embeddings."""
+    fingerprints: Fingerprints
+    teaching: TeachConfig | None = None
+    """How the experts were trained, but for what a store's index says itself; None for imported ones."""
 
+    @classmethod
+    def of(
+        cls,
+        data: DataConfig,
+        encoder: EncoderConfig,
+        pairs: Pairs,
+        tower: TextTower,
+        teaching: TeachConfig | None = None,
+    ) -> Self:
+        """The recipe of experts on these training pairs, read with `data`, and their text tower."""
+        fingerprints = Fingerprints(pairs.fingerprint, tower.fingerprint, _file_hash(encoder.image_weights))
+        return cls(data, encoder, tower.width, fingerprints, teaching)
 
-def data_of(settings: Mapping[str, Any], root: Path | None = None) -> DataConfig:
-    """The data that a store or a distilled set records; `root` is their folder, where it has moved.
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The recipe that `to_json` wrote, by this release or an earlier one: missing settings take their defaults.
 
-    Raises InputError where none is recorded.
-    """
-    _refuse_bare(settings)
-    data = schema.from_json(DataConfig, settings["data"])
-    if root is None and not data.folder.exists():
-        raise InputError(
-            f"{data.folder}: expected the data that experts were taught on, found no such folder; name the one they "
-            "moved to with --root, or restore it"
+        Raises InputError for a record without data and encoder, and for settings that this release does not know.
+        """
+        if "encoder" not in record:
+            raise InputError(
+                "expected a store or set with an encoder and data, found one without; stores from `ptmst import "
+                "--networks` only work with TrajectoryMatchingLoss"
+            )
+        rest = dict(record)
+        try:
+            data = schema.from_json(DataConfig, rest.pop("data"))
+            encoder = schema.from_json(EncoderConfig, rest.pop("encoder"))
+            prints = Fingerprints(*(rest.pop(key) for key in _FINGERPRINTS))
+            width = int(rest.pop("text_width"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"expected a complete record of data and encoder, found one without {error}") from error
+        if data.image_size is None:
+            raise InputError("expected a complete record of data and encoder, found one without image_size")
+        # Before mean and std were settings, images were normalized with CLIP's.
+        data = replace(data, mean=data.mean or MEAN, std=data.std or STD)
+        teaching = schema.from_json(TeachConfig, {**rest, "data": record["data"], "encoder": record["encoder"]})
+        return cls(data, encoder, width, prints, teaching if rest else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings, all of them, and the fingerprints, as JSON values (format: docs/formats.md)."""
+        settings = {} if self.teaching is None else schema.decisive(self.teaching)
+        settings = {key: value for key, value in settings.items() if key not in _IN_THE_INDEX}
+        settings |= {"data": schema.to_json(self.data), "encoder": schema.to_json(self.encoder)}
+        prints = (self.fingerprints.data, self.fingerprints.text_tower, self.fingerprints.image_weights)
+        return {**settings, "text_width": self.text_width, **dict(zip(_FINGERPRINTS, prints, strict=True))}
+
+    @property
+    def seed(self) -> int:
+        """The seed of the experts, and of the warm-up of their tower."""
+        return 0 if self.teaching is None else self.teaching.seed
+
+    @property
+    def temperature(self) -> float:
+        """The divisor of the cosine similarities that the experts were trained with."""
+        return TEMPERATURE if self.teaching is None else self.teaching.temperature
+
+    @property
+    def precision(self) -> Precision:
+        """The arithmetic of warm-up and experts."""
+        return "fp32" if self.teaching is None else self.teaching.precision
+
+    def at(self, root: Path | None) -> Self:
+        """The recipe with its data at `root`; None: where they were. Raises InputError where they no longer are."""
+        if root is None and not self.data.folder.exists():
+            raise InputError(
+                f"{self.data.folder}: expected the data that the experts were trained on, found no such folder; "
+                "give its new place with --root, or restore it"
+            )
+        return self if root is None else replace(self, data=replace(self.data, root=root))
+
+    def pairs(self, split: str) -> Pairs:
+        """A split of the real pairs. Raises InputError where it is not there or cannot be read."""
+        return load_split(self.data, split)
+
+    def training_pairs(self, device: torch.device = CPU) -> tuple[Pairs, Tensor]:
+        """The pairs that the experts were trained on and their text embeddings [T, D], on the CPU.
+
+        Texts that are not in the cache are embedded on `device`. Raises InputError where pairs or text tower have
+        changed.
+        """
+        pairs = self.pairs("train")
+        if pairs.fingerprint != self.fingerprints.data:
+            raise InputError(
+                f"{self.data.folder}: expected the pairs that the experts were trained on, found different ones; "
+                "restore them, or run `ptmst teach` again"
+            )
+        return pairs, embed_captions(self.text_tower(), pairs.captions, device)
+
+    def text_tower(self) -> TextTower:
+        """The text tower. Raises InputError where its weights have changed."""
+        tower = text_tower(self.encoder)
+        if tower.fingerprint != self.fingerprints.text_tower:
+            raise InputError(
+                f"text_tower {self.encoder.text_tower}: expected {self.fingerprints.text_tower}, as for the experts, "
+                f"found {tower.fingerprint}; restore its weights, or run `ptmst teach` again"
+            )
+        return tower
+
+    def student(self, draw: tuple[int | str, ...], start: Mapping[str, Tensor] | None = None) -> Student:
+        """A fresh student, with random parts drawn by the seed key `draw`; `start` is its warmed-up image tower.
+
+        Raises InputError where the file of the image tower's weights has changed.
+        """
+        if _file_hash(self.encoder.image_weights) != self.fingerprints.image_weights:
+            raise InputError(
+                f"{self.encoder.image_weights}: expected the weights that the experts started from, found different "
+                "ones or none; restore the file, or run `ptmst teach` again"
+            )
+        assert self.data.image_size is not None
+        return make_student(self.encoder, self.data.image_size, self.text_width, draw, start)
+
+    def with_tower(
+        self, name: str, weights: Path | None, device: torch.device
+    ) -> tuple[Self, dict[str, Tensor] | None]:
+        """The recipe with another image tower, and that tower's start: None for `weights` or random ones.
+
+        Without weights it is warmed up as the experts' own was. Images are normalized for it, unless mean or std were
+        set by the user. Raises InputError for a tower or weights that cannot be used.
+        """
+        encoder = replace(self.encoder, image_tower=name, image_weights=weights)
+        if weights is not None:
+            encoder = replace(encoder, warmup_epochs=0)
+        schema.check(encoder)
+        prints = replace(self.fingerprints, image_weights=_file_hash(weights))
+        other = replace(
+            self, data=prepared_alike(self.data, self.encoder, encoder), encoder=encoder, fingerprints=prints
         )
-    return replace(data, root=root) if root is not None else data
+        if not encoder.warmup_epochs:
+            return other, None
+        return other, warm_tower(encoder, other.pairs("warmup"), self.seed, device)
+
+    def provenance(self, scored: Pairs) -> dict[str, Any]:
+        """What scores on a split record of students and data: content hashes, not paths; JSON values."""
+        record = self.to_json()
+        return {
+            "data": self.data.name,
+            "encoder": schema.decisive(self.encoder),
+            **{key: record[key] for key in _FINGERPRINTS},
+            "scored": {
+                "split": scored.split,
+                "fingerprint": scored.fingerprint,
+                "mean": list(scored.mean),
+                "std": list(scored.std),
+                "images": len(scored.image_names),
+                "captions": len(scored),
+            },
+        }
+
+    def differences(self, other: Recipe) -> list[tuple[str, object, object]]:
+        """The settings that decide a result and differ, by dotted name: (name, here, in `other`)."""
+        return sorted(_differences(self._decisive(), other._decisive()))
+
+    def _decisive(self) -> dict[str, Any]:
+        # The heads of a trained tower are as wide as the tower, whatever was set.
+        encoder = self.encoder if self.encoder.freeze_tower else replace(self.encoder, head_width=None)
+        return {**self.to_json(), "data": schema.decisive(self.data), "encoder": schema.decisive(encoder)}
 
 
-def text_tower_of(settings: Mapping[str, Any]) -> TextTower:
-    """The text tower that a store or a distilled set records. Raises InputError where it embeds otherwise by now."""
-    _refuse_bare(settings)
-    encoder = schema.from_json(EncoderConfig, settings["encoder"])
-    tower = text_tower(encoder)
-    if tower.fingerprint != settings["text_fingerprint"]:
-        raise InputError(
-            f"text_tower {encoder.text_tower}: expected {settings['text_fingerprint']}, as the experts had it, found "
-            f"{tower.fingerprint}; restore its weights, or teach anew"
-        )
-    return tower
-
-
-def made_of(settings: Mapping[str, Any], scored: Pairs) -> dict[str, Any]:
-    """What scores record of their students and data: content, not paths, so that alike is told from other."""
-    encoder = {k: v for k, v in settings["encoder"].items() if k not in ("image_weights", "text_weights")}
-    hashes = ("data_fingerprint", "text_fingerprint", "image_weights_sha256")
-    recorded = {"data": settings["data"]["name"], "encoder": encoder, **{name: settings.get(name) for name in hashes}}
-    counts = {"images": len(scored.image_names), "captions": len(scored)}
-    normalised = {"mean": list(scored.mean), "std": list(scored.std)}
-    return recorded | {"scored": {"split": scored.split, "fingerprint": scored.fingerprint, **normalised, **counts}}
-
-
-def _refuse_bare(settings: Mapping[str, Any]) -> None:
-    if "encoder" not in settings:
-        raise InputError(
-            "expected a store or set that records its data and encoder, found one that does not; what `ptmst import "
-            "--networks` makes serves TrajectoryMatchingLoss alone"
-        )
-
-
-def student_of(store: TrajectoryStore, draw: tuple[int | str, ...]) -> Student:
-    """A fresh student of the store's encoder. Raises InputError where the encoder no longer has the store's layers."""
-    student = student_from_settings(store.settings, draw, tower_weights(store))
-    if student.layers != store.layers:
-        encoder = store.settings["encoder"]
-        raise InputError(
-            f"{store.path}: expected the layers of {encoder['image_tower']} + {encoder['text_tower']} "
-            f"({student.layers.num_params:,} parameters), found {store.layers.num_params:,}; the store was made with "
-            "another encoder (or release of it): teach anew"
-        )
-    return student
-
-
-def student_from_settings(
-    settings: Mapping[str, Any], draw: tuple[int | str, ...], weights: Mapping[str, Tensor] | None
-) -> Student:
-    """A fresh student from the settings that a store or a distilled set records.
-
-    Raises InputError where the image tower's weights are no longer those of the settings.
-    """
-    _refuse_bare(settings)
-    encoder = schema.from_json(EncoderConfig, settings["encoder"])
-    if _file_hash(encoder.image_weights) != settings["image_weights_sha256"]:
-        raise InputError(
-            f"{encoder.image_weights}: expected the weights that the experts began with, found others or none; restore "
-            "the file or teach anew"
-        )
-    return make_student(encoder, settings["data"]["image_size"], settings["text_width"], draw, weights)
-
-
-def with_another_tower(
-    settings: Mapping[str, Any], data: DataConfig, name: str, weights: Path | None, device: torch.device
-) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-    """The settings of a set with another image tower, and that tower's start: its weights, or a warm-up as the set's.
-
-    Its images are normalised as that tower wants them, where nothing else was set. Raises InputError for a tower or
-    weights that cannot be used.
-    """
-    own = schema.from_json(EncoderConfig, settings["encoder"])
-    encoder = replace(own, image_tower=name, image_weights=weights)
-    if weights is not None:
-        encoder = replace(encoder, warmup_epochs=0)
-    schema.check(encoder)
-    data = prepared_alike(data, own, encoder)
-    made = {"data": schema.to_json(data), "encoder": schema.to_json(encoder)}
-    start = None
-    if encoder.warmup_epochs:
-        start = warm_tower(encoder, load(data, "warmup"), settings.get("seed", 0), device)
-    return {**settings, **made, "image_weights_sha256": _file_hash(weights)}, start
-
-
-def tower_weights(store: TrajectoryStore) -> dict[str, Tensor] | None:
-    """The image tower's start that the store keeps; none where the user's own weights are it."""
-    return store.read_file(TOWER) if TOWER in store.hashes else None
-
-
-def tell_random_weights(tower: str, warmup_epochs: int, flag: str) -> None:
-    """Say once that a published tower begins without its published weights, nor warmed up."""
-    if ":" in tower and not warmup_epochs:
-        print(f"image_tower {tower}: begins with random weights; name a file of its own with {flag}", file=sys.stderr)
-
-
-def encoder_settings(encoder: EncoderConfig, pairs: Pairs, tower: TextTower) -> dict[str, Any]:
-    """What a store records of its encoder and data beside their settings: fingerprints."""
-    return {
-        "text_width": tower.width,
-        "text_fingerprint": tower.fingerprint,
-        "data_fingerprint": pairs.fingerprint,
-        "image_weights_sha256": _file_hash(encoder.image_weights),
-    }
+_FINGERPRINTS = ("data_fingerprint", "text_fingerprint", "image_weights_sha256")
+"""The fields of Fingerprints as files name them."""
+_IN_THE_INDEX = ("experts", "coding")
+"""Settings of a store that its index says itself: a store may grow."""
 
 
 def _file_hash(path: Path | None) -> str | None:
     return files.sha256(path.read_bytes()) if path is not None and path.is_file() else None
 
 
-def _data(config: ImportConfig) -> DataConfig:
-    """Published code normalises with CLIP's mean and deviation, whatever the tower."""
-    data = config.data
-    return prepared(replace(data, mean=data.mean or MEAN, std=data.std or STD), config.encoder)
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object, object]]:
+    for key in a.keys() | b.keys():
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            yield from _differences(x, y, f"{prefix}{key}.")
+        elif x != y:
+            yield f"{prefix}{key}", x, y

@@ -1,4 +1,4 @@
-"""The machinery of settings: checked, read from JSON, TOML and flags, written, and the nearest known name."""
+"""Settings are checked, read from JSON, TOML and flags, and written; and the nearest known name is found."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ptmst.config import Chunk, Endpoints, Phase
 from ptmst.errors import InputError
 
 if TYPE_CHECKING:
     from cattrs import Converter
-from ptmst.config import Chunk, Endpoints, Phase
+
 
 T = TypeVar("T")
 
@@ -67,8 +68,32 @@ def from_json(kind: type[T], value: object) -> T:
         raise InputError("\n  ".join(found) if len(found) == 1 else "\n  ".join(["settings:", *found])) from None
 
 
+def decisive(config: object) -> dict[str, Any]:
+    """The settings that decide a result, as JSON values: all but those for where files are and where it runs.
+
+    A field of a config says so itself, by `metadata={"decides": False}`; configs inside a config are filtered alike.
+    """
+    values = to_json(config)
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        if not f.metadata.get("decides", True):
+            del values[f.name]
+        elif dataclasses.is_dataclass(value):
+            values[f.name] = decisive(value)
+    return values
+
+
+def agrees(recorded: object, config: object) -> bool:
+    """Whether settings that were recorded, by this release or an earlier one, decide the same result as `config`.
+
+    A setting that is missing takes its default, so that a new one does not orphan old files. Raises InputError for a
+    setting that this release does not know.
+    """
+    return decisive(from_json(type(config), recorded)) == decisive(config)
+
+
 def from_toml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = None) -> T:
-    """A config of `kind` from a TOML file, which goes before `defaults`, table by table.
+    """A config of `kind` from a TOML file, which overrides `defaults`, table by table.
 
     Raises InputError that names the file and every mistake in it.
     """
@@ -77,7 +102,7 @@ def from_toml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = No
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected TOML, found a mistake ({error}); mend that line") from error
+        raise InputError(f"{path}: expected TOML, found a mistake ({error}); fix that line") from error
     try:
         return from_json(kind, merged(defaults or {}, value))
     except InputError as error:
@@ -85,7 +110,7 @@ def from_toml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = No
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables with the entries of others, at any depth."""
+    """Nested tables, with `changes` written over them."""
     found = dict(values)
     for key, value in changes.items():
         inside = found.get(key)
@@ -137,7 +162,9 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(_is_literal, _one_of)
     converter.register_structure_hook_func(lambda t: t == Endpoints, _endpoints)
     converter.register_structure_hook_func(lambda t: t == Chunk, _chunk)
-    converter.register_structure_hook_func(_is_optional, lambda v, t: _optional(converter, v, t))
+    converter.register_structure_hook_func(
+        lambda t: without_none(t) is not None, lambda v, t: _optional(converter, v, t)
+    )
     converter.register_unstructure_hook_func(lambda t: t == Chunk, lambda v: v)
     converter.register_unstructure_hook_func(lambda t: t == Endpoints, lambda v: v if v == "all" else list(v))
     return converter
@@ -157,14 +184,19 @@ def _is_literal(kind: Any) -> bool:
     return origin is Literal
 
 
-def _is_optional(kind: Any) -> bool:
-    return get_origin(kind) in (Union, UnionType) and type(None) in get_args(kind) and len(get_args(kind)) == 2
+def without_none(kind: Any) -> Any:
+    """T for a type `T | None`; None for any other."""
+    if get_origin(kind) not in (Union, UnionType) or len(get_args(kind)) != 2 or type(None) not in get_args(kind):
+        return None
+    (inner,) = (one for one in get_args(kind) if one is not type(None))
+    return inner
 
 
 def _optional(converter: Converter, value: object, kind: Any) -> object:
-    """TOML has no null: there `"none"` says it."""
-    (inner,) = (one for one in get_args(kind) if one is not type(None))
-    return None if value is None or value == "none" else converter.structure(value, inner)
+    """None is written `none`, on the command line as well as in TOML, which has no null."""
+    if value == "None":
+        raise ValueError("expected none in lower case, found 'None'")
+    return None if value is None or value == "none" else converter.structure(value, without_none(kind))
 
 
 def _one_of(value: object, kind: object) -> object:
@@ -210,7 +242,7 @@ def _explain(error: BaseException, kind: Any) -> str:
 
 
 def nearest(name: str, known: Sequence[str], otherwise: str = "") -> str:
-    """Advice that names the closest known words, to end an error message with; `otherwise`, or all, where none is."""
+    """Advice to end an error message with: the closest known names; where there is none, `otherwise` or all of them."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ptmst import kernels, schema
 from ptmst.config import Coding, TeachConfig
-from ptmst.data import Pairs, image_batches
-from ptmst.engine.derivatives import underivable
+from ptmst.data import Pairs, image_batches, load_split
+from ptmst.engine.derivatives import why_not_differentiable
 from ptmst.errors import Diverged, InputError
-from ptmst.recipe import TOWER, encoder_settings, load, student_of, tell_random_weights
-from ptmst.students.heads import make_student
-from ptmst.students.image_towers import prepared
+from ptmst.recipe import TOWER, Recipe
+from ptmst.students.image_towers import prepared, warn_of_random_weights
 from ptmst.students.losses import contrastive_logits, hard_label_loss
 from ptmst.students.student import Student
 from ptmst.students.text_towers import TextTower, embed_captions, text_tower
@@ -26,7 +23,7 @@ from ptmst.students.warmup import warm_tower
 from ptmst.support import devices, folders, progress
 from ptmst.support.seeds import generator
 from ptmst.trajectories.recorder import Recorder
-from ptmst.trajectories.store import INDEX, TrajectoryStore
+from ptmst.trajectories.store import FOLDER, INDEX, TrajectoryStore
 
 
 def train_teachers(config: TeachConfig) -> TrajectoryStore:
@@ -40,26 +37,26 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
     out, device = Path(config.out), devices.pick(config.device)
     if config.precision == "tf32" and device.type != "cuda":
         raise InputError("precision tf32: expected a CUDA device, found none; use fp32 here")
-    folders.refuse_taken(out, but="a trajectory store")
-    pairs = load(config.data, "train")
+    folders.refuse_taken(out, but=FOLDER)
+    pairs = load_split(config.data, "train")
     if len(pairs) < config.batch_size:
         raise InputError(
             f"{pairs.name} {pairs.split}: expected at least one batch of {config.batch_size} pairs, found "
             f"{len(pairs)}; lower batch_size"
         )
     tower = text_tower(config.encoder)
-    settings = _settings(config, pairs, tower)
+    recipe = Recipe.of(config.data, config.encoder, pairs, tower, config)
 
     def opened() -> TrajectoryStore:
         store = TrajectoryStore.open(out)
-        _refuse_other_settings(store, settings, config.coding)
+        _refuse_other_settings(store, recipe, config.coding)
         return store
 
     # A store that lacks nothing is only read, which many processes may do at once.
     if (out / INDEX).exists() and not _missing(store := opened(), config):
         return store
-    with folders.claimed(out, "a trajectory store"), devices.arithmetic(config.precision):
-        store = opened() if (out / INDEX).exists() else _new_store(config, settings, tower.width, device)
+    with folders.claimed(out, FOLDER), devices.arithmetic(config.precision):
+        store = opened() if (out / INDEX).exists() else _new_store(config, recipe, device)
         if missing := _missing(store, config):
             _train(missing, store, config, pairs, tower, device)
     return store
@@ -84,7 +81,7 @@ def _train(
         if not pairs.fits_in_memory:
             bar.note("the decoded images are more than half of the free memory: decoding them anew in every epoch")
         for number in missing:
-            student = student_of(store, (config.seed, "expert", number)).to(device)
+            student = store.student((config.seed, "expert", number)).to(device)
             recorder = Recorder(student.layers, config.kept_endpoints)
             losses = []
             for epoch in train_on_pairs(student, pairs, texts, config, number):
@@ -134,30 +131,29 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
         yield Epoch(epoch + 1, theta, mean)
 
 
-def _new_store(config: TeachConfig, settings: dict[str, Any], text_width: int, device: torch.device) -> TrajectoryStore:
-    assert config.data.image_size is not None
+def _new_store(config: TeachConfig, recipe: Recipe, device: torch.device) -> TrajectoryStore:
     if not config.encoder.freeze_tower:
         # Before minutes of warm-up, and before experts are taught for days that nothing could be distilled from.
-        student = make_student(config.encoder, config.data.image_size, text_width, (0,))
-        _refuse_underivable(student, config.encoder.image_tower, config.data.image_size, text_width)
-    if config.encoder.image_weights is None:
-        tell_random_weights(config.encoder.image_tower, config.encoder.warmup_epochs, "--encoder.image-weights")
+        _refuse_underivable(recipe.student((0,)), recipe)
+    warn_of_random_weights(config.encoder, "--encoder.image-weights")
     weights = None
     if config.encoder.warmup_epochs:
-        weights = warm_tower(config.encoder, load(config.data, "warmup"), config.seed, device)
-    student = make_student(config.encoder, config.data.image_size, text_width, (0,), weights)
+        weights = warm_tower(config.encoder, recipe.pairs("warmup"), config.seed, device)
+    layers = recipe.student((0,), weights).layers
     out = Path(config.out)
-    store = TrajectoryStore(out, student.layers, config.epochs, config.kept_endpoints, settings, config.coding)
+    store = TrajectoryStore(out, layers, config.epochs, config.kept_endpoints, recipe.to_json(), config.coding)
     if weights is not None:
         store.add_file(TOWER, weights)
     store.save_index()
     return store
 
 
-def _refuse_underivable(student: Student, tower: str, image_size: int, text_width: int) -> None:
-    images, texts = torch.zeros(2, 3, image_size, image_size), torch.ones(2, text_width)
-    if underivable(student, "path", True, images, texts) is not None:
-        reason = underivable(student, "primals", True, images, texts)
+def _refuse_underivable(student: Student, recipe: Recipe) -> None:
+    tower, size = recipe.encoder.image_tower, recipe.data.image_size
+    assert size is not None
+    images, texts = torch.zeros(2, 3, size, size), torch.ones(2, recipe.text_width)
+    if why_not_differentiable(student, "path", True, images, texts) is not None:
+        reason = why_not_differentiable(student, "primals", True, images, texts)
         if reason is not None:
             raise InputError(
                 f"image_tower {tower}: expected a tower that can be differentiated twice, found one that cannot "
@@ -165,34 +161,18 @@ def _refuse_underivable(student: Student, tower: str, image_size: int, text_widt
             )
 
 
-def _settings(config: TeachConfig, pairs: Pairs, tower: TextTower) -> dict[str, Any]:
-    whole = schema.to_json(config)
-    whole = {key: value for key, value in whole.items() if key not in ("out", "device", "experts", "coding")}
-    return whole | encoder_settings(config.encoder, pairs, tower)
-
-
-def _refuse_other_settings(store: TrajectoryStore, settings: dict[str, Any], coding: Coding) -> None:
-    # Paths may be written in many ways; the hashes beside them tell whether the content is the same.
-    untold = ["data.root", "encoder.image_weights", "encoder.text_weights"]
-    # The heads of a trained tower are as wide as it is.
-    untold += ["encoder.head_width"] if not settings["encoder"]["freeze_tower"] else []
-    # Stores of before there was a choice were taught in float32.
-    kept = {"precision": "fp32", **store.settings}
-    different = sorted(entry for entry in _differences(kept, settings) if entry[0] not in untold)
+def _refuse_other_settings(store: TrajectoryStore, asked: Recipe, coding: Coding) -> None:
+    if not store.settings:
+        raise InputError(
+            f"{store.path}: expected a store with an encoder and data, found one without; choose another --out"
+        )
+    different = store.recipe.differences(asked)
     if store.coding != coding:
         different.append(("coding", store.coding, coding))
     if different:
         what = "; ".join(f"{key}: {old} in the store, {new} asked for" for key, old, new in different[:4])
-        kind = "another encoder" if any(key.startswith(("encoder", "text_")) for key, _, _ in different) else "others"
+        other_encoder = any(key.startswith(("encoder", "text_")) for key, _, _ in different)
+        kind = "another encoder" if other_encoder else "different ones"
         raise InputError(
             f"{store.path}: expected a store of these settings, found {kind} ({what}); choose another --out"
         )
-
-
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    for key in a.keys() | b.keys():
-        x, y = a.get(key), b.get(key)
-        if isinstance(x, dict) and isinstance(y, dict):
-            yield from _differences(x, y, f"{prefix}{key}.")
-        elif json.dumps(x) != json.dumps(y):
-            yield f"{prefix}{key}", str(x), str(y)

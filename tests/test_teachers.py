@@ -24,7 +24,6 @@ from ptmst.data.sampling import random_subset
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.baselines import random_pairs
 from ptmst.evaluation.evaluate import evaluate, evaluate_experts
-from ptmst.recipe import real_pairs, student_of, tower_weights
 from ptmst.students.heads import make_student
 from ptmst.students.image_towers import image_tower
 from ptmst.students.student import Student
@@ -35,7 +34,7 @@ from ptmst.support.seeds import generator, seeded
 from ptmst.synthetic.distilled_set import DistilledSet
 from ptmst.teachers import train_on_pairs, train_teachers
 from ptmst.trajectories.recorder import Recorder
-from ptmst.trajectories.store import TrajectoryStore
+from ptmst.trajectories.store import FOLDER, TrajectoryStore
 
 IMAGE, TEXT_WIDTH, BATCH, EPOCHS = 16, 32, 16, 3
 ENCODER = EncoderConfig(image_width=16, text_width=TEXT_WIDTH)
@@ -171,7 +170,7 @@ def test_what_is_recorded_is_what_was_walked(config: TeachConfig) -> None:
             expected = [np.linalg.norm(part.numpy()) for part in step]
             np.testing.assert_allclose(record.step_norms[k].numpy(), expected, rtol=1e-4)
         losses = store.experts[number]["losses"]
-        modules = plain_modules(student_of(store, (0, "expert", number)))
+        modules = plain_modules(store.student((0, "expert", number)))
         plain = [loss for _, loss in plain_training(modules, config, number)]
         assert losses == pytest.approx(plain, rel=1e-5) and losses[-1] < losses[0]
 
@@ -319,7 +318,7 @@ def test_the_width_of_heads_that_a_student_has_not_is_no_difference(config: Teac
 )
 def test_a_store_of_other_settings_is_refused(config: TeachConfig, changed: dict[str, Any], message: str) -> None:
     train_teachers(replace(config, experts=1))
-    with pytest.raises(InputError, match=rf"expected .+, found others \({message}\); choose another --out"):
+    with pytest.raises(InputError, match=rf"expected .+, found different ones \({message}\); choose another --out"):
         train_teachers(replace(config, **changed))
 
 
@@ -330,9 +329,10 @@ def test_a_store_of_before_there_was_a_precision_was_taught_in_fp32(config: Teac
     store.save_index()
     assert "precision" not in TrajectoryStore.open(config.out).settings
     assert len(train_teachers(config)) == 2
+    store = TrajectoryStore.open(config.out)
     store.settings["precision"] = "tf32"
     store.save_index()
-    with pytest.raises(InputError, match=r"others \(precision: tf32 in the store, fp32 asked for\)"):
+    with pytest.raises(InputError, match=r"different ones \(precision: tf32 in the store, fp32 asked for\)"):
         train_teachers(config)
 
 
@@ -369,12 +369,13 @@ def test_weights_that_changed_behind_a_path_are_refused(config: TeachConfig, tmp
 
 
 def test_an_encoder_that_lost_the_layers_of_its_store_is_refused(config: TeachConfig) -> None:
-    store = train_teachers(replace(config, experts=1))
-    store.settings["encoder"]["image_width"] = 32
+    train_teachers(replace(config, experts=1))
+    store = TrajectoryStore.open(config.out)
+    store = replace(store, settings={**store.settings, "encoder": {**store.settings["encoder"], "image_width": 32}})
     with pytest.raises(
         InputError, match=r"expected the layers of convnet \+ hashed \([\d,]+ parameters\), found [\d,]+"
     ):
-        student_of(store, (0,))
+        store.student((0,))
 
 
 def test_divergence_is_told(config: TeachConfig) -> None:
@@ -393,7 +394,7 @@ def rewrite(path: Path, change: dict[str, Any]) -> None:
 
 
 def test_pairs_come_back_as_they_were_taught(config: TeachConfig) -> None:
-    pairs, texts = real_pairs(train_teachers(replace(config, experts=1)))
+    pairs, texts = train_teachers(replace(config, experts=1)).recipe.training_pairs()
     expected, embeds = train_pairs(config)
     assert pairs.captions == expected.captions and torch.equal(texts, embeds)
 
@@ -401,18 +402,24 @@ def test_pairs_come_back_as_they_were_taught(config: TeachConfig) -> None:
 def test_data_that_changed_since_is_refused(own: Path, tmp_path: Path) -> None:
     store = train_teachers(teach_config(own, tmp_path / "store", experts=1))
     rewrite(own / "scenes_train.json", {"caption": "something else"})
-    with pytest.raises(InputError, match=r"expected the pairs that .*store was taught on, found others; teach anew"):
-        real_pairs(store)
-    with pytest.raises(InputError, match=r"found others \(data_fingerprint: \w+ in the store, \w+ asked for\)"):
+    with pytest.raises(
+        InputError,
+        match="own: expected the pairs that the experts were trained on, found different ones",
+    ):
+        store.recipe.training_pairs()
+    with pytest.raises(InputError, match=r"found different ones \(data_fingerprint: \w+ in the store, \w+ asked for\)"):
         train_teachers(teach_config(own, tmp_path / "store"))
 
 
 def test_a_text_tower_that_changed_since_is_refused(config: TeachConfig) -> None:
     store = train_teachers(replace(config, experts=1))
     real = random_pairs(store, 4, 0.1, 0)
-    store.settings["text_fingerprint"] = "hashed:of old"
-    message = r"text_tower hashed: expected hashed:of old, as the experts had it, found hashed:32; restore its weights"
-    for read in (real_pairs, lambda store: evaluate_experts(store, EvaluateConfig(device="cpu"))):
+    store = replace(store, settings={**store.settings, "text_fingerprint": "hashed:of old"})
+    message = r"text_tower hashed: expected hashed:of old, as for the experts, found hashed:32; restore its weights"
+    for read in (
+        lambda store: store.recipe.training_pairs(),
+        lambda store: evaluate_experts(store, EvaluateConfig(device="cpu")),
+    ):
         with pytest.raises(InputError, match=message):
             read(store)
     with pytest.raises(InputError, match=message):
@@ -475,18 +482,18 @@ def test_warm_up_is_a_plain_training_loop(scenes: Path) -> None:
 def test_all_experts_start_from_the_warm_tower(config: TeachConfig) -> None:
     store = TrajectoryStore.open(train_teachers(replace(config, encoder=WARM)).path)
     warm = warm_tower(WARM, load_pairs("scenes", config.data.folder, "warmup", IMAGE), 0, torch.device("cpu"))
-    kept, (image, _) = tower_weights(store), store.layers.group_sizes
+    kept, (image, _) = store.tower, store.layers.group_sizes
     assert kept is not None and all(torch.equal(kept[name], value) for name, value in warm.items())
     tower, _ = image_tower(ENCODER, IMAGE, warm)
     expected = torch.cat([p.detach().flatten() for p in tower.parameters()])
     for number in range(2):
         assert torch.equal(store.expert(number).base[:image], expected)
     assert len(list(store.path.glob("base-image-*"))) == 1 and len(list(store.path.glob("base-text-*"))) == 2
-    assert torch.equal(student_of(store, (9, "another")).flatten()[:image], expected)
+    assert torch.equal(store.student((9, "another")).flatten()[:image], expected)
 
 
 def test_a_store_without_warm_up_keeps_no_tower(config: TeachConfig) -> None:
-    assert tower_weights(train_teachers(replace(config, experts=1))) is None
+    assert train_teachers(replace(config, experts=1)).tower is None
 
 
 def test_warm_up_without_its_split_is_refused(tmp_path: Path) -> None:
@@ -571,21 +578,21 @@ def test_random_pairs_are_real_ones(config: TeachConfig, tmp_path: Path) -> None
     assert phase.pairs.lr.tolist() == phase.last_lr.tolist() == pytest.approx([0.3, 0.3])
     assert found.provenance["method"] == "random" and found.provenance["store_sha256"] == store.fingerprint
     assert found.settings == store.settings
-    kept = tower_weights(store)
+    kept = store.tower
     assert kept is not None and found.tower is not None
     assert all(torch.equal(found.tower[name], value) for name, value in kept.items())
 
 
 def test_a_folder_that_is_being_written_is_refused(config: TeachConfig) -> None:
     message = "another process is writing a trajectory store here; wait for its end, or choose"
-    with folders.claimed(Path(config.out), "a trajectory store"), pytest.raises(InputError, match=message):
+    with folders.claimed(Path(config.out), FOLDER), pytest.raises(InputError, match=message):
         train_teachers(config)
     assert list(Path(config.out).iterdir()) == []
 
 
 def test_a_store_that_lacks_nothing_is_read_while_another_process_has_it(config: TeachConfig) -> None:
     store = train_teachers(replace(config, experts=1))
-    with folders.claimed(Path(config.out), "a trajectory store"):
+    with folders.claimed(Path(config.out), FOLDER):
         assert train_teachers(replace(config, experts=1)).fingerprint == store.fingerprint
         with pytest.raises(InputError, match="another process is writing a trajectory store here"):
             train_teachers(replace(config, experts=2))
@@ -593,5 +600,7 @@ def test_a_store_that_lacks_nothing_is_read_while_another_process_has_it(config:
 
 def test_another_coding_is_refused(config: TeachConfig) -> None:
     train_teachers(replace(config, experts=1))
-    with pytest.raises(InputError, match=r"found others \(coding: fp16 in the store, int8 asked for\); choose another"):
+    with pytest.raises(
+        InputError, match=r"found different ones \(coding: fp16 in the store, int8 asked for\); choose another"
+    ):
         train_teachers(replace(config, experts=1, coding="int8"))

@@ -30,6 +30,7 @@ from ptmst import (
 from ptmst.config import LossKind
 from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
+from ptmst.recipe import Fingerprints, Recipe
 from ptmst.students.heads import ProjectionHead
 from ptmst.students.image_towers import ConvNet, image_tower
 from ptmst.students.losses import student_loss
@@ -39,6 +40,8 @@ from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Simil
 from ptmst.trajectories.spans import RawSpan
 
 ENCODER = EncoderConfig(image_width=16, text_width=32)
+RECIPE = Recipe(DataConfig(image_size=16), ENCODER, 32, Fingerprints("of data", "of texts", None), TeachConfig(lr=0.2))
+"""Of experts that were never trained."""
 RATES = LeafRates(images=0.02, texts=0.03, lr=0.002, similarity=0.01)
 """For adam."""
 DISTILL = DistillConfig(

@@ -4,7 +4,7 @@ from ptmst.data.batches import image_batches
 from ptmst.data.captions import clean_caption
 from ptmst.data.digits import write_digits
 from ptmst.data.normalise import MEAN, STD, denormalise, normalise, renormalise
-from ptmst.data.pairs import Pairs, load_pairs
+from ptmst.data.pairs import Pairs, load_pairs, load_split
 from ptmst.data.render import write_rendered
 from ptmst.data.scenes import write_scenes
 
@@ -16,6 +16,7 @@ __all__ = [
     "denormalise",
     "image_batches",
     "load_pairs",
+    "load_split",
     "normalise",
     "renormalise",
     "write_digits",

@@ -17,7 +17,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ptmst.config import Channels
+from ptmst.config import Channels, DataConfig
 from ptmst.data.annotations import Place
 from ptmst.data.captions import clean_caption
 from ptmst.data.classes import Classes, read_classes
@@ -131,6 +131,13 @@ class Pairs:
         path, size = self.image_paths[index], (self.image_size, self.image_size)
         resized = decode(self.places[index], path).upright.resize(size, Image.Resampling.BICUBIC)
         return rearrange(torch.from_numpy(np.array(resized)), "h w c -> c h w")
+
+
+def load_split(data: DataConfig, split: str) -> Pairs:
+    """`load_pairs` of what `data` describes; its image size must be set, mean and std are CLIP's where they are not."""
+    assert data.image_size is not None
+    mean, std = data.mean or MEAN, data.std or STD
+    return load_pairs(data.name, data.folder, split, data.image_size, data.max_words, mean, std)
 
 
 def load_pairs(

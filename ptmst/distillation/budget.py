@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,13 +12,13 @@ from torch import Tensor
 
 from ptmst.config import DistillConfig, Keep
 from ptmst.engine.compilation import compiles
-from ptmst.engine.derivatives import Batch, derivatives, underivable
+from ptmst.engine.derivatives import Batch, derivatives, why_not_differentiable
 from ptmst.errors import InputError
 from ptmst.students.student import Student
-from ptmst.support import progress
 from ptmst.support.devices import arithmetic
 from ptmst.trajectories.store import TrajectoryStore
 
+_LOG = logging.getLogger(__name__)
 _SHARE = 0.45
 """Of the device's memory, for the inner steps; experts may take half of what is free (rotation.py)."""
 _COMPILED = 0.35
@@ -99,9 +100,13 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
     total = torch.cuda.get_device_properties(device).total_memory
     found = list(ways(config, student.layers.num_params, student.tower is not None, of))
     way = next((way for way in found if way.need <= _SHARE * total), found[-1])
-    progress.tell(
-        f"distil: keep {way.keep}, chunk {way.chunk or 'none'}; inner steps need about {way.need / _GIB:.1f} GiB of "
-        f"the device's {total / _GIB:.1f} (--keep and --chunk set others)"
+    _LOG.info(
+        "distill: keep %s, chunk %s; the inner steps need about %.1f GiB of the device's %.1f "
+        "(--keep and --chunk set others)",
+        way.keep,
+        way.chunk or "none",
+        way.need / _GIB,
+        total / _GIB,
     )
     return replace(config, keep=way.keep, chunk=way.chunk)
 
@@ -112,12 +117,12 @@ def _derivable(
     """Those that torch can differentiate this student in, in their order. Raises InputError after none at all."""
     few, reasons = _few(2, store, student), dict[Keep, str]()
     for keep in keeps:
-        if (reason := underivable(student, keep, config.adjoint > 0, *few)) is None:
+        if (reason := why_not_differentiable(student, keep, config.adjoint > 0, *few)) is None:
             yield keep
         else:
             reasons[keep] = reason
     if len(reasons) == len(keeps):
-        tower, other = store.settings["encoder"]["image_tower"], "" if "primals" in keeps else "try keep primals, or "
+        tower, other = store.recipe.encoder.image_tower, "" if "primals" in keeps else "try keep primals, or "
         raise InputError(
             f"image_tower {tower}: expected a tower that keep {' or '.join(keeps)} can differentiate, found one it "
             f"cannot ({reasons[keeps[0]]}); {other}choose another (docs/towers.md)"
@@ -126,7 +131,8 @@ def _derivable(
 
 def _few(images: int, store: TrajectoryStore, student: Student) -> tuple[Tensor, Tensor]:
     """So many images and texts of the store's form, on the student's device."""
-    size, width = store.settings["data"]["image_size"], store.settings["text_width"]
+    size, width = store.recipe.data.image_size, store.recipe.text_width
+    assert size is not None
     return torch.zeros(images, 3, size, size, device=student.device), torch.ones(images, width, device=student.device)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ptmst.trajectories.store import TrajectoryStore
 
 _KIND, _VERSION = "distillation run", 1
 _KEEP = 2
+_LOG = logging.getLogger(__name__)
 
 
 def run_record(folder: Path) -> dict[str, Any]:
@@ -35,8 +35,12 @@ class Checkpoints:
         """`config` as the run that is resumed had settled it: what was `auto` stays what it was."""
         self._folder, self._every_s = folder, 60 * config.checkpoint_minutes
         self._saved_at = time.monotonic()
-        self._record = {"format": "ptmst-distillation-run", "version": _VERSION, "store_sha256": store.fingerprint}
-        self._record["config"] = comparable(config)
+        self._record = {
+            "format": "ptmst-distillation-run",
+            "version": _VERSION,
+            "store_sha256": store.fingerprint,
+            "config": schema.decisive(config),
+        }
         if folder is None or not any((folder / name).exists() for name in (RUN, INDEX)):
             return
         if not resume:
@@ -44,13 +48,12 @@ class Checkpoints:
                 f"{folder}: holds a distillation already; continue it with --resume, or choose another --out"
             )
         record = run_record(folder)
-        settled = record.pop("settled", {})
-        if record != json.loads(json.dumps(self._record)):
+        if record["store_sha256"] != store.fingerprint or not schema.agrees(record["config"], config):
             raise InputError(
                 f"{folder}: expected a run of these settings and this store, found another; resume with the "
                 "settings it began with, or choose another --out"
             )
-        self.settled = replace(config, **settled)
+        self.settled = replace(config, **record.get("settled", {}))
 
     def begin(self, settled: DistillConfig) -> None:
         """Write what the folder is for, before anything else is written there."""
@@ -73,7 +76,7 @@ class Checkpoints:
             try:
                 return fresh.restored(int(path.stem.split("-")[2]), files.read_tensors(path))
             except (InputError, KeyError, RuntimeError) as error:
-                print(f"{path}: passed over, it cannot be read ({error})", file=sys.stderr)
+                _LOG.warning("%s: passed over, it cannot be read (%s)", path, error)
         return fresh
 
     def save(self, phase: int, state: OuterState) -> None:
@@ -96,9 +99,3 @@ class Checkpoints:
 
     def _paths(self, phase: str) -> list[Path]:
         return sorted(self._folder.glob(f"checkpoint-{phase}-*.safetensors")) if self._folder else []
-
-
-def comparable(config: DistillConfig) -> dict[str, Any]:
-    """The settings that decide the result."""
-    passing = ("out", "root", "device", "checkpoint_minutes")
-    return {key: value for key, value in schema.to_json(config).items() if key not in passing}

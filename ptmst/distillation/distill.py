@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,13 +14,12 @@ from ptmst import schema
 from ptmst.config import DistillConfig, Phase
 from ptmst.data import Pairs
 from ptmst.distillation.budget import settled
-from ptmst.distillation.checkpoints import Checkpoints, comparable
+from ptmst.distillation.checkpoints import Checkpoints
 from ptmst.distillation.draws import draw_batches, draw_mixing, initial_pairs
 from ptmst.distillation.optimizer import OuterState, outer_update
 from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.errors import Diverged, InputError
-from ptmst.recipe import real_pairs, student_of, tower_weights
 from ptmst.students.student import Student
 from ptmst.students.text_towers import nearest_captions
 from ptmst.support import devices, folders, progress
@@ -27,7 +27,7 @@ from ptmst.support.devices import sent
 from ptmst.support.provenance import versions
 from ptmst.support.seeds import generator
 from ptmst.support.signals import interruptible
-from ptmst.synthetic.distilled_set import INDEX, DistilledPhase, DistilledSet
+from ptmst.synthetic.distilled_set import FOLDER, INDEX, DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.trajectories.prefetch import Rotation
 from ptmst.trajectories.shortcut import Expert, Trajectory
@@ -45,13 +45,13 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
     schema.check(config)
     _check_against_store(config, store)
     out = None if config.out is None else Path(config.out)
-    with nullcontext() if out is None else folders.claimed(out, "a distilled set"):
+    with nullcontext() if out is None else folders.claimed(out, FOLDER):
         checkpoints = Checkpoints(out, config, store, resume)
         if out is not None and (out / INDEX).exists():
             checkpoints.clear()
             return DistilledSet.load(out)
-        student = student_of(store, (config.seed, "student")).to(devices.pick(config.device))
-        real = real_pairs(store, config.root, student.device)
+        student = store.student((config.seed, "student")).to(devices.pick(config.device))
+        real = store.recipe.at(config.root).training_pairs(student.device)
         config = settled(checkpoints.settled or config, store, student)
         starts = _starts(config, student, real)
         checkpoints.begin(config)
@@ -62,15 +62,28 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
         return distilled
 
 
-def distill_with(outer_step: OuterStep, config: DistillConfig, store: TrajectoryStore) -> DistilledSet:
+class TakesOuterStep(Protocol):
+    """What distillation asks of an outer step: `OuterStep`, or one that is studied."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the next call takes the time to compile."""
+
+    def __call__(
+        self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None = None
+    ) -> OuterGradient:
+        """The gradient of `OuterStep.__call__`."""
+
+
+def distill_with(outer_step: TakesOuterStep, config: DistillConfig, store: TrajectoryStore) -> DistilledSet:
     """`distill`, into memory, by an outer step that is there: one that is compiled already, or is itself studied.
 
     How the gradient is taken is its affair; `config` says the rest.
     """
     schema.check(config)
     _check_against_store(config, store)
-    student = student_of(store, (config.seed, "student"))
-    real = real_pairs(store, config.root, devices.pick(config.device))
+    student = store.student((config.seed, "student"))
+    real = store.recipe.at(config.root).training_pairs(devices.pick(config.device))
     checkpoints = Checkpoints(None, config, store, resume=False)
     return _distil_phases(config, store, outer_step, _starts(config, student, real), real, checkpoints)
 
@@ -82,7 +95,7 @@ def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor])
 def _distil_phases(
     config: DistillConfig,
     store: TrajectoryStore,
-    outer_step: OuterStep,
+    outer_step: TakesOuterStep,
     starts: list[SyntheticPairs],
     real: tuple[Pairs, Tensor],
     checkpoints: Checkpoints,
@@ -94,18 +107,18 @@ def _distil_phases(
             phases.append(_finished(state, *real))
     provenance = {
         "method": "trajectory matching",
-        "config": comparable(config),
+        "config": schema.decisive(config),
         "store_sha256": store.fingerprint,
         "versions": versions(),
     }
-    return DistilledSet(tuple(phases), provenance, store.settings, tower_weights(store))
+    return DistilledSet(tuple(phases), provenance, store.settings, store.tower)
 
 
 def _distill_phase(
     number: int,
     config: DistillConfig,
     store: TrajectoryStore,
-    outer_step: OuterStep,
+    outer_step: TakesOuterStep,
     start: SyntheticPairs,
     checkpoints: Checkpoints,
     bar: progress.Bar,

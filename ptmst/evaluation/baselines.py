@@ -18,7 +18,6 @@ from ptmst.data import Pairs, image_batches
 from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.data.sampling import random_subset, refuse_more
 from ptmst.errors import InputError
-from ptmst.recipe import real_pairs, student_of, tower_weights
 from ptmst.support import devices
 from ptmst.support.provenance import versions
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
@@ -59,7 +58,7 @@ def subset(
     if not 0 < lr < float("inf"):
         raise InputError(f"lr: expected a positive number, found {lr}; name one")
     where = devices.pick(device)
-    pairs, texts = real_pairs(store, root, where)
+    pairs, texts = store.recipe.at(root).training_pairs(where)
     refuse_more(count, pairs)
     chosen = random_subset(pairs, seed, count if selection == "random" else len(pairs.image_names))
     more: dict[str, Any] = {}
@@ -76,7 +75,7 @@ def subset(
     synthetic = SyntheticPairs(images, texts[chosen].clone(), FullSimilarity.identity(count), rates)
     phase = DistilledPhase(synthetic, rates, tuple(pairs.captions[i] for i in chosen.tolist()))
     provenance = {"method": selection, "seed": seed, "store_sha256": store.fingerprint, "versions": versions()}
-    return DistilledSet((phase,), provenance | more, store.settings, tower_weights(store))
+    return DistilledSet((phase,), provenance | more, store.settings, store.tower)
 
 
 def random_pairs(store: TrajectoryStore, count: int, lr: float, seed: int) -> DistilledSet:
@@ -143,7 +142,7 @@ def _embeddings(
     """Normalised images and texts [N, H] of the chosen pairs, as one expert embeds them after an epoch."""
     numbers = sorted(store.experts)
     expert = store.expert(numbers[seed % len(numbers)], (epoch,))
-    theta, student = expert.raw().point(epoch).to(where), student_of(store, (seed, "student")).to(where)
+    theta, student = expert.raw().point(epoch).to(where), store.student((seed, "student")).to(where)
     batches = image_batches(pairs, pairs.image_of_text[chosen].split(IMAGES_AT_ONCE), where)
     with devices.arithmetic("fp32"):
         images = torch.cat([student.embed_images(theta, batch) for batch in batches])

@@ -13,19 +13,10 @@ from ptmst.config import EvaluateConfig
 from ptmst.data import renormalise
 from ptmst.errors import InputError
 from ptmst.evaluation.scorer import RetrievalScorer
-from ptmst.evaluation.scores import Scores, recorded
+from ptmst.evaluation.scores import Scores
 from ptmst.evaluation.stacks import groups, room_for, students_at_once
 from ptmst.evaluation.students import as_distilled, train_students
-from ptmst.recipe import (
-    data_of,
-    load,
-    made_of,
-    student_from_settings,
-    student_of,
-    tell_random_weights,
-    text_tower_of,
-    with_another_tower,
-)
+from ptmst.students.image_towers import warn_of_random_weights
 from ptmst.support import devices, progress
 from ptmst.support.devices import arithmetic
 from ptmst.support.provenance import versions
@@ -45,11 +36,10 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     device = devices.pick(config.device)
     if config.student is not None:
         distilled = _for_another_tower(distilled, config.student, config, device)
-    settings, start = distilled.settings, distilled.tower
-    data, tower = data_of(settings, config.root), text_tower_of(settings)
-    scored = load(data, config.split)
+    recipe = distilled.recipe.at(config.root)
+    tower, scored = recipe.text_tower(), recipe.pairs(config.split)
     scored_on = RetrievalScorer(scored, tower, device)
-    choose = RetrievalScorer(load(data, "val"), tower, device) if config.select == "best-val" else scored_on
+    choose = RetrievalScorer(recipe.pairs("val"), tower, device) if config.select == "best-val" else scored_on
     began = time.perf_counter()
     if config.together is None:
         # What the splits then hold is what is scored.
@@ -62,7 +52,7 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     with arithmetic("fp32"), room_for(at_once), progress.bar("evaluate", config.students * epochs) as bar:
         for numbers in groups(config.students, at_once):
             draws = [(config.seed, "student", number) for number in numbers]
-            fresh = [student_from_settings(settings, draw, start) for draw in draws]
+            fresh = [distilled.student(draw) for draw in draws]
             thetas = torch.stack([student.flatten() for student in fresh]).to(device)
             # Students differ in θ alone: the functions of one serve all.
             student = fresh[0].to(device)
@@ -80,11 +70,11 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
                 students.append((run[-1] if config.select == "last" else max(run, key=itemgetter(0)))[1])
     provenance = {
         "split": config.split,
-        "config": recorded(config),
+        "config": schema.decisive(config),
         "set": dict(distilled.provenance),
         "pairs": distilled.num_pairs,
         "versions": versions(),
-        **made_of(settings, scored),
+        **recipe.provenance(scored),
     }
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
 
@@ -92,14 +82,13 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
 def _for_another_tower(
     distilled: DistilledSet, name: str, config: EvaluateConfig, device: torch.device
 ) -> DistilledSet:
-    """The same pictures for students of another image tower: its start, and normalised as it wants them."""
-    settings, data = distilled.settings, data_of(distilled.settings, config.root)
-    if config.student_weights is None:
-        tell_random_weights(name, settings["encoder"]["warmup_epochs"], "--student-weights")
+    """The set renormalized for another image tower, with that tower's initial weights."""
+    own = distilled.recipe.at(config.root)
     # In the precision that the set's own tower was warmed up with.
-    with arithmetic(settings.get("precision", "fp32") if device.type == "cuda" else "fp32"):
-        settings, start = with_another_tower(settings, data, name, config.student_weights, device)
-    other = replace(distilled, settings=settings, tower=start)
+    with arithmetic(own.precision if device.type == "cuda" else "fp32"):
+        recipe, start = own.with_tower(name, config.student_weights, device)
+    warn_of_random_weights(recipe.encoder, "--student-weights")
+    other = replace(distilled, settings=recipe.to_json(), tower=start)
 
     def prepared(pairs: SyntheticPairs) -> SyntheticPairs:
         return replace(pairs, images=renormalise(pairs.images, distilled.normalisation, other.normalisation))
@@ -123,10 +112,10 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
             f"{', '.join(map(str, store.endpoints))}; to score experts, teach with it among --endpoints"
         )
     where = devices.pick(config.device)
-    data, tower = data_of(store.settings, config.root), text_tower_of(store.settings)
-    scored = load(data, config.split)
+    recipe = store.recipe.at(config.root)
+    tower, scored = recipe.text_tower(), recipe.pairs(config.split)
     scored_on = RetrievalScorer(scored, tower, where)
-    student = student_of(store, ("experts",)).to(where)
+    student = store.student(("experts",)).to(where)
     numbers = sorted(store.experts)[: config.students]
     with arithmetic("fp32"):
         students = [scored_on.score(student, store.expert(n).raw().point(store.epochs).to(where)) for n in numbers]
@@ -134,9 +123,9 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
         "split": config.split,
         "experts": numbers,
         "epochs": store.epochs,
-        "pairs": len(load(data, "train")),
+        "pairs": len(recipe.pairs("train")),
         "store_sha256": store.fingerprint,
         "versions": versions(),
-        **made_of(store.settings, scored),
+        **recipe.provenance(scored),
     }
     return Scores(tuple(students), provenance)

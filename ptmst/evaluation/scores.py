@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ptmst import schema
-from ptmst.config import EvaluateConfig
 from ptmst.errors import InputError
 from ptmst.evaluation.metrics import METRICS, ZERO_SHOT
 from ptmst.support import files
@@ -61,8 +59,3 @@ def read_scores(path: Path) -> Scores:
     if not whole:
         raise InputError(f"{path}: expected the recalls of students and how they came about, found others; score anew")
     return scores
-
-
-def recorded(config: EvaluateConfig) -> dict[str, Any]:
-    """What scores record of their settings: all but where the data lie and where it ran."""
-    return {name: value for name, value in schema.to_json(config).items() if name not in ("root", "device")}

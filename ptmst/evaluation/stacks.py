@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,13 +13,10 @@ from ptmst.config import EvaluateConfig
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.scorer import RetrievalScorer
 from ptmst.evaluation.students import train_students
-from ptmst.recipe import (
-    student_from_settings,
-)
 from ptmst.students.student import Student
-from ptmst.support import progress
 from ptmst.synthetic.distilled_set import DistilledSet
 
+_LOG = logging.getLogger(__name__)
 _GIB = 1 << 30
 _SHARE = 0.9
 """Of a CUDA device's memory that students may take; the rest is CUDA's own, and what lies between blocks."""
@@ -32,10 +30,10 @@ def students_at_once(
     How many fit depends on the device's memory, the set and the student alone: not on what other programs take.
     """
     if device.type != "cuda":
-        return config.students if distilled.settings["encoder"]["freeze_tower"] else 1
+        return config.students if distilled.recipe.encoder.freeze_tower else 1
     if config.students == 1:
         return 1
-    student = student_from_settings(distilled.settings, (config.seed, "student", 0), distilled.tower).to(device)
+    student = distilled.student((config.seed, "student", 0)).to(device)
     for split in splits:
         split.hold(student)
     total = torch.cuda.get_device_properties(device).total_memory
@@ -43,9 +41,14 @@ def students_at_once(
     one = _stack_bytes(1, student, distilled, config)
     two = _stack_bytes(2, student, distilled, config) if 2 * one <= room else 2 * one
     found = students_that_fit(config.students, room, one, two)
-    progress.tell(
-        f"evaluate: {found} of {config.students} students at a time; one takes {one / _GIB:.1f} GiB, each more about "
-        f"{(two - one) / _GIB:.1f}, of the device's {total / _GIB:.1f} (--together sets another number)"
+    _LOG.info(
+        "evaluate: %d of %d students at a time; one takes %.1f GiB, each more about %.1f, of the device's %.1f "
+        "(--together sets another number)",
+        found,
+        config.students,
+        one / _GIB,
+        (two - one) / _GIB,
+        total / _GIB,
     )
     return found
 

@@ -21,10 +21,10 @@ from ptmst.synthetic.distilled_set import DistilledSet
 def as_distilled(distilled: DistilledSet, config: EvaluateConfig) -> EvaluateConfig:
     """`config` with the set's own loss and temperature where none is asked for."""
     # Real pairs have no loss of their own; their temperature is the experts'.
-    own = {"loss": "wbce", "temperature": distilled.settings.get("temperature", TEMPERATURE)}
-    own |= distilled.provenance.get("config", {})
-    loss: LossKind = config.loss or own["loss"]
-    return replace(config, loss=loss, temperature=config.temperature or own["temperature"])
+    own = distilled.provenance.get("config", {})
+    loss: LossKind = config.loss or own.get("loss", "wbce")
+    experts = distilled.recipe.temperature if distilled.settings else TEMPERATURE
+    return replace(config, loss=loss, temperature=config.temperature or own.get("temperature", experts))
 
 
 def train_students(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,13 @@ from torch import Tensor
 from ptmst import schema
 from ptmst.config import ImportConfig
 from ptmst.errors import InputError
-from ptmst.recipe import _data, encoder_settings, load
-from ptmst.students.text_towers import embed_captions, nearest_captions, text_tower
+from ptmst.exchange.published_recipe import published_recipe
+from ptmst.recipe import Recipe
+from ptmst.students.text_towers import embed_captions, nearest_captions
 from ptmst.support import devices, files, folders
-from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
+from ptmst.synthetic.distilled_set import FOLDER, DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Similarity
-
-
-def set_settings(config: ImportConfig) -> tuple[dict[str, Any], Callable[[Tensor], tuple[str, ...]]]:
-    """For a published distilled set: the settings of its students, and what finds the captions nearest to its texts."""
-    schema.check(config)
-    data, tower = _data(config), text_tower(config.encoder)
-    pairs = load(data, "train")
-    texts = embed_captions(tower, pairs.captions, devices.pick("auto"))
-    settings = {"data": schema.to_json(data), "encoder": schema.to_json(config.encoder)}
-    settings |= encoder_settings(config.encoder, pairs, tower)
-    return settings, lambda embeds: nearest_captions(embeds, texts, pairs.captions)
-
 
 RESIDUAL = 1e-3
 """A published matrix may differ from its own factors by this much, relative to its norm."""
@@ -40,10 +29,10 @@ _GET_ANEW = "get a published distilled set anew"
 
 def import_distilled(
     paths: Sequence[Path],
-    settings: Mapping[str, Any],
+    recipe: Recipe,
     captions: Callable[[Tensor], tuple[str, ...]] | None = None,
 ) -> DistilledSet:
-    """Read published `.pt` files, one for each phase in order, as a set for students of `settings`.
+    """Read published `.pt` files, one for each phase in order, as a set for students of `recipe`.
 
     A file holds what `export` writes as `ptm-st`; other keys are ignored, rates may be floats, and either of
     `similarity_params` and `similarity_mat` may be missing. The alpha of low-rank soft labels is in no file: it is
@@ -70,7 +59,7 @@ def import_distilled(
             _check_alike(path, pairs, phases[0].pairs)
         found = captions(pairs.texts) if captions else ("",) * len(pairs)
         phases.append(DistilledPhase(pairs, pairs.lr.clone(), found))
-    return DistilledSet(tuple(phases), {"method": "imported", "files": hashes}, settings)
+    return DistilledSet(tuple(phases), {"method": "imported", "files": hashes}, recipe.to_json())
 
 
 def import_set(config: ImportConfig) -> DistilledSet:
@@ -79,10 +68,14 @@ def import_set(config: ImportConfig) -> DistilledSet:
     Raises InputError for a file that is no such set, settings it does not fit, and a folder that is taken.
     """
     schema.check(config)
-    with folders.claimed(Path(config.out), "a distilled set", fresh=True):
-        found = import_distilled(config.distilled, *set_settings(config))
-        found.save(config.out)
-    return found
+    with folders.claimed(Path(config.out), FOLDER, fresh=True):
+        recipe, pairs = published_recipe(config)
+        texts = embed_captions(recipe.text_tower(), pairs.captions, devices.pick("auto"))
+        distilled = import_distilled(
+            config.distilled, recipe, lambda embeds: nearest_captions(embeds, texts, pairs.captions)
+        )
+        distilled.save(config.out)
+    return distilled
 
 
 def _dictionary(path: Path, content: bytes) -> dict[Any, Any]:

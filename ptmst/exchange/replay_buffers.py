@@ -17,14 +17,12 @@ from ptmst import config as configs
 from ptmst import schema
 from ptmst.config import ImportConfig
 from ptmst.errors import InputError
-from ptmst.recipe import _data, encoder_settings, load
-from ptmst.students.heads import make_student
+from ptmst.exchange.published_recipe import published_recipe
 from ptmst.students.layers import LayerTable
-from ptmst.students.text_towers import text_tower
 from ptmst.support import folders, progress
 from ptmst.support.published import load_published
 from ptmst.trajectories.recorder import Recorder
-from ptmst.trajectories.store import TrajectoryStore
+from ptmst.trajectories.store import FOLDER, TrajectoryStore
 
 Timestamps = Sequence[Sequence[Tensor]]
 
@@ -41,7 +39,7 @@ def import_buffers(config: ImportConfig) -> TrajectoryStore:
         raise InputError("images: expected buffers to import, found none; name img_replay_buffer_*.pt, or --networks")
     sources: list[tuple[Path, ...]] = [(path,) for path in config.networks]
     sources += zip(config.images, config.texts, strict=True)
-    with folders.claimed(Path(config.out), "a trajectory store", fresh=True):
+    with folders.claimed(Path(config.out), FOLDER, fresh=True):
         layers, settings = _of_network(config) if config.networks else _of_encoder(config)
         with progress.bar("import", len(sources), 0) as bar:
             store: TrajectoryStore | None = None
@@ -131,12 +129,8 @@ def _read(path: Path) -> list[Timestamps]:
 
 def _of_encoder(config: ImportConfig) -> tuple[LayerTable, dict[str, Any]]:
     """Layers and settings of the encoder and data that the buffers belong to."""
-    data = _data(config)
-    assert data.image_size is not None
-    pairs, tower = load(data, "train"), text_tower(config.encoder)
-    student = make_student(config.encoder, data.image_size, tower.width, (0,), None)
-    settings = {"data": schema.to_json(data), "encoder": schema.to_json(config.encoder)}
-    return student.layers, settings | encoder_settings(config.encoder, pairs, tower)
+    recipe, _ = published_recipe(config)
+    return recipe.student((0,)).layers, recipe.to_json()
 
 
 def _of_network(config: ImportConfig) -> tuple[LayerTable, dict[str, Any]]:

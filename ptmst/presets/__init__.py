@@ -26,9 +26,9 @@ RENAMED = {"ptmst": "st-adjoint"}
 class Method:
     """A method of trajectory matching, as changes to the settings of any experiment (docs/method.md §9)."""
 
-    about: str
+    about: str = field(metadata={"decides": False})
     """What it is, in a line."""
-    source: str
+    source: str = field(metadata={"decides": False})
     """Where it is published."""
     phases: Literal["as they are", "one"] = "as they are"
     """one: merge all phases into a single one, with their pairs, start ranges and outer steps."""

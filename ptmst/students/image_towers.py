@@ -25,6 +25,8 @@ from ptmst.support import files
 from ptmst.support.published import load_published
 from ptmst.support.seeds import seeded
 
+_LOG = logging.getLogger(__name__)
+
 
 class ConvNet(nn.Module):
     """Three blocks of convolution, group norm, SiLU and pooling: [B, 3, H, W] → [B, 4·width]. Quick on a CPU."""
@@ -112,6 +114,14 @@ def prepared_alike(data: DataConfig, before: EncoderConfig, encoder: EncoderConf
     _, mean, std = _own_preparation(before.image_tower)
     unset = replace(data, mean=data.mean if data.mean != mean else None, std=data.std if data.std != std else None)
     return prepared(unset, encoder)
+
+
+def warn_of_random_weights(encoder: EncoderConfig, flag: str) -> None:
+    """Warn where a published tower starts from random weights: `flag` names the setting that gives it others."""
+    if ":" in encoder.image_tower and encoder.image_weights is None and not encoder.warmup_epochs:
+        _LOG.warning(
+            "image_tower %s: starts from random weights; give it trained ones with %s", encoder.image_tower, flag
+        )
 
 
 def _own_preparation(tower: str) -> tuple[int, Channels, Channels]:

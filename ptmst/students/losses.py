@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,16 @@ from ptmst.config import LossKind
 from ptmst.errors import InputError
 from ptmst.kernels.reference import LOSSES, LowRank
 from ptmst.students.student import Student
-from ptmst.synthetic.soft_labels import FullSimilarity
+
+
+@runtime_checkable
+class Dense(Protocol):
+    """Soft labels as one matrix, such as a `FullSimilarity`."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """[N, N]."""
+
 
 StudentLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -74,7 +84,7 @@ class SoftContrastiveLoss(nn.Module):
         self,
         image_embeds: Tensor,
         text_embeds: Tensor,
-        similarity: Tensor | LowRank | FullSimilarity | None = None,
+        similarity: Tensor | LowRank | Dense | None = None,
         *,
         temperature: float | Tensor | None = None,
         bias: float | Tensor | None = None,
@@ -82,7 +92,7 @@ class SoftContrastiveLoss(nn.Module):
         return kernels.soft_contrastive(
             image_embeds,
             text_embeds,
-            similarity.matrix if isinstance(similarity, FullSimilarity) else similarity,
+            similarity.matrix if isinstance(similarity, Dense) else similarity,
             kind=self.kind,
             temperature=self.temperature if temperature is None else temperature,
             bias=self.bias if bias is None else bias,

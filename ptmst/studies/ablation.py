@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from ptmst import schema
 from ptmst.config import (
@@ -30,9 +30,8 @@ from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.baselines import subset
 from ptmst.evaluation.evaluate import evaluate, evaluate_experts
-from ptmst.evaluation.scores import Scores, recorded
+from ptmst.evaluation.scores import Scores
 from ptmst.presets import applied, experiment, methods
-from ptmst.recipe import data_of, load, made_of, student_of
 from ptmst.report.tables import Row
 from ptmst.support import devices, files, folders, parallel, progress
 from ptmst.support.memory import peak_memory
@@ -43,6 +42,7 @@ from ptmst.trajectories.store import TrajectoryStore
 
 RESULTS = "ablation.json"
 _KIND, _VERSION = "ablation", 1
+FOLDER = folders.Kind("an ablation", (RESULTS,))
 FACTORS = (1 / 27, 1 / 9, 1 / 3, 1.0, 3.0, 9.0)
 """Of all leaf rates but η's; the best on val is used."""
 REAL_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
@@ -54,7 +54,6 @@ COLUMNS = (
     "compilation, and the most memory of its process."
 )
 """What the columns of its own are."""
-Step = TypeVar("Step", bound=OuterStep)
 _FULL, _FULL_HEADS = "all real pairs", "all real pairs, heads alone"
 
 
@@ -84,7 +83,7 @@ def ablate(config: AblateConfig, command: str) -> list[Row]:
             raise InputError(f"methods: expected methods, found {name}{schema.nearest(name, known)}")
     base = experiment(config.preset)
     _refuse_sizes(config, base)
-    with folders.claimed(config.out, "an ablation"):
+    with folders.claimed(config.out, FOLDER):
         grid = _Grid(config, base, command)
         grid.teach()
         best = grid.tuned()
@@ -117,9 +116,9 @@ class _Grid:
             before = files.read_json(self._file, _KIND, _VERSION)
             # Methods may join and leave, and more rates be tried: what a grid has measured of the others stays true.
             both = before["methods"].keys() & how.keys()
-            fixed = {key: value for key, value in self._head.items() if key not in ("methods", "tried")}
-            other = [key for key, value in fixed.items() if before[key] != value]
-            other += sorted(name for name in both if before["methods"][name] != self._head["methods"][name])
+            other = [] if before["data"] == config.data else ["data"]
+            other += [] if schema.agrees(before["settings"], base) else ["settings"]
+            other += sorted(name for name in both if not schema.agrees(before["methods"][name], methods()[name]))
             if other:
                 raise InputError(
                     f"{config.out}: expected an ablation of these settings, found one that differs in "
@@ -309,8 +308,8 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
     how = replace(how, seed=run.seed, split=run.split, device="cpu")
     provenance = {
         "split": run.split,
-        "config": recorded(how),
-        **made_of(store.settings, load(data_of(store.settings), run.split)),
+        "config": schema.decisive(how),
+        **store.recipe.provenance(store.recipe.pairs(run.split)),
     }
     row |= {"provenance": provenance, **cost}
     return run, row | ({"lost": how.students} if made is None else _one_by_one(made, how))
@@ -318,8 +317,8 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
 
 def _distilled(config: DistillConfig, store: TrajectoryStore) -> tuple[DistilledSet | None, dict[str, Any]]:
     """The set, none where its distillation diverged, and what it cost, compilation apart."""
-    config = settled(config, store, student_of(store, (config.seed, "student")).to(devices.pick(config.device)))
-    step = shared_outer_step(config, store, OuterStep)
+    config = settled(config, store, store.student((config.seed, "student")).to(devices.pick(config.device)))
+    step = shared_outer_step(config, store)
     if step.compiles:
         distill_with(step, replace(config, steps=1), store)
     began = time.process_time()
@@ -335,18 +334,16 @@ def _distilled(config: DistillConfig, store: TrajectoryStore) -> tuple[Distilled
 _STEPS: dict[Any, OuterStep] = {}
 
 
-def shared_outer_step(config: DistillConfig, store: TrajectoryStore, kind: type[Step]) -> Step:
-    """One outer step a kind of graph, for all runs of this process: it compiles once."""
+def shared_outer_step(config: DistillConfig, store: TrajectoryStore) -> OuterStep:
+    """Outer steps shared within the process so that each graph compiles once."""
     device = devices.pick(config.device)
     # A frozen tower is a store's own.
-    own = store.fingerprint if store.settings["encoder"]["freeze_tower"] else store.layers
+    own = store.fingerprint if store.recipe.encoder.freeze_tower else store.layers
     computed = (config.batch_size, config.loss, config.temperature, config.adjoint, config.adjoint_clip)
-    key = (kind, own, *computed, config.precision, config.keep, config.chunk, config.compile, device)
+    key = (own, *computed, config.precision, config.keep, config.chunk, config.compile, device)
     if key not in _STEPS:
-        _STEPS[key] = kind.of(student_of(store, (config.seed, "student")).to(device), config)
-    found = _STEPS[key]
-    assert isinstance(found, kind)
-    return found
+        _STEPS[key] = OuterStep.of(store.student((config.seed, "student")).to(device), config)
+    return _STEPS[key]
 
 
 def _one_by_one(made: DistilledSet, config: EvaluateConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,28 +9,28 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ptmst import schema
 from ptmst.config import DataConfig, EvaluateConfig, Experiment, LossKind
-from ptmst.data import write_rendered
+from ptmst.data import load_split, write_rendered
 from ptmst.distillation.distill import distill
 from ptmst.errors import InputError
 from ptmst.evaluation.baselines import random_pairs
 from ptmst.evaluation.evaluate import evaluate, evaluate_experts
 from ptmst.evaluation.scores import Scores, read_scores, write_scores
 from ptmst.presets import applied, experiment
-from ptmst.recipe import load
 from ptmst.report.page import write_report
 from ptmst.report.tables import Row, recall_table
 from ptmst.support import files, folders
-from ptmst.support.progress import say, show
+from ptmst.support.progress import note, result, table
 from ptmst.support.provenance import machine, versions
 from ptmst.teachers import train_teachers
 from ptmst.trajectories.store import TrajectoryStore
 
 PAGE, RESULTS = "report.html", "results.json"
 _RECORD, _KIND, _VERSION = "demo.json", "demo", 1
+FOLDER = folders.Kind("a demo", (_RECORD,))
 RANDOM_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
 RANDOM_LR = (0.01, 0.03, 0.1)
 """Losses and student learning rates tried for random pairs; the best on the val split are used."""
@@ -43,31 +42,30 @@ def run_demo(data: Literal["scenes", "digits"], out: Path, quick: bool, command:
     Raises InputError where `out` holds another demo, or cannot be written.
     """
     settings = experiment("demo-quick" if quick else "demo")
-    asked = {"data": data, "settings": schema.to_json(settings)}
-    with folders.claimed(out, "a demo"), _timed(out, asked) as seconds:
+    with folders.claimed(out, FOLDER), _timed(out, data, settings) as seconds:
         rows = _rows(data, out, settings)
         minutes = seconds() / 60
     if not (out / RESULTS).exists():
         _record_results(out / RESULTS, command, minutes, rows)
     title = f"ptmst demo: {rows[-2].pairs} pairs distilled from {rows[-1].pairs:,} ({data})"
     write_report(out / PAGE, title, rows, command)
-    show(recall_table(rows))
-    say(f"{minutes:.1f} min. Everything is in {out}; open {out / PAGE} in a browser.")
+    table(recall_table(rows))
+    result(f"{minutes:.1f} min. Everything is in {out}; open {out / PAGE} in a browser.")
     return rows
 
 
 def _rows(data: Literal["scenes", "digits"], out: Path, settings: Experiment) -> list[Row]:
-    say(f"1/5 data: {data}")
+    note(f"1/5 data: {data}")
     root = out / "data"
     write_rendered(replace(settings.data, name=data, root=root))
-    say("2/5 teachers: warm-up of the image tower, then experts on all real pairs")
+    note("2/5 teachers: warm-up of the image tower, then experts on all real pairs")
     real = DataConfig(name=data, root=root, image_size=settings.data.image_size)
     store = train_teachers(replace(settings.teach, out=out / "store", data=real))
-    say("3/5 distillation: LoRS (raw trajectories, one phase)")
+    note("3/5 distillation: LoRS (raw trajectories, one phase)")
     lors = distill(replace(applied("lors", settings).distill, out=out / "lors"), store, resume=True)
-    say("4/5 distillation: PTM-ST (shortcut trajectories, phases, EMA)")
+    note("4/5 distillation: PTM-ST (shortcut trajectories, phases, EMA)")
     ptm_st = distill(replace(settings.distill, out=out / "ptm-st"), store, resume=True)
-    say("5/5 fresh students on each")
+    note("5/5 fresh students on each")
     config, count = settings.evaluate, ptm_st.num_pairs
     scored = partial(_scored, out / "scores")
     random = scored("random", lambda: _score_random(store, count, config))
@@ -76,7 +74,7 @@ def _rows(data: Literal["scenes", "digits"], out: Path, settings: Experiment) ->
         Row("random real pairs", random, count, shown),
         Row("LoRS", scored("lors", lambda: evaluate(lors, config)), lors.num_pairs, lors),
         Row("PTM-ST", scored("ptm-st", lambda: evaluate(ptm_st, config)), count, ptm_st),
-        Row("all real pairs", scored("all", lambda: evaluate_experts(store, config)), len(load(real, "train"))),
+        Row("all real pairs", scored("all", lambda: evaluate_experts(store, config)), len(load_split(real, "train"))),
     ]
 
 
@@ -101,17 +99,17 @@ def _record_results(path: Path, command: str, minutes: float, rows: list[Row]) -
 
 
 @contextmanager
-def _timed(out: Path, asked: dict[str, Any]) -> Iterator[Callable[[], float]]:
+def _timed(out: Path, data: str, settings: Experiment) -> Iterator[Callable[[], float]]:
     """Yields how many seconds this demo has taken, over all its runs until it was finished.
 
     Raises InputError where `out` holds another.
     """
     path, began, before = out / _RECORD, time.perf_counter(), 0.0
-    record = {"format": "ptmst-demo", "version": _VERSION, **json.loads(json.dumps(asked))}
+    record = {"format": "ptmst-demo", "version": _VERSION, "data": data, "settings": schema.to_json(settings)}
     if path.exists():
-        found = files.read_json(path, _KIND, _VERSION)
-        before = found.pop("seconds")
-        if found != record:
+        there = files.read_json(path, _KIND, _VERSION)
+        before = there["seconds"]
+        if there["data"] != data or not schema.agrees(there["settings"], settings):
             raise InputError(f"{out}: expected the demo asked for, found one of other settings; choose another --out")
 
     finished = (out / RESULTS).exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch import Tensor
 from ptmst.config import Channels
 from ptmst.data import MEAN, STD, denormalise
 from ptmst.errors import InputError
+from ptmst.recipe import TOWER, Recipe
+from ptmst.students.student import Student
 from ptmst.support import files, folders
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.synthetic.soft_labels import LowRankSimilarity, similarity_from_leaves
 
 VERSION = 1
 KIND = "distilled set"
-INDEX, RUN = folders.FOLDERS["a distilled set"]
-TOWER = "tower.safetensors"
+INDEX, RUN = "distilled.json", "run.json"
+FOLDER = folders.Kind("a distilled set", (INDEX, RUN), beside=("score file",))
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class DistilledSet(Sequence[SyntheticPairs]):
     provenance: Mapping[str, Any]
     """How the set was made: method, configuration, seed, hash of the store, versions; JSON values."""
     settings: Mapping[str, Any]
-    """Data and encoder of the students it is for, as the trajectory store recorded them; JSON values."""
+    """The record of its `recipe`; JSON values."""
     tower: Mapping[str, Tensor] | None = None
     """The image tower's start where it was warmed up; none where it comes from a file or a seed."""
 
@@ -65,10 +68,21 @@ class DistilledSet(Sequence[SyntheticPairs]):
 
     @property
     def normalisation(self) -> tuple[Channels, Channels]:
-        """Mean and standard deviation of red, green and blue that its images are normalised with."""
-        data = self.settings.get("data", {})
-        # Sets of before these were settings have CLIP's, and no word of it.
-        return tuple(data.get("mean") or MEAN), tuple(data.get("std") or STD)
+        """Mean and standard deviation of red, green and blue that its images are normalized with."""
+        data = self.recipe.data if self.settings else None
+        return (MEAN, STD) if data is None else (data.mean or MEAN, data.std or STD)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How its students are made. Raises InputError where the set records no data and encoder."""
+        return Recipe.from_json(self.settings)
+
+    def student(self, draw: tuple[int | str, ...]) -> Student:
+        """A fresh student for the set, with random parts drawn by the seed key `draw`.
+
+        Raises InputError where the file of the image tower's weights has changed.
+        """
+        return self.recipe.student(draw, self.tower)
 
     @property
     def num_pairs(self) -> int:
@@ -119,11 +133,17 @@ class DistilledSet(Sequence[SyntheticPairs]):
                 alpha = 1.0 if entry["alpha"] is None else entry["alpha"]
                 phases.append(load_phase(tensors, alpha, tuple(entry["captions"])))
             tower = files.read_tensors(path / TOWER, hashes[TOWER]) if TOWER in hashes else None
-            return cls(tuple(phases), index["provenance"], index["settings"], tower)
+            distilled = cls(tuple(phases), index["provenance"], index["settings"], tower)
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{path / INDEX}: expected a whole index, found a damaged one ({error}); distil anew"
             ) from error
+        if distilled.settings:
+            try:
+                distilled.recipe  # noqa: B018
+            except InputError as error:
+                raise InputError(f"{path / INDEX}: {error}") from None
+        return distilled
 
 
 def save_phase(path: Path, phase: DistilledPhase) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from ptmst.config import Coding
 from ptmst.errors import InputError
+from ptmst.recipe import TOWER, Recipe
 from ptmst.students.layers import LayerTable
+from ptmst.students.student import Student
 from ptmst.support import files, folders
 from ptmst.trajectories import coding
 from ptmst.trajectories.shortcut import Expert
@@ -21,14 +24,15 @@ VERSION = 2
 READABLE = (1, 2)
 """Version 1 knew no coding but fp16."""
 KIND = "trajectory store"
-(INDEX,) = folders.FOLDERS["a trajectory store"]
+INDEX = "store.json"
+FOLDER = folders.Kind("a trajectory store", (INDEX,), beside=("score file",))
 
 
 @dataclass
 class TrajectoryStore:
     """Experts on disk. Parameters at epoch 0 are stored once per content, one file a group.
 
-    `settings` holds the teaching configuration and the fingerprints of data and encoder, as JSON.
+    `settings` is the record of its `recipe`, as JSON values; it is empty where only the layers' shapes are known.
     """
 
     path: Path
@@ -61,7 +65,7 @@ class TrajectoryStore:
                 "release that wrote it"
             )
         try:
-            return cls(
+            store = cls(
                 path=path,
                 layers=LayerTable.from_json(index["layers"]),
                 epochs=index["epochs"],
@@ -75,6 +79,12 @@ class TrajectoryStore:
             raise InputError(
                 f"{path / INDEX}: expected a whole index, found a damaged one ({error}); teach anew"
             ) from error
+        if store.settings:
+            try:
+                store.recipe  # noqa: B018
+            except InputError as error:
+                raise InputError(f"{path / INDEX}: {error}") from None
+        return store
 
     def __len__(self) -> int:
         return len(self.experts)
@@ -88,6 +98,30 @@ class TrajectoryStore:
     def bytes(self) -> int:
         """Size of all files on disk."""
         return sum((self.path / name).stat().st_size for name in [*self.hashes, INDEX])
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How the experts were made. Raises InputError where the store records no data and encoder."""
+        return Recipe.from_json(self.settings)
+
+    @cached_property
+    def tower(self) -> dict[str, Tensor] | None:
+        """The experts' initial image tower, where it was warmed up; None where it comes from a file or a seed."""
+        return self.read_file(TOWER) if TOWER in self.hashes else None
+
+    def student(self, draw: tuple[int | str, ...]) -> Student:
+        """A fresh student like the experts, with random parts drawn by the seed key `draw`.
+
+        Raises InputError where the encoder no longer has the layers of the experts.
+        """
+        student, encoder = self.recipe.student(draw, self.tower), self.recipe.encoder
+        if student.layers != self.layers:
+            raise InputError(
+                f"{self.path}: expected the layers of {encoder.image_tower} + {encoder.text_tower} "
+                f"({student.layers.num_params:,} parameters), found {self.layers.num_params:,}; the store was made "
+                "with another encoder (or release of it): run `ptmst teach` again"
+            )
+        return student
 
     def expert(self, number: int, endpoints: Collection[int] | None = None) -> Expert:
         """Read one expert, with all its end points or those asked for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from ptmst.distillation.budget import Memory, settled, ways
 from ptmst.distillation.distill import distill
 from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import InputError
-from ptmst.recipe import student_of
 from ptmst.students.student import Student
 from ptmst.support.files import read_json
 from ptmst.trajectories.store import TrajectoryStore
@@ -74,7 +74,7 @@ def test_a_chunk_that_is_set_stays(
 @pytest.mark.parametrize("keep", ["auto", "path", "nothing", "primals"])
 @pytest.mark.parametrize("chunk", ["auto", None])
 def test_on_a_cpu_it_is_the_path_and_whole_batches(store: TrajectoryStore, keep: KeepOrAuto, chunk: Chunk) -> None:
-    student = student_of(store, (0,))
+    student = store.student((0,))
     found = settled(replace(OPEN, keep=keep, chunk=chunk), store, student)
     assert found == replace(OPEN, keep="path" if keep == "auto" else keep, chunk=None)
 
@@ -89,7 +89,9 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, set[Keep]], Non
             assert keep in derivable
             return measured[keep]
 
-        monkeypatch.setattr(budget, "underivable", lambda _, keep, *__: None if keep in derivable else "it cannot")
+        monkeypatch.setattr(
+            budget, "why_not_differentiable", lambda _, keep, *__: None if keep in derivable else "it cannot"
+        )
         monkeypatch.setattr(budget, "_few", lambda *_: ())
         monkeypatch.setattr(budget, "_measured", measure)
         monkeypatch.setattr(Student, "device", torch.device("cuda"))
@@ -115,15 +117,16 @@ def test_on_cuda_it_is_what_fits(
     gigabytes: float,
     compile: Compile,
     expected: tuple[str, int | None],
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Of 45 %: primals 3 · 12 · 0.8 GB, the path 12 · 1.2 GB, and compiled 12 · 0.42 GB."""
-    student = student_of(store, (0,))
+    student = store.student((0,))
     on_cuda(gigabytes, {"path", "primals"})
-    found = settled(replace(OPEN, compile=compile), store, student)
+    with caplog.at_level(logging.INFO, "ptmst"):
+        found = settled(replace(OPEN, compile=compile), store, student)
     assert (found.keep, found.chunk) == expected
-    [told] = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"distil: keep {expected[0]}, chunk {expected[1] or 'none'}; inner steps need about ")
+    [told] = caplog.messages
+    assert told.startswith(f"distill: keep {expected[0]}, chunk {expected[1] or 'none'}; inner steps need about ")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_on_cuda_what_cannot_be_differentiated_is_not_measured(
     derivable: set[Keep],
     expected: tuple[str, int | None],
 ) -> None:
-    student = student_of(store, (0,))
+    student = store.student((0,))
     on_cuda(40.0, derivable)
     found = settled(replace(OPEN, keep=keep, chunk=chunk, adjoint=0.0), store, student)
     assert (found.keep, found.chunk) == expected
@@ -171,7 +174,7 @@ def test_a_tower_that_cannot_be_differentiated_is_refused(
     device: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    student = student_of(store, (0,))
+    student = store.student((0,))
     on_cuda(40.0, set())
     monkeypatch.setattr(Student, "device", torch.device(device))
     with pytest.raises(InputError, match=f"^image_tower convnet: expected a tower that {said}"):
@@ -209,4 +212,4 @@ def test_what_was_settled_is_recorded_and_stays_on_resuming(
 
 def test_an_outer_step_wants_it_settled(store: TrajectoryStore) -> None:
     with pytest.raises(InputError, match=r"^keep, chunk: expected a choice, found auto; settle it first"):
-        OuterStep.of(student_of(store, (0,)), DistillConfig())
+        OuterStep.of(store.student((0,)), DistillConfig())

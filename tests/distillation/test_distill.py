@@ -40,11 +40,12 @@ from ptmst.distillation.draws import draw_batches, initial_pairs
 from ptmst.distillation.optimizer import OuterState, outer_update
 from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
-from ptmst.recipe import real_pairs, student_of
+from ptmst.recipe import Recipe
 from ptmst.students.student import Student
 from ptmst.support import devices, folders
 from ptmst.support.files import read_tensors
 from ptmst.support.signals import interruptible
+from ptmst.synthetic.distilled_set import FOLDER
 from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Similarity
 from ptmst.trajectories.spans import Span
 from tiny import DISTILL, ENCODER, RATES, contents, finish, names, python, tiny_store
@@ -129,7 +130,7 @@ def test_phases_begin_at_real_pairs_of_their_own(
     store: TrajectoryStore, similarity: Literal["full", "low-rank"]
 ) -> None:
     config = replace(DISTILL, similarity=similarity, rank=3, student_lr=0.07)
-    pairs, texts = real_pairs(store)
+    pairs, texts = store.recipe.training_pairs()
     images = pairs.images(torch.arange(24))
     taken: list[int] = []
     for number, phase in enumerate(config.phases):
@@ -190,8 +191,8 @@ def test_a_run_is_the_outer_loop_written_by_hand(
     assert len(steps) == 8
     monkeypatch.undo()
 
-    student = student_of(store, (1,))
-    pairs, texts = real_pairs(store)
+    student = store.student((1,))
+    pairs, texts = store.recipe.training_pairs()
     for number, phase in enumerate(config.phases):
         points = {(e, t): _point(store, trajectory, e, t, phase.endpoint) for e in (0, 1) for t in range(4)}
         leaves = {k: v.requires_grad_() for k, v in initial_pairs(config, number, pairs, texts, 2).leaves().items()}
@@ -315,7 +316,7 @@ def test_another_way_of_computing_is_the_same_run(
     plain = {k: v for k, v in QUICK[way].items() if k.startswith("adjoint")}
     expected, found = (distill(replace(config, **how), store) for how in (plain, QUICK[way]))
     half = "precision" in QUICK[way]
-    starts = [initial_pairs(config, n, *real_pairs(store), 2) for n in range(2)]
+    starts = [initial_pairs(config, n, *store.recipe.training_pairs(), 2) for n in range(2)]
     for ours, theirs, start in zip(found, expected, starts, strict=True):
         for name, value in theirs.leaves().items():
             assert ours.leaves()[name].dtype == torch.float32
@@ -480,9 +481,9 @@ def test_a_folder_of_another_kind_is_refused_before_anything_is_read(
     def unexpected(*_: Any) -> None:
         raise AssertionError("work began")
 
-    for name in ("real_pairs", "student_of"):
-        monkeypatch.setattr(distillation, name, unexpected)
-    monkeypatch.setattr(teachers, "load", unexpected)
+    monkeypatch.setattr(Recipe, "pairs", unexpected)
+    monkeypatch.setattr(Recipe, "student", unexpected)
+    monkeypatch.setattr(teachers, "load_split", unexpected)
     for resume in (False, True):
         with pytest.raises(InputError, match="store: holds a trajectory store already; choose another --out"):
             distill(replace(DISTILL, out=taken), store, resume=resume)
@@ -664,7 +665,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     whole: Callable[[], dict[str, bytes]],
     damage: str,
     how_many: int,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert stopped.out is not None
     hurt = sorted(stopped.out.glob("checkpoint-1-*"))[-how_many:]
@@ -680,8 +681,8 @@ def test_a_damaged_checkpoint_is_passed_over(
         }
         path.write_bytes(made[damage])
     distill(stopped, store, resume=True)
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(": passed over, it cannot be read (")[0] for line in lines] == [str(p) for p in reversed(hurt)]
+    passed = [line.split(": passed over, it cannot be read (")[0] for line in caplog.messages]
+    assert passed == [str(p) for p in reversed(hurt)]
     assert contents(stopped.out, "phase-*") == whole()
 
 
@@ -787,7 +788,7 @@ def test_ctrl_c_ends_between_steps_and_resume_goes_on(
 
 
 def test_a_folder_that_is_being_written_is_refused(store: TrajectoryStore, tmp_path: Path) -> None:
-    with folders.claimed(tmp_path / "out", "a distilled set"):
+    with folders.claimed(tmp_path / "out", FOLDER):
         message = r"out: another process is writing a distilled set here; wait for its end, or choose another --out$"
         with pytest.raises(InputError, match=message):
             distill(replace(DISTILL, out=tmp_path / "out"), store)

@@ -17,7 +17,6 @@ from ptmst.data.sampling import random_subset
 from ptmst.errors import InputError
 from ptmst.evaluation import baselines
 from ptmst.evaluation.baselines import herded, k_centers, most_forgotten, subset
-from ptmst.recipe import real_pairs, student_of
 from tiny import tiny_store
 
 
@@ -60,7 +59,7 @@ SELECTIONS: tuple[Selection, ...] = ("random", "herding", "kcenter", "forgetting
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_subset_is_of_real_pairs(selection: Selection, tmp_path_factory: pytest.TempPathFactory) -> None:
     store = tiny_store(tmp_path_factory)
-    pairs, texts = real_pairs(store)
+    pairs, texts = store.recipe.training_pairs()
     found = subset(store, selection, 6, 0.3, seed=2)
     (phase,) = found.phases
     assert found.num_pairs == 6 and found.provenance["method"] == selection
@@ -78,9 +77,9 @@ def test_a_subset_is_of_real_pairs(selection: Selection, tmp_path_factory: pytes
 def test_herding_sees_what_an_expert_sees(tmp_path_factory: pytest.TempPathFactory) -> None:
     """All 24 images, so that the order alone is the algorithm's; embeddings by hand."""
     store = tiny_store(tmp_path_factory)
-    pairs, texts = real_pairs(store)
+    pairs, texts = store.recipe.training_pairs()
     found = subset(store, "herding", 24, 0.1, seed=1)[0]
-    expert, student = store.expert(1), student_of(store, (1, "student"))
+    expert, student = store.expert(1), store.student((1, "student"))
     theta = expert.raw().point(3)
     with torch.no_grad():
         both = torch.cat(
@@ -102,7 +101,7 @@ def test_kcenter_covers_what_an_expert_sees(tmp_path_factory: pytest.TempPathFac
     """All 24 images: each is the farthest from those before it, by hand."""
     store = tiny_store(tmp_path_factory)
     found = subset(store, "kcenter", 24, 0.1, seed=1)[0]
-    expert, student = store.expert(1), student_of(store, (1, "student"))
+    expert, student = store.expert(1), store.student((1, "student"))
     theta = expert.raw().point(3)
     with torch.no_grad():
         z = F.normalize(student.embed_images(theta, found.images), dim=1)
@@ -133,12 +132,12 @@ def test_forgetting_tells_how_many_were_never_learned(
     """All 24 images: scored by hand at every kept epoch among so many, those never learned come first."""
     store = tiny_store(tmp_path_factory)
     monkeypatch.setattr(baselines, "_TOGETHER", together)
-    pairs, texts = real_pairs(store)
+    pairs, texts = store.recipe.training_pairs()
     made = subset(store, "forgetting", 24, 0.1, seed=1)
     # In the order in which they are drawn, pairs are compared with those of their group.
     drawn = [int((texts[n] == made[0].texts).all(1).nonzero()[0]) for n in random_subset(pairs, 1, 24).tolist()]
     group_of = {number: place // together for place, number in enumerate(drawn)}
-    expert, student = store.expert(1), student_of(store, (1, "student"))
+    expert, student = store.expert(1), store.student((1, "student"))
     learned = set()
     for epoch in store.endpoints:
         theta = expert.raw().point(epoch)

@@ -31,17 +31,16 @@ from ptmst import (
     evaluate,
     retrieval_recall,
 )
-from ptmst.data import load_pairs
+from ptmst.data import load_pairs, load_split
 from ptmst.data.classes import write_classes
 from ptmst.evaluation import evaluate as evaluation
-from ptmst.evaluation import metrics, scorer
+from ptmst.evaluation import metrics, scorer, students
 from ptmst.evaluation.evaluate import evaluate_experts
 from ptmst.evaluation.metrics import METRICS, ZERO_SHOT, zero_shot_accuracy
 from ptmst.evaluation.scorer import RetrievalScorer
 from ptmst.evaluation.scores import read_scores, write_scores
 from ptmst.evaluation.stacks import students_that_fit
 from ptmst.evaluation.students import train_students
-from ptmst.recipe import load, real_pairs, student_from_settings, student_of
 from ptmst.students.student import Student
 from ptmst.students.text_towers import text_tower
 from ptmst.support import files
@@ -72,7 +71,7 @@ def _by_hand(store: TrajectoryStore) -> DistilledSet:
     """Two phases, 8 and 11 pairs, no two rates alike."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMST_CACHE", str(store.path.parent / "cache"))
-        pairs, texts = real_pairs(store)
+        pairs, texts = store.recipe.training_pairs()
     draw = torch.Generator().manual_seed(0)
     phases = []
     for first, count, lr in ((0, 8, (0.1, 0.2)), (9, 11, (0.3, 0.05))):
@@ -181,7 +180,7 @@ def test_a_student_is_trained_as_torch_would(
 ) -> None:
     config = replace(SHORT, protocol=protocol, momentum=0.8, weight_decay=0.01, loss=loss, temperature=0.09)
     batches = _record_batches(monkeypatch)
-    student = student_of(store, (5,))
+    student = store.student((5,))
     thetas = student.flatten()[None]
     found = [theta[0].clone() for _, theta in train_students(student, thetas, distilled, config, [(0, "student", 0)])]
     monkeypatch.undo()
@@ -223,7 +222,7 @@ def test_every_pair_comes_into_a_students_batches(
     store: TrajectoryStore, distilled: DistilledSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = _record_batches(monkeypatch)
-    student = student_of(store, (5,))
+    student = store.student((5,))
     for _ in train_students(student, student.flatten()[None], distilled, SHORT, [(0,)]):
         pass
     assert set(torch.cat(batches[:10]).tolist()) == set(range(8))
@@ -240,7 +239,7 @@ def _trained(
     walked: list[Tensor] = []
     for first in range(0, 3, together):
         some = draws[first : first + together]
-        fresh = [student_from_settings(distilled.settings, draw, distilled.tower) for draw in some]
+        fresh = [distilled.student(draw) for draw in some]
         begun = torch.stack([student.flatten() for student in fresh])
         before = begun.clone()
         with monkeypatch.context() as patch:
@@ -266,7 +265,7 @@ def test_students_together_are_students_alone(
             assert torch.equal(batches[number], batches_alone[number])
             for found, expected in zip(thetas[number], alone[number], strict=True):
                 assert relative_error(found, expected) <= 1e-4
-            begun = student_from_settings(given.settings, (7, "student", number), given.tower).flatten()
+            begun = given.student((7, "student", number)).flatten()
             assert relative_error(thetas[number][-1] - begun, alone[number][-1] - begun) <= 2e-3
     assert len({tuple(walk.tolist()) for walk in batches_alone}) == 3
     assert relative_error(alone[0][-1], alone[1][-1]) > 1e-2
@@ -373,7 +372,7 @@ def test_the_one_of_several_that_diverges_is_named(distilled: DistilledSet) -> N
 
 
 def student_of_set(given: DistilledSet) -> Student:
-    return student_from_settings(given.settings, (3, "student", 0), given.tower)
+    return given.student((3, "student", 0))
 
 
 def test_a_student_behind_a_frozen_tower_is_trained_as_torch_would(
@@ -406,7 +405,7 @@ def test_a_student_behind_a_frozen_tower_is_trained_as_torch_would(
 
 def test_scores_behind_a_frozen_tower_are_counted(frozen: DistilledSet) -> None:
     folder = Path(frozen.settings["data"]["root"]).parent
-    data, student = load(data_config(folder), "test"), student_of_set(frozen)
+    data, student = load_split(data_config(folder), "test"), student_of_set(frozen)
     retrieval = RetrievalScorer(data, text_tower(ENCODER), torch.device("cpu"))
     image_head, text_head, tower = copy.deepcopy(student.modules)
     for spread in (0.0, 0.3, 0.6):
@@ -421,7 +420,7 @@ def test_scores_behind_a_frozen_tower_are_counted(frozen: DistilledSet) -> None:
 
 def test_zero_shot_accuracy_is_counted(frozen: DistilledSet, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(frozen.settings["data"]["root"]).parent
-    data, student = load(data_config(folder), "test"), student_of_set(frozen)
+    data, student = load_split(data_config(folder), "test"), student_of_set(frozen)
     assert ZERO_SHOT not in RetrievalScorer(data, text_tower(ENCODER), torch.device("cpu")).score(
         student, student.flatten()
     )
@@ -450,7 +449,7 @@ def test_zero_shot_accuracy_is_counted(frozen: DistilledSet, monkeypatch: pytest
 
 
 def test_a_student_whose_embeddings_overflow_has_diverged(frozen: DistilledSet) -> None:
-    data, student = load(data_config(Path(frozen.settings["data"]["root"]).parent), "test"), student_of_set(frozen)
+    data, student = frozen.recipe.pairs("test"), student_of_set(frozen)
     retrieval = RetrievalScorer(data, text_tower(ENCODER), torch.device("cpu"))
     theta = student.flatten() * 1e38
     assert torch.isfinite(theta).all()
@@ -473,6 +472,7 @@ def test_a_frozen_tower_sees_each_test_image_once(
 ) -> None:
     """Over all students and epochs: twice as long a run asks no tower more."""
     monkeypatch.setattr(scorer, "IMAGES_AT_ONCE", at_once)
+    monkeypatch.setattr(students, "IMAGES_AT_ONCE", at_once)
     seen: list[int] = []
     original = Student.features
 
@@ -495,7 +495,7 @@ def test_a_frozen_tower_sees_each_test_image_once(
 def test_images_are_held_where_they_fit(store: TrajectoryStore, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorer, "_HELD_BYTES", held)
     monkeypatch.setattr(scorer, "IMAGES_AT_ONCE", 3)
-    data, student = load(data_config(store.path.parent), "test"), student_of(store, (1,))
+    data, student = load_split(data_config(store.path.parent), "test"), store.student((1,))
     read: list[int] = []
     original = type(data).pixels
 
@@ -581,8 +581,8 @@ def test_data_that_have_moved(store: TrajectoryStore, distilled: DistilledSet) -
 
 
 def test_experts_are_scored_at_their_last_epoch(store: TrajectoryStore) -> None:
-    data = load(data_config(store.path.parent), "test")
-    student, texts = student_of(store, (1,)), _hashed(data.captions)
+    data = load_split(data_config(store.path.parent), "test")
+    student, texts = store.student((1,)), _hashed(data.captions)
     expected = []
     for number in (0, 1):
         expert = store.expert(number)

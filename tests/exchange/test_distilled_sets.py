@@ -23,9 +23,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ptmst.config import DataConfig, EncoderConfig
 from ptmst.errors import InputError
 from ptmst.exchange.distilled_sets import import_distilled
 from ptmst.exchange.export import Form, export
+from ptmst.recipe import Fingerprints, Recipe
 from ptmst.support import files
 from ptmst.support.files import sha256
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
@@ -35,7 +37,8 @@ from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Simil
 SIZES, WIDTH, RANK, ALPHA, STEPS = (5, 7), 6, 2, 3.0, 9
 CAPTIONS = ("a dog, brown", 'Bär “ü”, "quoted"', "犬が二匹", "two\nlines", "")
 KEYS = ["image", "similarity_mat", "similarity_params", "syn_lr_img", "syn_lr_txt", "text"]
-SETTINGS = {"data": {"image_size": 4}, "text_width": WIDTH}
+RECIPE = Recipe(DataConfig(image_size=4), EncoderConfig(), WIDTH, Fingerprints("of data", "of texts", None))
+SETTINGS = RECIPE.to_json()
 FORMS: tuple[Form, ...] = ("ptm-st", "folder", "hf")
 Change = Callable[[dict[str, Any]], object]
 
@@ -84,7 +87,7 @@ def saved(path: Path, content: object, **how: Any) -> Path:
 def refused(path: Path, message: str) -> None:
     """One line that begins with the file's name and ends with what to do."""
     with pytest.raises(InputError) as caught:
-        import_distilled([path], SETTINGS)
+        import_distilled([path], RECIPE)
     assert str(caught.value) == f"{path}: {message}; get a published distilled set anew"
     assert "\n" not in str(caught.value)
 
@@ -131,7 +134,7 @@ def test_the_published_reader_gets_the_set(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize("form", ["full", "low-rank"])
 def test_what_is_exported_comes_back(tmp_path: Path, form: str) -> None:
     given = distilled(form)
-    found = import_distilled(export(given, tmp_path / "out", "ptm-st"), SETTINGS)
+    found = import_distilled(export(given, tmp_path / "out", "ptm-st"), RECIPE)
     assert found.settings == SETTINGS and found.tower is None
     for theirs, ours in zip(found.phases, given.phases, strict=True):
         expected = {**ours.pairs.leaves(), "lr": ours.last_lr}
@@ -171,7 +174,7 @@ def test_an_export_that_is_stopped_leaves_the_folder_as_it_was(
 def test_pictures_are_written_as_published_code_normalises_them(tmp_path: Path) -> None:
     """With CLIP's mean and deviation, whatever the set's own."""
     mean, std = [0.5, 0.4, 0.3], [0.5, 0.25, 0.2]
-    given = replace(distilled(), settings={**SETTINGS, "data": {"image_size": 4, "mean": mean, "std": std}})
+    given = replace(distilled(), settings={**SETTINGS, "data": {**SETTINGS["data"], "mean": mean, "std": std}})
     clip = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
     for path, pairs in zip(export(given, tmp_path / "out", "ptm-st"), given, strict=True):
         own = [torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (mean, std, *clip)]
@@ -378,7 +381,7 @@ def test_a_missing_pyarrow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_published_file_is_read(tmp_path: Path, form: str) -> None:
     contents = [published(form, n) for n in SIZES]
     paths = [saved(tmp_path / f"distilled_{i}_2000.pt", content) for i, content in enumerate(contents)]
-    found = import_distilled(paths, SETTINGS, lambda texts: tuple(f"{row.sum():.4f}" for row in texts))
+    found = import_distilled(paths, RECIPE, lambda texts: tuple(f"{row.sum():.4f}" for row in texts))
     assert found.provenance == {"method": "imported", "files": {p.name: sha256(p.read_bytes()) for p in paths}}
     for content, entry in zip(contents, found.phases, strict=True):
         assert torch.equal(entry.pairs.images, content["image"]) and torch.equal(entry.pairs.texts, content["text"])
@@ -391,7 +394,7 @@ def test_a_published_file_is_read(tmp_path: Path, form: str) -> None:
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     paths = [saved(tmp_path / folder / "distilled_9.pt", published()) for folder in "ab"]
-    files = import_distilled(paths, SETTINGS).provenance["files"]
+    files = import_distilled(paths, RECIPE).provenance["files"]
     assert files == {str(path): sha256(path.read_bytes()) for path in paths}
 
 
@@ -400,7 +403,7 @@ def test_alpha_is_found(tmp_path: Path, alpha: float) -> None:
     content = published("low-rank", 30)
     a, left, right = content["similarity_params"]
     content["similarity_mat"] = torch.diag(a) + left @ right.T * alpha / RANK
-    found = import_distilled([saved(tmp_path / "a.pt", content)], SETTINGS)[0].similarity
+    found = import_distilled([saved(tmp_path / "a.pt", content)], RECIPE)[0].similarity
     assert isinstance(found, LowRankSimilarity) and found.alpha == pytest.approx(alpha, rel=1e-5, abs=1e-7)
 
 
@@ -417,7 +420,7 @@ def without_right(content: dict[str, Any]) -> None:
 def test_alpha_is_one_where_nothing_tells_it(tmp_path: Path, change: Change) -> None:
     content = published("low-rank")
     change(content)
-    found = import_distilled([saved(tmp_path / "a.pt", content)], SETTINGS)[0].similarity
+    found = import_distilled([saved(tmp_path / "a.pt", content)], RECIPE)[0].similarity
     assert isinstance(found, LowRankSimilarity) and found.alpha == 1.0
 
 
@@ -436,9 +439,9 @@ def test_alpha_is_one_where_nothing_tells_it(tmp_path: Path, change: Change) -> 
 )
 def test_harmless_differences_are_read_alike(tmp_path: Path, change: Change) -> None:
     content = published()
-    plain = import_distilled([saved(tmp_path / "plain.pt", content)], SETTINGS)[0]
+    plain = import_distilled([saved(tmp_path / "plain.pt", content)], RECIPE)[0]
     change(content)
-    found = import_distilled([saved(tmp_path / "other.pt", content)], SETTINGS)[0]
+    found = import_distilled([saved(tmp_path / "other.pt", content)], RECIPE)[0]
     for name, leaf in found.leaves().items():
         assert leaf.dtype == torch.float32 and not leaf.requires_grad and torch.equal(leaf, plain.leaves()[name]), name
 
@@ -550,21 +553,21 @@ def test_a_matrix_of_other_leaves_is_refused(tmp_path: Path, off: float, fits: b
     content["similarity_mat"] += off * noise * content["similarity_mat"].norm() / noise.norm()
     path = saved(tmp_path / "a.pt", content)
     if fits:
-        assert len(import_distilled([path], SETTINGS)[0]) == 30
+        assert len(import_distilled([path], RECIPE)[0]) == 30
         return
     with pytest.raises(
         InputError,
         match=r"a\.pt: expected a similarity_mat that its similarity_params make, found one that differs from the "
         r"nearest by [\d.]+ of [\d.]+; get a published distilled set anew$",
     ):
-        import_distilled([path], SETTINGS)
+        import_distilled([path], RECIPE)
 
 
 def test_a_matrix_beside_a_right_leaf_of_zeros_is_refused(tmp_path: Path) -> None:
     content = published("low-rank")
     content["similarity_params"][2] = torch.zeros(5, RANK)
     with pytest.raises(InputError, match="expected a similarity_mat that its similarity_params make"):
-        import_distilled([saved(tmp_path / "a.pt", content)], SETTINGS)
+        import_distilled([saved(tmp_path / "a.pt", content)], RECIPE)
 
 
 @pytest.mark.parametrize("content", [[torch.ones(3)], torch.ones(3), None, "text"])
@@ -589,16 +592,16 @@ def test_phases_of_different_encoders_are_refused(tmp_path: Path, name: str, cha
     second[name] = change(second)
     paths = [saved(tmp_path / "a.pt", first), saved(tmp_path / "b.pt", second)]
     with pytest.raises(InputError, match=rf"b\.pt: {message}.*; import sets of one encoder together$"):
-        import_distilled(paths, SETTINGS)
+        import_distilled(paths, RECIPE)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^distilled: expected a published file for each phase, found none; name the"):
-        import_distilled([], SETTINGS)
+        import_distilled([], RECIPE)
     with pytest.raises(InputError, match=r"a\.pt: cannot be read \(No such file or directory\); check the path$"):
-        import_distilled([tmp_path / "a.pt"], SETTINGS)
+        import_distilled([tmp_path / "a.pt"], RECIPE)
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory\); check the path$"):
-        import_distilled([tmp_path], SETTINGS)
+        import_distilled([tmp_path], RECIPE)
 
 
 class Mine:
@@ -649,7 +652,7 @@ def test_attributes_from_a_file_are_not_called(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", content)
     read = torch.load(path, weights_only=True)
     assert read.get == 3 and read["image"].float == 3
-    assert torch.equal(import_distilled([path], SETTINGS)[0].images, Tensor.detach(image))
+    assert torch.equal(import_distilled([path], RECIPE)[0].images, Tensor.detach(image))
 
 
 def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
@@ -670,13 +673,13 @@ def test_a_short_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_is_refused_or_does_not_count(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole.pt", published("low-rank"))
-    content, expected = whole.read_bytes(), import_distilled([whole], SETTINGS)[0]
+    content, expected = whole.read_bytes(), import_distilled([whole], RECIPE)[0]
     draw, path, caught = random.Random(0), tmp_path / "a.pt", 0
     tensors = content.index(expected.images.numpy().tobytes())
     for place in (tensors, *(draw.randrange(len(content)) for _ in range(200))):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :])
         try:
-            found = import_distilled([path], SETTINGS)[0]
+            found = import_distilled([path], RECIPE)[0]
         except InputError:
             caught += 1
             continue

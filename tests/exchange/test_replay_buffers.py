@@ -23,13 +23,15 @@ from ptmst.cli.exchange import Import
 from ptmst.cli.inspection import inspect
 from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, ImportConfig
 from ptmst.errors import InputError
-from ptmst.exchange.distilled_sets import import_distilled, set_settings
+from ptmst.exchange.distilled_sets import import_set
 from ptmst.exchange.export import export
+from ptmst.exchange.published_recipe import published_recipe
 from ptmst.exchange.replay_buffers import import_buffers
 from ptmst.students.heads import make_student
 from ptmst.students.text_towers import text_tower
 from ptmst.support import folders
 from ptmst.support.published import load_published
+from ptmst.synthetic.distilled_set import FOLDER
 from tiny import DISTILL, ENCODER, tiny_store
 
 EPOCHS, EXPERTS = 4, 2
@@ -39,9 +41,7 @@ Buffer = list[list[list[Tensor]]]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, EncoderConfig]:
     """The data of the tiny store, and its encoder without a warm-up."""
-    settings = tiny_store(tmp_path_factory).settings
-    data = DataConfig(**{**settings["data"], "root": Path(settings["data"]["root"])})
-    return data, replace(ENCODER, warmup_epochs=0)
+    return tiny_store(tmp_path_factory).recipe.data, replace(ENCODER, warmup_epochs=0)
 
 
 def buffers(world: tuple[DataConfig, EncoderConfig]) -> tuple[Buffer, Buffer]:
@@ -167,7 +167,7 @@ def test_from_a_published_buffer_to_a_published_set(files_of: Any, tmp_path: Pat
         rates = [kept["syn_lr_img"].item(), kept["syn_lr_txt"].item()]
         assert rates == phase.last_lr.tolist()
         assert len(images) == len(texts) == len(labels) == settings.phases[number].pairs
-    theirs = import_distilled(written, *set_settings(config))
+    theirs = import_set(replace(config, images=(), texts=(), distilled=tuple(written), out=tmp_path / "theirs"))
     scores = evaluate(theirs, EvaluateConfig(students=1, epochs=2, lr_drop=1, every=1, batch_size=5, device="cpu"))
     assert theirs.num_pairs == 18 and theirs.phases[0].captions == distilled.phases[0].captions
     assert 0 <= scores.mean() <= 100
@@ -177,33 +177,33 @@ def test_published_pictures_have_clips_mean_whatever_the_tower(files_of: Any) ->
     config, _ = files_of
     data = replace(config.data, mean=None, std=None)
     encoder = replace(config.encoder, image_tower="timm:test_nfnet")
-    settings, _ = set_settings(replace(config, data=data, encoder=encoder))
-    assert settings["data"]["mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
-    assert settings["data"]["std"] == pytest.approx([0.26862954, 0.26130258, 0.27577711])
-    asked, _ = set_settings(replace(config, data=replace(data, mean=(0.1, 0.2, 0.3)), encoder=encoder))
-    assert asked["data"]["mean"] == pytest.approx([0.1, 0.2, 0.3])
+    recipe, _ = published_recipe(replace(config, data=data, encoder=encoder))
+    assert recipe.data.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    assert recipe.data.std == pytest.approx((0.26862954, 0.26130258, 0.27577711))
+    asked, _ = published_recipe(replace(config, data=replace(data, mean=(0.1, 0.2, 0.3)), encoder=encoder))
+    assert asked.data.mean == pytest.approx((0.1, 0.2, 0.3))
 
 
 @pytest.mark.parametrize(
-    ("held", "what"),
+    ("held", "content", "what"),
     [
-        ("distilled.json", "a distilled set"),
-        ("run.json", "a distilled set"),
-        ("store.json", "a trajectory store"),
-        ("ablation.json", "an ablation"),
+        ("distilled.json", "a user's own", "a distilled set"),
+        ("run.json", "a user's own", "a distilled set"),
+        ("store.json", "a user's own", "a trajectory store"),
+        ("ablation.json", '{\n "format": "ptmst-ablation",\n "version": 1\n}', "an ablation"),
     ],
 )
-def test_an_import_overwrites_no_set_and_no_run(tmp_path: Path, held: str, what: str) -> None:
+def test_an_import_overwrites_no_set_and_no_run(tmp_path: Path, held: str, content: str, what: str) -> None:
     out = tmp_path / "set"
     out.mkdir()
-    (out / held).write_text("a user's own")
+    (out / held).write_text(content)
     with pytest.raises(InputError, match=rf"set: holds {what} already; choose another --out"):
         Import(ImportConfig(out=out, distilled=(tmp_path / "d.pt",))).run()
-    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(held, "a user's own")]
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(held, content)]
 
 
 def test_an_import_waits_for_nobody(tmp_path: Path) -> None:
-    with folders.claimed(tmp_path / "set", "a distilled set"), pytest.raises(InputError, match="another process"):
+    with folders.claimed(tmp_path / "set", FOLDER), pytest.raises(InputError, match="another process"):
         Import(ImportConfig(out=tmp_path / "set", distilled=(tmp_path / "d.pt",))).run()
 
 

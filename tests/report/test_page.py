@@ -26,6 +26,7 @@ from ptmst.report import page
 from ptmst.report.page import write_report
 from ptmst.report.tables import Row, note, read_row, recall_table
 from ptmst.synthetic.distilled_set import DistilledPhase
+from tiny import RECIPE
 
 VOID = {"meta", "img", "br", "link", "path", "use", "rect"}
 
@@ -48,7 +49,7 @@ def distilled(history: bool = True, phases: int = 2) -> DistilledSet:
         steps = {"loss": torch.rand(30, 2, generator=draw), "lr": torch.rand(30, 2, generator=draw)} if history else {}
         captions = tuple(f'caption {number}.{i} <b>&"x"\'</b><script>' for i in range(count))
         made.append(DistilledPhase(pairs, lr, captions, steps))
-    return DistilledSet(tuple(made), {"method": "<by hand>"}, {"data": {"name": "none"}})
+    return DistilledSet(tuple(made), {"method": "<by hand>"}, RECIPE.to_json())
 
 
 def rows() -> list[Row]:

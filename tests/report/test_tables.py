@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 
 from ptmst import EvaluateConfig, TrajectoryStore, cli, evaluate, recipe
 from ptmst.config import DataConfig, EncoderConfig
+from ptmst.data import load_split
 from ptmst.errors import InputError
 from ptmst.evaluation.baselines import subset
 from ptmst.evaluation.metrics import METRICS, ZERO_SHOT
 from ptmst.evaluation.scores import Scores, write_scores
-from ptmst.recipe import student_from_settings
+from ptmst.recipe import Recipe
 from ptmst.report.tables import Row, _json, fraction_of_full, how, read_row, read_rows, recall_table, write_table
 from ptmst.schema import to_json
 from ptmst.students.image_towers import image_tower
@@ -270,17 +271,16 @@ def test_students_of_another_tower(
     store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from ptmst import distill
-    from ptmst.evaluation import evaluate as evaluation
 
     distilled: DistilledSet = distill(replace(DISTILL, steps=1), store)
     asked: list[str] = []
-    made = student_from_settings
+    made = Recipe.student
 
-    def watched(settings: Any, *rest: Any) -> Any:
-        asked.append(settings["encoder"]["image_tower"])
-        return made(settings, *rest)
+    def watched(self: Recipe, *rest: Any) -> Any:
+        asked.append(self.encoder.image_tower)
+        return made(self, *rest)
 
-    monkeypatch.setattr(evaluation, "student_from_settings", watched)
+    monkeypatch.setattr(Recipe, "student", watched)
     short = EvaluateConfig(students=2, epochs=1, batch_size=5, device="cpu")
     own = evaluate(distilled, short)
     other = evaluate(distilled, replace(short, student="timm:test_nfnet"))
@@ -305,7 +305,7 @@ def test_students_of_another_tower_see_the_same_pictures_as_it_wants_them(
     clip = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     half = (0.5, 0.5, 0.5)  # of timm:test_nfnet
     seen: list[tuple[Any, ...]] = []
-    trained, load = students.train_students, recipe.load
+    trained, load = students.train_students, load_split
 
     def watched(student: Any, thetas: Any, distilled: DistilledSet, *rest: Any) -> Any:
         seen.append(tuple(pairs.images for pairs in distilled))
@@ -316,7 +316,7 @@ def test_students_of_another_tower_see_the_same_pictures_as_it_wants_them(
         return load(data, split)
 
     monkeypatch.setattr(evaluation, "train_students", watched)
-    monkeypatch.setattr(evaluation, "load", loaded)
+    monkeypatch.setattr(recipe, "load_split", loaded)
     short = EvaluateConfig(students=1, epochs=0, lr_drop=0, batch_size=5, device="cpu", student="timm:test_nfnet")
     made = subset(store, "random", 6, 0.1, 0)
     evaluate(made, short)
@@ -361,7 +361,7 @@ def test_students_of_another_tower_begin_as_the_sets_own_did(
         return trained(student, thetas, *rest)
 
     monkeypatch.setattr(recipe, "warm_tower", warmed)
-    monkeypatch.setattr(recipe, "load", lambda data, split: (data.name, split))
+    monkeypatch.setattr(recipe, "load_split", lambda data, split: (data.name, split))
     monkeypatch.setattr(evaluation, "train_students", watched)
     short = EvaluateConfig(students=1, epochs=0, lr_drop=0, batch_size=5, device="cpu", student="timm:test_nfnet")
     found = evaluate(made, short)

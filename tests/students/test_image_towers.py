@@ -15,11 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import oracles
 from ptmst import teachers
 from ptmst.config import DataConfig, DistillConfig, EncoderConfig, Keep, KeepOrAuto, LeafRates, Phase, TeachConfig
-from ptmst.data import MEAN, STD, write_scenes
+from ptmst.data import MEAN, STD, load_split, write_scenes
 from ptmst.distillation.distill import distill
-from ptmst.engine.derivatives import Along, Batch, derivatives, underivable
+from ptmst.engine.derivatives import MixedDerivatives, Batch, derivatives, why_not_differentiable
 from ptmst.errors import InputError
-from ptmst.recipe import load
 from ptmst.students import image_towers
 from ptmst.students.heads import ProjectionHead
 from ptmst.students.image_towers import image_tower, prepared
@@ -68,7 +67,7 @@ def test_derivatives_of_a_real_architecture(tower: str) -> None:
 
 def double_backward(
     student: Student, theta: Tensor, lr: Tensor, batch: Batch, direction: Tensor
-) -> tuple[Tensor, Along]:
+) -> tuple[Tensor, MixedDerivatives]:
     leaves = [value.clone().requires_grad_() for value in (theta, *batch)]
     at, images, texts, similarity = leaves
     z, t = (
@@ -77,7 +76,7 @@ def double_backward(
     loss = oracles.contrastive("wbce", z @ t.T / 0.07, similarity)
     (g,) = torch.autograd.grad(loss, at, create_graph=True)
     of_theta, of_images, of_texts, of_similarity = torch.autograd.grad(g @ direction, leaves)
-    return -student.layers.expand(lr) * g.detach(), Along(of_images, of_texts, of_similarity, of_theta)
+    return -student.layers.expand(lr) * g.detach(), MixedDerivatives(of_images, of_texts, of_similarity, of_theta)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +128,8 @@ def test_a_store_keeps_how_its_images_were_prepared(tmp_path: Path, data: DataCo
     kept = train_teachers(config).settings["data"]
     assert (kept["image_size"], kept["mean"], kept["std"]) == (32, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     first = torch.tensor([0])
-    plain = load(prepared(data, config.encoder), "train").images(first)
-    other = load(prepared(config.data, config.encoder), "train").images(first)
+    plain = load_split(prepared(data, config.encoder), "train").images(first)
+    other = load_split(prepared(config.data, config.encoder), "train").images(first)
     pixels = plain * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
     expected = (pixels - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
     assert torch.allclose(other, expected, atol=1e-5)
@@ -193,7 +192,7 @@ def test_what_cannot_be_differentiated_is_known(function: Function, keep: Keep, 
     student = Student.from_modules(
         odd_tower(function), ProjectionHead(6, odd_tower(function)(torch.zeros(1, 3, 32, 32)).shape[1])
     )
-    reason = underivable(student, keep, True, torch.zeros(2, 3, 32, 32), torch.ones(2, 6))
+    reason = why_not_differentiable(student, keep, True, torch.zeros(2, 3, 32, 32), torch.ones(2, 6))
     assert (reason is None) == works
 
 

@@ -20,6 +20,7 @@ from ptmst.students.text_towers import nearest_captions
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Similarity
+from tiny import RECIPE
 
 SIZES, WIDTH = (5, 7), 6
 
@@ -40,7 +41,7 @@ def distilled(form: str = "full") -> DistilledSet:
     return DistilledSet(
         tuple(phase(n, form) for n in SIZES),
         {"method": "distilled", "seed": 3, "versions": {"torch": "2"}},
-        {"data": {"image_size": 4}, "endpoints": [5, 7], "text_width": WIDTH},
+        RECIPE.to_json(),
         {"blocks.0.weight": torch.randn(3, 2)},
     )
 

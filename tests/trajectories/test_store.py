@@ -24,7 +24,8 @@ from ptmst.students.layers import LayerTable
 from ptmst.support import folders
 from ptmst.trajectories import coding
 from ptmst.trajectories.shortcut import Displacement, Expert
-from ptmst.trajectories.store import TrajectoryStore
+from ptmst.trajectories.store import FOLDER, TrajectoryStore
+from tiny import RECIPE
 
 TABLE = LayerTable(("image.a", "image.b", "text.c"), ((5, 3), (), (7,)), (0, 0, 1))
 EPOCHS, KEPT = 4, (2, 3)
@@ -36,7 +37,7 @@ def expert(base: Tensor, layers: LayerTable = TABLE) -> Expert:
 
 
 def new_store(path: Path, layers: LayerTable = TABLE) -> TrajectoryStore:
-    return TrajectoryStore(path, layers, EPOCHS, KEPT, {"lr": 0.1, "encoder": {"image_tower": "convnet"}})
+    return TrajectoryStore(path, layers, EPOCHS, KEPT, RECIPE.to_json())
 
 
 @pytest.fixture
@@ -425,8 +426,8 @@ def test_a_crash_between_write_and_rename_loses_nothing(path: Path, monkeypatch:
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from ptmst import files\n"
-        "try:\n    with files.claimed(pathlib.Path(sys.argv[1]), 'a trajectory store'): print('claimed')\n"
+        "import sys, pathlib; from ptmst.support import folders; from ptmst.trajectories.store import FOLDER\n"
+        "try:\n    with folders.claimed(pathlib.Path(sys.argv[1]), FOLDER): print('claimed')\n"
         "except Exception as error: print(error)"
     )
 
@@ -435,7 +436,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
             [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    with folders.claimed(tmp_path, "a trajectory store"):
+    with folders.claimed(tmp_path, FOLDER):
         message = "another process is writing a trajectory store here; wait for its end, or choose another --out"
         assert other() == f"{tmp_path}: {message}"
     assert other() == "claimed"
