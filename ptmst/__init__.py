@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from ptmst.distillation.distill import distill as distill
     from ptmst.engine.outer_step import OuterStep as OuterStep
     from ptmst.engine.outer_step import outer_gradient as outer_gradient
+    from ptmst.engine.recursion import Adjoint as Adjoint
+    from ptmst.engine.recursion import Damped as Damped
     from ptmst.engine.recursion import OuterGradient as OuterGradient
+    from ptmst.engine.recursion import Truncated as Truncated
     from ptmst.errors import Diverged as Diverged
     from ptmst.errors import InputError as InputError
     from ptmst.evaluation.baselines import random_pairs as random_pairs
@@ -36,9 +39,11 @@ if TYPE_CHECKING:
     from ptmst.exchange.distilled_sets import import_set as import_set
     from ptmst.exchange.export import export as export
     from ptmst.exchange.replay_buffers import import_buffers as import_buffers
+    from ptmst.recipe import Recipe as Recipe
     from ptmst.students.layers import LayerTable as LayerTable
     from ptmst.students.losses import SoftContrastiveLoss as SoftContrastiveLoss
     from ptmst.students.student import Student as Student
+    from ptmst.support.progress import progress as progress
     from ptmst.synthetic.distilled_set import DistilledSet as DistilledSet
     from ptmst.synthetic.pairs import SyntheticPairs as SyntheticPairs
     from ptmst.synthetic.soft_labels import FullSimilarity as FullSimilarity
@@ -50,6 +55,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Adjoint": "engine.recursion",
+    "Damped": "engine.recursion",
     "DataConfig": "config",
     "DistillConfig": "config",
     "DistilledSet": "synthetic.distilled_set",
@@ -66,6 +73,7 @@ _HOME = {
     "OuterStep": "engine.outer_step",
     "Pairs": "data",
     "Phase": "config",
+    "Recipe": "recipe",
     "Scores": "evaluation.scores",
     "SoftContrastiveLoss": "students.losses",
     "Student": "students.student",
@@ -73,6 +81,7 @@ _HOME = {
     "TeachConfig": "config",
     "TrajectoryMatchingLoss": "trajectories.matching",
     "TrajectoryStore": "trajectories.store",
+    "Truncated": "engine.recursion",
     "distill": "distillation.distill",
     "evaluate": "evaluation.evaluate",
     "evaluate_experts": "evaluation.evaluate",
@@ -81,6 +90,7 @@ _HOME = {
     "import_set": "exchange.distilled_sets",
     "load_pairs": "data",
     "outer_gradient": "engine.outer_step",
+    "progress": "support.progress",
     "random_pairs": "evaluation.baselines",
     "retrieval_recall": "evaluation.metrics",
     "subset": "evaluation.baselines",

@@ -4,86 +4,166 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from bench.adjoint.cells import TRUNCATED, Side
+from bench.adjoint.cells import Side
 from ptmst.engine.outer_step import OuterStep
-from ptmst.engine.recursion import OuterGradient
-from ptmst.students.student import Student
+from ptmst.engine.recursion import Adjoint, Carry, Damped, OuterGradient, Truncated
+from ptmst.students.layers import LayerTable
 from ptmst.support.seeds import generator
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.trajectories.spans import Span
 
 
-class TimedStep(OuterStep):
-    """An outer step that any side of the study may use, so that it compiles once; CPU seconds of each call are kept."""
+class Moving:
+    """An adjoint that needs the derivative in θ."""
 
-    def __init__(self, student: Student, **settings: Any) -> None:
-        super().__init__(student, **settings)
-        self.begin(Side(adjoint=settings["adjoint"], clip=settings["adjoint_clip"]), 0)
+    @property
+    def moves(self) -> bool:
+        return True
 
-    def begin(self, side: Side, seed: int) -> None:
-        """Serve another side from here on."""
-        if (side != TRUNCATED) != (self._adjoint > 0):
-            raise ValueError(
-                f"expected a side that {'needs' if self._adjoint else 'lacks'} θ's derivative, found {side}"
-            )
-        self._adjoint, self._clip = (side.adjoint if side.texts is None else 1.0), side.clip
-        self.side, self._seed = side, seed
+
+@dataclass(frozen=True)
+class Window(Moving):
+    """The exact recursion through the last `length` inner steps; before them λ stands still, or is zero."""
+
+    length: int
+    zero_before: bool = False
+
+    def begin(self, layers: LayerTable, steps: int, last: Tensor) -> Carry:
+        def carry(i: int, adjoint: Tensor, change: Tensor) -> Tensor:
+            if steps - i < self.length:
+                return adjoint + change
+            return torch.zeros_like(adjoint) if self.zero_before else adjoint
+
+        return carry
+
+
+@dataclass(frozen=True)
+class PerLayer(Moving):
+    """Damped, with the clip on the norm of every layer instead of every group."""
+
+    share: float
+    clip: float
+
+    def begin(self, layers: LayerTable, steps: int, last: Tensor) -> Carry:
+        largest = self.clip * layers.layer_norms(last)
+
+        def carry(i: int, adjoint: Tensor, change: Tensor) -> Tensor:
+            moved = adjoint + self.share * change
+            norm = layers.layer_norms(moved)
+            return moved * layers.expand_layers(torch.where(norm > largest, largest / norm, 1.0))
+
+        return carry
+
+
+@dataclass(frozen=True)
+class Bounded(Moving):
+    """The largest share of each step that keeps ‖λ‖ of a group within its bound."""
+
+    clip: float
+
+    def begin(self, layers: LayerTable, steps: int, last: Tensor) -> Carry:
+        largest = self.clip * layers.dot(last, last).sqrt()
+
+        def carry(i: int, adjoint: Tensor, change: Tensor) -> Tensor:
+            return adjoint + layers.scaled(change, bounded_share(layers.dot, adjoint, change, largest))
+
+        return carry
+
+
+@dataclass(frozen=True)
+class Shares(Moving):
+    """A share of its own for each group."""
+
+    of_groups: tuple[float, ...]
+
+    def begin(self, layers: LayerTable, steps: int, last: Tensor) -> Carry:
+        shares = torch.tensor(self.of_groups).to(last)
+        return lambda i, adjoint, change: adjoint + layers.scaled(change, shares)
+
+
+@dataclass
+class Watched:
+    """Another adjoint, and ‖λ_i‖ [G] of its last recursion, from i = n on."""
+
+    adjoint: Adjoint
+    norms: list[Tensor] = field(default_factory=list)
+
+    @property
+    def moves(self) -> bool:
+        return self.adjoint.moves
+
+    def begin(self, layers: LayerTable, steps: int, last: Tensor) -> Carry:
+        inner = self.adjoint.begin(layers, steps, last)
+        self.norms = [layers.dot(last, last).sqrt()]
+
+        def carry(i: int, adjoint: Tensor, change: Tensor) -> Tensor:
+            moved = inner(i, adjoint, change)
+            self.norms.append(layers.dot(moved, moved).sqrt())
+            return moved
+
+        return carry
+
+
+def adjoint_of(side: Side) -> Adjoint:
+    """The adjoint of a side of the study."""
+    if side.recursion in ("window", "random-window"):
+        assert side.steps is not None
+        return Window(side.steps, zero_before=side.recursion == "random-window")
+    if side.recursion == "per-layer":
+        assert side.clip is not None
+        return PerLayer(side.adjoint, side.clip)
+    if side.recursion == "bounded":
+        assert side.clip is not None
+        return Bounded(side.clip)
+    if side.texts is not None:
+        return Shares((side.adjoint, side.texts))
+    return Damped(side.adjoint, side.clip) if side.adjoint else Truncated()
+
+
+class TimedStep:
+    """An outer step of one side of the study; `step` shares what is compiled with other sides of its kind."""
+
+    def __init__(self, step: OuterStep, side: Side, seed: int) -> None:
+        self._watched = Watched(adjoint_of(side))
+        self._step, self._side, self._seed = step.with_adjoint(self._watched), side, seed
         self.seconds: list[float] = []
-        self.norms: list[Tensor] = []
-        """‖λ_i‖ [G] of the recursion, from i = n."""
+        """CPU seconds of each call."""
+        self.length = 0
+        """Inner steps of the last call."""
+
+    @property
+    def compiles(self) -> bool:
+        return self._step.compiles
+
+    @property
+    def norms(self) -> list[Tensor]:
+        """‖λ_i‖ [G] of the last call's recursion, from i = n on; none where λ does not move."""
+        return self._watched.norms
 
     def __call__(
         self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None = None
     ) -> OuterGradient:
         began = time.process_time()
-        if self.side.recursion == "random-window":
+        if self._side.recursion == "random-window":
             # RaT-BPTT: the loss is taken after a random number of steps, the last `steps` of which are differentiated.
             draw = generator(self._seed, "window", len(self.seconds))
-            assert self.side.steps is not None
-            last = torch.randint(self.side.steps, len(batches) + 1, (1,), generator=draw)
+            assert self._side.steps is not None
+            last = torch.randint(self._side.steps, len(batches) + 1, (1,), generator=draw)
             batches = batches[: int(last)]
         self.length = len(batches)
-        self.norms = []
-        found = super().__call__(span, pairs, batches, mixing)
+        gradient = self._step(span, pairs, batches, mixing)
         self.seconds.append(time.process_time() - began)
-        return found
-
-    def carry(self, i: int, lam: Tensor, turned: Tensor, first: Tensor) -> Tensor:
-        found = self._carried(i, lam, turned, first)
-        self.norms += [*([] if self.norms else [first]), self._student.layers.dot(found, found).sqrt()]
-        return found
-
-    def _carried(self, i: int, lam: Tensor, turned: Tensor, first: Tensor) -> Tensor:
-        side, layers = self.side, self._student.layers
-        if side.recursion in ("window", "random-window"):
-            assert side.steps is not None
-            if self.length - i < side.steps:
-                return lam + turned
-            # Before a window λ stands still, as in the truncated form; RaT-BPTT has no gradient there.
-            return lam if side.recursion == "window" else torch.zeros_like(lam)
-        if side.recursion == "per-layer":
-            assert side.clip is not None
-            if i == self.length - 1:
-                self._first = layers.layer_norms(lam)
-            lam = lam + side.adjoint * turned
-            largest, norm = side.clip * self._first, layers.layer_norms(lam)
-            return lam * layers.expand_layers(torch.where(norm > largest, largest / norm, 1.0))
-        if side.recursion == "bounded":
-            assert side.clip is not None
-            return lam + layers.scaled(turned, bounded_share(layers.dot, lam, turned, side.clip * first))
-        if side.texts is not None:
-            return lam + layers.scaled(turned, torch.tensor([side.adjoint, side.texts]).to(lam))
-        return super().carry(i, lam, turned, first)
+        return gradient
 
 
-def bounded_share(dot: Callable[[Tensor, Tensor], Tensor], lam: Tensor, turned: Tensor, largest: Tensor) -> Tensor:
-    """The largest share c in [0, 1] of each group for which ‖λ + c·turned‖ ≤ largest [G]."""
-    a, b, rest = dot(turned, turned), dot(lam, turned), dot(lam, lam) - largest.square()
+def bounded_share(dot: Callable[[Tensor, Tensor], Tensor], adjoint: Tensor, change: Tensor, largest: Tensor) -> Tensor:
+    """The largest share c in [0, 1] of each group for which ‖λ + c·change‖ ≤ largest [G]."""
+    a, b, rest = dot(change, change), dot(adjoint, change), dot(adjoint, adjoint) - largest.square()
     # a c² + 2 b c + rest = 0; where λ is within its bound rest ≤ 0, and the greater root is the one.
     root = (-b + (b.square() - a * rest.clamp(max=0)).clamp(min=0).sqrt()) / a.clamp(min=1e-30)
     return root.clamp(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,13 @@ from bench.adjoint import why
 from bench.adjoint.cells import STUDENTS, TRUNCATED, Cell, Data, Form, Side, Tower, images, teach_config
 from bench.adjoint.estimators import TimedStep
 from ptmst import TrajectoryStore, schema, train_teachers
-from ptmst.config import DataConfig, DistillConfig, EncoderConfig, EvaluateConfig
+from ptmst.config import DataConfig, DistillConfig, EvaluateConfig
 from ptmst.data import write_rendered
 from ptmst.distillation.distill import distill_with
 from ptmst.errors import Diverged
 from ptmst.evaluation.scorer import RetrievalScorer
 from ptmst.evaluation.students import train_students
-from ptmst.recipe import load, student_from_settings, student_of
-from ptmst.students.text_towers import text_tower
+from ptmst.recipe import Recipe
 from ptmst.studies.ablation import shared_outer_step
 from ptmst.support.devices import pick
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
@@ -97,9 +96,7 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
 def _outer_step(config: DistillConfig, side: Side, *, seed: int, store: TrajectoryStore) -> TimedStep:
     """One outer step for all sides that need θ's derivative, and one for the one that does not."""
     config = replace(config, adjoint=0.0 if side == TRUNCATED else 1.0, adjoint_clip=None)
-    step = shared_outer_step(config, store, TimedStep)
-    step.begin(side, seed)
-    return step
+    return TimedStep(shared_outer_step(config, store), side, seed)
 
 
 def evaluations(cell: Cell, distilled: DistilledSet) -> dict[Form, list[dict[str, float] | None]]:
@@ -138,9 +135,8 @@ def at_once(distilled: DistilledSet) -> DistilledSet:
 
 def experts(store: TrajectoryStore) -> list[list[float]]:
     """Mean recall on test of every expert at every epoch from 0."""
-    student = student_of(store, ("experts",))
-    root, settings = str(schema.from_json(DataConfig, store.settings["data"]).root), store.settings
-    test = _retrieval(root, "test", settings)
+    student = store.student(("experts",))
+    test = _scorer(store.recipe, "test")
     trajectories = [store.expert(number).raw() for number in sorted(store.experts)]
     return [
         [round(test.score(student, one.point(epoch))["mean"], 3) for epoch in range(store.epochs + 1)]
@@ -152,7 +148,7 @@ def _students(distilled: DistilledSet, config: EvaluateConfig) -> list[dict[str,
     found: list[dict[str, float] | None] = []
     for number in range(STUDENTS):
         draw = (config.seed, "student", number)
-        student = student_from_settings(distilled.settings, draw, distilled.tower)
+        student = distilled.student(draw)
         theta: Tensor = student.flatten()[None]
         try:
             for _, trained in train_students(student, theta, distilled, config, [draw]):
@@ -160,8 +156,7 @@ def _students(distilled: DistilledSet, config: EvaluateConfig) -> list[dict[str,
         except Diverged:
             found.append(None)
             continue
-        root = str(schema.from_json(DataConfig, distilled.settings["data"]).root)
-        scored = {split: _retrieval(root, split, distilled.settings).score(student, theta[0]) for split in SPLITS}
+        scored = {split: _scorer(distilled.recipe, split).score(student, theta[0]) for split in SPLITS}
         found.append({split: round(scores["mean"], 3) for split, scores in scored.items()})
     return found
 
@@ -169,10 +164,9 @@ def _students(distilled: DistilledSet, config: EvaluateConfig) -> list[dict[str,
 _SPLITS: dict[tuple[str, str], RetrievalScorer] = {}
 
 
-def _retrieval(root: str, split: str, settings: Mapping[str, Any]) -> RetrievalScorer:
-    """A split held ready for all cells of a process."""
-    if (root, split) not in _SPLITS:
-        data = schema.from_json(DataConfig, settings["data"])
-        tower = text_tower(schema.from_json(EncoderConfig, settings["encoder"]))
-        _SPLITS[root, split] = RetrievalScorer(load(data, split), tower, pick("cpu"))
-    return _SPLITS[root, split]
+def _scorer(recipe: Recipe, split: str) -> RetrievalScorer:
+    """A split that stays in memory for all cells of a process."""
+    key = str(recipe.data.root), split
+    if key not in _SPLITS:
+        _SPLITS[key] = RetrievalScorer(recipe.pairs(split), recipe.text_tower(), pick("cpu"))
+    return _SPLITS[key]

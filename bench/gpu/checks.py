@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.cases import Case
 from bench.gpu.rows import Found, Sheet, Wrong
-from bench.test_outer import setting
+from bench.settings import setting
 from ptmst import kernels
 from ptmst.config import Compile, DistillConfig
 from ptmst.data import write_rendered
@@ -26,7 +26,6 @@ from ptmst.distillation.distill import distill_with
 from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.presets import applied, experiment
-from ptmst.recipe import student_of
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.teachers import train_teachers
 from ptmst.trajectories.spans import Span
@@ -172,7 +171,7 @@ class _FirstStep(OuterStep):
 def _of_first_step(method: str, compile: Compile, store: Any) -> Found:
     quick: DistillConfig = applied(method, experiment("demo-quick")).distill
     config = replace(quick, keep="path", chunk=None, compile=compile, device="auto")
-    student = student_of(store(), (config.seed, "student"))
+    student = store().student((config.seed, "student"))
     step = _FirstStep.of(student.to(CUDA), config)
     try:
         distill_with(step, config, store())

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from bench import test_students
+from bench import stacks
 from bench.gpu.rows import Found, Sheet, Wrong
 from bench.gpu.timing import alone
 from bench.measure import peak_memory
 from ptmst.config import DataConfig, EncoderConfig, RenderConfig, TeachConfig
-from ptmst.data import Pairs, write_rendered
-from ptmst.recipe import load
+from ptmst.data import Pairs, load_split, write_rendered
 from ptmst.students.heads import make_student
 from ptmst.students.image_towers import prepared
 from ptmst.students.text_towers import embed_captions, text_tower
@@ -37,10 +36,10 @@ def teach(sheet: Sheet, tower: str, size: int, images: int, batch: int) -> None:
         root = Path(folder)
         write_rendered(RenderConfig("scenes", root, size, train=images, val=1, test=1, warmup=0, captions=1))
         data = prepared(DataConfig(root=root, image_size=size), encoder)
-        sheet.row("decode", 20, partial(_decode, load(data, "train")))
+        sheet.row("decode", 20, partial(_decode, load_split(data, "train")))
         for precision in ("fp32", "tf32"):
             config = TeachConfig(data=data, encoder=encoder, epochs=2, lr=0.01, batch_size=batch, precision=precision)
-            sheet.row(f"teach, {precision}", 20, partial(_teach, load(data, "train"), config))
+            sheet.row(f"teach, {precision}", 20, partial(_teach, load_split(data, "train"), config))
 
 
 def _decode(pairs: Pairs) -> Found:
@@ -75,7 +74,7 @@ def _teach(pairs: Pairs, config: TeachConfig) -> Found:
 
 def students(sheet: Sheet, tower: str, size: int, count: int) -> None:
     """The students of an evaluation, one at a time and as one stack: the demo's, and a large tower's."""
-    _stacks(sheet, "demo", test_students.encoder(frozen=False), test_students.SIZE, test_students.STUDENTS)
+    _stacks(sheet, "demo", stacks.encoder(frozen=False), stacks.SIZE, stacks.STUDENTS)
     _stacks(sheet, tower, EncoderConfig(image_tower=tower), size, count)
 
 
@@ -85,7 +84,7 @@ def _stacks(sheet: Sheet, name: str, encoder: EncoderConfig, size: int, count: i
 
 
 def _students(encoder: EncoderConfig, size: int, count: int, together: int) -> Found:
-    train = partial(test_students.trained, encoder, size, count, device=CUDA)
+    train = partial(stacks.trained, encoder, size, count, device=CUDA)
     with alone(), arithmetic("fp32"):
         peak = peak_memory(CUDA, partial(train, together))
         began = time.perf_counter()
@@ -99,12 +98,12 @@ def _students(encoder: EncoderConfig, size: int, count: int, together: int) -> F
     return {
         "tower": encoder.image_tower,
         "size": size,
-        "pairs": test_students.PAIRS,
+        "pairs": stacks.PAIRS,
         "students": count,
         "together": together,
-        "epochs": test_students.EPOCHS,
+        "epochs": stacks.EPOCHS,
         "whole epochs": _EPOCHS,
         "s": seconds,
-        "students/s": count / seconds * test_students.EPOCHS / _EPOCHS,
+        "students/s": count / seconds * stacks.EPOCHS / _EPOCHS,
         "peak MB": peak / 2**20,
     }

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     """[B, B]."""
 
 
-class Along(NamedTuple):
+class MixedDerivatives(NamedTuple):
     """∂/∂u ⟨v, ∇_θ ℓ⟩, each in the shape of its u."""
 
     images: Tensor
@@ -53,7 +53,7 @@ class Step(NamedTuple):
 
     theta: Tensor
     """θ_{i+1} [P] = θ_i − η ⊙ ∇_θ ℓ."""
-    along: Callable[[Tensor], Along]
+    along: Callable[[Tensor], MixedDerivatives]
     """v [P] ↦ ∂/∂u ⟨v, ∇_θ ℓ⟩ at θ_i; to be called once."""
 
 
@@ -74,29 +74,29 @@ def derivatives(
     chunk: int | None,
     compiler: Compiler | None,
 ) -> Derivatives:
-    """The way to compute them that `keep` and `chunk` ask for; `in_theta` wants Along.theta as well."""
+    """Choose the implementation for `keep` and `chunk`; `in_theta` also returns the derivative in θ."""
     compiled = compiler or (lambda function: function)
     if chunk is not None:
         return Chunked(student, loss, temperature, in_theta, chunk, compiled)
-    way = Kept if keep == "primals" else Recomputed
-    return way(student, loss, temperature, in_theta, compiled)
+    implementation = Stored if keep == "primals" else Recomputed
+    return implementation(student, loss, temperature, in_theta, compiled)
 
 
-def underivable(student: Student, keep: Keep, in_theta: bool, images: Tensor, texts: Tensor) -> str | None:
+def why_not_differentiable(student: Student, keep: Keep, in_theta: bool, images: Tensor, texts: Tensor) -> str | None:
     """Why torch cannot take these derivatives of a student, tried on a few images [B, 3, H, W] and texts [B, D].
 
     None where it can. Behind a frozen tower only heads are differentiated twice, which is always possible.
     """
     theta, eye = student.flatten().to(images.device), torch.eye(len(images), device=images.device)
     lr = torch.zeros(student.layers.num_groups, device=images.device)
-    way = derivatives(student.heads, "wbce", 1.0, in_theta=in_theta, keep=keep, chunk=None, compiler=None)
+    implementation = derivatives(student.heads, "wbce", 1.0, in_theta=in_theta, keep=keep, chunk=None, compiler=None)
     try:
         with torch.no_grad():
-            step = way.step(theta, lr, lambda: Batch(student.features(images), texts, eye))
+            step = implementation.step(theta, lr, lambda: Batch(student.features(images), texts, eye))
             step.along(torch.ones_like(theta))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # and NotImplementedError
+    except RuntimeError as error:  # NotImplementedError is one
         return str(error).splitlines()[0]
     return None
 
@@ -120,10 +120,12 @@ class Recomputed:
         self._step, self._along = compiled(step), compiled(along)
 
     def step(self, theta: Tensor, lr: Tensor, draw: Callable[[], Batch]) -> Step:
-        return Step(self._step(theta, lr, *draw()), lambda direction: Along(*self._along(theta, direction, *draw())))
+        return Step(
+            self._step(theta, lr, *draw()), lambda direction: MixedDerivatives(*self._along(theta, direction, *draw()))
+        )
 
 
-class Kept:
+class Stored:
     """Reverse over reverse: a step keeps its activations until its gradient is asked for, and repeats none of its work.
 
     Seven forwards' operations where `Recomputed` needs nine, for the activations of all inner steps in memory at once.
@@ -146,7 +148,7 @@ class Kept:
         with torch.enable_grad():
             moved, g = self._step(theta, lr, *leaves)
         wanted = [*leaves, theta] if self._in_theta else leaves
-        return Step(moved.detach(), lambda direction: Along(*torch.autograd.grad(g, wanted, direction)))
+        return Step(moved.detach(), lambda direction: MixedDerivatives(*torch.autograd.grad(g, wanted, direction)))
 
 
 class Chunked:
@@ -221,7 +223,7 @@ class Chunked:
             g = g + self._theta_pull(theta, some, some_weights)
         return Step(self._update(theta, lr, g), lambda direction: self._along(theta, direction, draw()))
 
-    def _along(self, theta: Tensor, direction: Tensor, batch: Batch) -> Along:
+    def _along(self, theta: Tensor, direction: Tensor, batch: Batch) -> MixedDerivatives:
         images = batch.images.split(self._chunk)
         pushed = [self._embed_along(theta, direction, some) for some in images]
         embeds, embeds_along = (torch.cat(parts) for parts in zip(*pushed, strict=True))
@@ -233,7 +235,7 @@ class Chunked:
             part, *in_theta = self._images_along(theta, direction, some, *both)
             parts.append(part)
             rest = [whole + share for whole, share in zip(rest, in_theta, strict=True)]
-        return Along(torch.cat(parts), texts, similarity, *rest)
+        return MixedDerivatives(torch.cat(parts), texts, similarity, *rest)
 
 
 def _gradient(loss_of: Callable[..., Tensor], theta: Tensor, *batch: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""The inner loop and its gradient, truncated to exact, without double backward (docs/method.md §4)."""
+"""One outer step: settings, a frozen tower's features and CUDA graphs around the recursion (docs/method.md §4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from copy import copy
 from typing import Self
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from ptmst.config import Compile, DistillConfig, Keep, LossKind, Precision, gradient_problems
 from ptmst.engine.compilation import compiler
 from ptmst.engine.cuda_graph import Captured
-from ptmst.engine.derivatives import Along, Batch, Step, derivatives
+from ptmst.engine.derivatives import derivatives
 from ptmst.engine.frozen_tower import Features, drawn
-from ptmst.engine.recursion import OuterGradient, blended
+from ptmst.engine.recursion import Adjoint, Damped, InnerLoop, OuterGradient, Truncated, differentiate
 from ptmst.errors import InputError
 from ptmst.students.student import Student
 from ptmst.support.devices import arithmetic
@@ -32,14 +31,15 @@ def outer_gradient(
     *,
     loss: LossKind = "wbce",
     temperature: float = 0.07,
-    adjoint: float = 0.0,
+    adjoint: float | Adjoint = 0.0,
     adjoint_clip: float | None = None,
     mixing: Tensor | None = None,
 ) -> OuterGradient:
     """Train from θ_start [P] on `batches` (int64 [n, B]) of the pairs, match θ_target [P], differentiate.
 
-    `adjoint` is the share c of the adjoint recursion λ ← λ + c ∂/∂θ⟨−η⊙λ, g_i⟩ that is kept: 0 is the truncated
-    gradient of the paper, 1 the exact one. `adjoint_clip` bounds ‖λ‖ by that multiple of ‖λ_n‖ in each group.
+    `adjoint` is an `Adjoint`, or the share c of the recursion λ ← λ + c ∂/∂θ⟨−η⊙λ, g_i⟩: 0 is the truncated gradient
+    of the paper, 1 the exact one, between them it is damped. `adjoint_clip` then bounds ‖λ‖ by that multiple of ‖λ_n‖
+    in each group.
     `mixing` [n, B, B] blends each batch: its images (behind a frozen tower their features) and texts become that
     matrix times them, S stays (RepBlend).
     Memory holds the n parameter vectors of the inner loop, and the activations of one step. For many steps of one
@@ -68,7 +68,7 @@ class OuterStep:
         *,
         loss: LossKind = "wbce",
         temperature: float = 0.07,
-        adjoint: float = 0.0,
+        adjoint: float | Adjoint = 0.0,
         adjoint_clip: float | None = None,
         precision: Precision = "fp32",
         keep: Keep = "path",
@@ -78,11 +78,12 @@ class OuterStep:
         self._frozen = student.tower is not None
         # Behind a frozen tower chunks are of its features, which go with whatever is kept.
         together: Keep = "path" if self._frozen and keep == "primals" else keep
-        if mistakes := list(gradient_problems(adjoint, adjoint_clip, together, chunk)):
+        share = adjoint if isinstance(adjoint, int | float) else float(adjoint.moves)
+        if mistakes := list(gradient_problems(share, adjoint_clip, together, chunk)):
             raise InputError("\n".join(mistakes))
         if precision == "tf32" and student.device.type != "cuda":
             raise InputError("precision tf32: expected a CUDA device, found none; use fp32 or bf16 here")
-        self._adjoint, self._clip = adjoint, adjoint_clip
+        self._adjoint = _as_adjoint(adjoint, adjoint_clip)
         self._precision, self._keep, self._chunk = precision, keep, chunk
         self._student = student.in_bf16() if precision == "bf16" else student
         self._compiler = compiler(compile, student.device)
@@ -90,7 +91,7 @@ class OuterStep:
             self._student.heads,
             loss,
             temperature,
-            in_theta=adjoint > 0,
+            in_theta=self._adjoint.moves,
             keep=keep,
             # Behind a frozen tower a batch is as small as its features.
             chunk=None if self._frozen else chunk,
@@ -120,6 +121,18 @@ class OuterStep:
             compile=config.compile,
         )
 
+    def with_adjoint(self, adjoint: float | Adjoint, adjoint_clip: float | None = None) -> Self:
+        """The same step with another adjoint: it shares what is compiled.
+
+        Raises InputError where one of the two adjoints needs the derivative in θ and the other does not.
+        """
+        other = copy(self)
+        other._adjoint = _as_adjoint(adjoint, adjoint_clip)
+        other._captured = Captured()
+        if other._adjoint.moves != self._adjoint.moves:
+            raise InputError(f"adjoint: expected one like {self._adjoint}, found {adjoint}; make another OuterStep")
+        return other
+
     @property
     def compiles(self) -> bool:
         """Whether the next call takes the time to compile, as the first one does."""
@@ -138,18 +151,6 @@ class OuterStep:
             found = (self._replayed if replayed else self._gradient)(span, pairs, batches, mixing)
         self._called = True
         return found
-
-    def carry(self, i: int, lam: Tensor, turned: Tensor, first: Tensor) -> Tensor:
-        """λ_i [P] from λ_{i+1} [P] and `turned`, ∂/∂θ⟨−η⊙λ_{i+1}, g_i⟩ [P]; `first` is ‖λ_n‖ [G].
-
-        The damped and clipped recursion of docs/method.md §4. A subclass that overrides it studies another one.
-        """
-        layers = self._student.layers
-        lam = torch.add(lam, turned, alpha=self._adjoint)
-        if self._clip is None:
-            return lam
-        norm, largest = layers.dot(lam, lam).sqrt(), self._clip * first
-        return layers.scaled(lam, torch.where(norm > largest, largest / norm, 1.0))
 
     def _replayed(self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None) -> OuterGradient:
         def flat(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -172,76 +173,25 @@ class OuterStep:
 
     def _gradient(self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None) -> OuterGradient:
         if not self._frozen:
-            return self._unrolled(span, pairs, pairs.images, batches, batches, mixing)
+            return self._differentiated(span, InnerLoop(pairs, batches, mixing, pairs.images, batches))
         if self._features is None:
             block = self._chunk or batches.shape[1]
             self._features = Features(self._student, block, self._keep == "primals", self._compiler)
         rows, slots = drawn(len(pairs), batches)
         features, back = self._features(pairs.images[rows])
-        found = self._unrolled(span, pairs, features, slots, batches, mixing)
+        found = self._differentiated(span, InnerLoop(pairs, batches, mixing, features, slots))
         images = torch.zeros_like(pairs.images).index_add_(0, rows, back(found.grads["images"]))
         return OuterGradient(found.loss, found.per_group, found.theta_final, found.grads | {"images": images})
 
-    def _unrolled(
-        self,
-        span: Span,
-        pairs: SyntheticPairs,
-        images: Tensor,
-        slots: Tensor,
-        batches: Tensor,
-        mixing: Tensor | None,
-    ) -> OuterGradient:
-        """`images` are what the inner loop sees (behind a frozen tower features), by their rows `slots` [n, B]."""
-        layers, numbers = self._student.layers, range(len(batches))
+    def _differentiated(self, span: Span, inner: InnerLoop) -> OuterGradient:
+        layers, store_path = self._student.layers, self._keep != "nothing"
+        return differentiate(self._derivatives, layers, span, inner, self._adjoint, store_path)
 
-        def draw(i: int) -> Batch:
-            drawn_images, drawn_texts = images[slots[i]], pairs.texts[batches[i]]
-            if mixing is not None:
-                drawn_images, drawn_texts = blended(mixing[i], drawn_images), mixing[i] @ drawn_texts
-            return Batch(drawn_images, drawn_texts, pairs.similarity.batch(batches[i]))
 
-        def walk() -> Iterator[Step]:
-            theta = span.start
-            for i in numbers:
-                step = self._derivatives.step(theta, pairs.lr, partial(draw, i))
-                yield step
-                theta = step.theta
-
-        kept: list[Step] = []
-        path = [span.start]
-        for step in walk():
-            if self._keep == "nothing":
-                path = [step.theta]
-            else:
-                path.append(step.theta)
-                kept.append(step)
-        matched = span.match(path[-1])
-
-        grads = {name: torch.zeros_like(leaf) for name, leaf in {**pairs.leaves(), "images": images}.items()}
-
-        def add(i: int, found: Along) -> None:
-            of_images, of_texts = found.images, found.texts
-            if mixing is not None:
-                of_images, of_texts = blended(mixing[i].T, of_images), mixing[i].T @ of_texts
-            grads["images"].index_add_(0, slots[i], of_images)
-            grads["texts"].index_add_(0, batches[i], of_texts)
-            pairs.similarity.add_gradient(grads, batches[i], found.similarity)
-
-        lam = matched.adjoint
-        direction = layers.scaled(lam, -pairs.lr)
-        if self._adjoint == 0:
-            # θ_n − θ_start = −η ⊙ Σ_i g_i, so this is Σ_i −⟨λ_n, g_i⟩.
-            grads["lr"] += matched.progress / pairs.lr
-            for i, step in enumerate(kept or walk()):
-                add(i, step.along(direction))
-            return OuterGradient(matched.loss, matched.per_group, path[-1], grads)
-
-        first = layers.dot(lam, lam).sqrt()
-        for i in reversed(numbers):
-            found = kept[i].along(direction)
-            add(i, found)
-            grads["lr"] += layers.dot(lam, path[i + 1] - path[i]) / pairs.lr
-            if i > 0 and found.theta is not None:
-                lam = self.carry(i, lam, found.theta, first)
-                direction = layers.scaled(lam, -pairs.lr)
-        return OuterGradient(matched.loss, matched.per_group, path[-1], grads)
+def _as_adjoint(adjoint: float | Adjoint, clip: float | None) -> Adjoint:
+    """A share of 0 is the truncated gradient, whatever the clip."""
+    if not isinstance(adjoint, int | float):
+        if clip is not None:
+            raise InputError(f"adjoint_clip: expected none beside {adjoint}, found {clip}; give the clip to Damped")
+        return adjoint
+    return Damped(adjoint, clip) if adjoint > 0 else Truncated()

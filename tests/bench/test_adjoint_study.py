@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -17,15 +17,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench import readme
+from bench import readme, result, style
 from bench.adjoint import cells, figures, plans, runs, tables, why
 from bench.adjoint.cells import BASE, DATA, EXACT, TRUNCATED, Cell, Data, Side, cell, with_rates
-from bench.adjoint.estimators import TimedStep, bounded_share
+from bench.adjoint.estimators import TimedStep, adjoint_of, bounded_share
 from bench.adjoint.plans import ALTERNATIVES, PLANS, SCREENED, best_side, tuned
 from oracles import relative_error
 from ptmst import TrajectoryStore, distill, evaluate, schema
 from ptmst.config import EvaluateConfig, Phase, RenderConfig
+from ptmst.engine.recursion import Adjoint, Carry
 from ptmst.errors import InputError
+from ptmst.students.layers import LayerTable
 from ptmst.students.losses import student_loss
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
@@ -36,9 +38,26 @@ CASE = "convnet"
 
 
 def step(case: OuterCase, side: Side, seed: int = 0) -> TimedStep:
-    found = TimedStep(case.student, loss=case.kind, adjoint=0.0 if side == TRUNCATED else 1.0, adjoint_clip=None)
-    found.begin(side, seed)
-    return found
+    return TimedStep(case.step(adjoint=0.0 if side == TRUNCATED else 1.0), side, seed)
+
+
+@dataclass(frozen=True)
+class Told:
+    """An adjoint that notes what goes in and comes out."""
+
+    adjoint: Adjoint
+    steps: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    """(λ_{i+1}, change, λ_i) in the order of the recursion."""
+    moves = True
+
+    def begin(self, layers: LayerTable, steps: int, last: Tensor) -> Carry:
+        carry = self.adjoint.begin(layers, steps, last)
+
+        def noted(i: int, adjoint: Tensor, change: Tensor) -> Tensor:
+            self.steps.append((adjoint, change, carry(i, adjoint, change)))
+            return self.steps[-1][2]
+
+        return noted
 
 
 def partly_detached(case: OuterCase, batches: Tensor, share: Callable[[int], Tensor | float]) -> dict[str, Tensor]:
@@ -69,7 +88,7 @@ def test_before_a_window_the_adjoint_stands_still(length: int) -> None:
     case = tower_case(CASE, "full")
     n = len(case.batches)
     found = step(case, Side("window", adjoint=1.0, steps=length))(case.span, case.pairs, case.batches).grads
-    # λ_i = λ_{i+1} + turned within the last `length` recursions: those of steps n-1 … n-length.
+    # λ_i = λ_{i+1} + change within the last `length` recursions: those of steps n-1 … n-length.
     assert_alike(found, partly_detached(case, case.batches, lambda i: float(n - i < length)))
 
 
@@ -105,16 +124,9 @@ def test_a_random_window_is_rat_bptt() -> None:
 def test_bounds_hold(recursion: Any, clip: float) -> None:
     case = tower_case(CASE, "full")
     layers = case.student.layers
-    seen = step(case, Side(recursion, adjoint=1.0, clip=clip))
-    kept: list[Tensor] = []
-    carried = seen.carry
-
-    def watched(i: int, lam: Tensor, turned: Tensor, first: Tensor) -> Tensor:
-        kept.extend([lam, carried(i, lam, turned, first)] if not kept else [carried(i, lam, turned, first)])
-        return kept[-1]
-
-    seen.carry = watched  # type: ignore[method-assign]
-    seen(case.span, case.pairs, case.batches)
+    told = Told(adjoint_of(Side(recursion, adjoint=1.0, clip=clip)))
+    case.step(adjoint=told)(case.span, case.pairs, case.batches)
+    kept = [told.steps[0][0], *(after for _, _, after in told.steps)]
     norms = [layers.layer_norms(lam) if recursion == "per-layer" else layers.dot(lam, lam).sqrt() for lam in kept]
     assert len(norms) == len(case.batches)
     for norm in norms[1:]:
@@ -127,23 +139,16 @@ def test_the_clip_of_each_layer(clip: float) -> None:
     """Against the recursion written out: without effect where the clip is wide, layer by layer where it is not."""
     case, share = tower_case(CASE, "full"), 0.3
     layers = case.student.layers
-    seen = step(case, Side("per-layer", adjoint=share, clip=clip))
-    steps: list[tuple[Tensor, Tensor, Tensor]] = []
-    carried = seen.carry
-
-    def watched(i: int, lam: Tensor, turned: Tensor, first: Tensor) -> Tensor:
-        steps.append((lam, turned, carried(i, lam, turned, first)))
-        return steps[-1][2]
-
-    seen.carry = watched  # type: ignore[method-assign]
-    found = seen(case.span, case.pairs, case.batches).grads
+    told = Told(adjoint_of(Side("per-layer", adjoint=share, clip=clip)))
+    found = case.step(adjoint=told)(case.span, case.pairs, case.batches).grads
+    steps = told.steps
     if clip > 1:
         assert_alike(found, partly_detached(case, case.batches, lambda i: share))
     offsets, first = layers.offsets.tolist(), steps[0][0]
     clipped = 0
-    for lam, turned, after in steps:
+    for lam, change, after in steps:
         for begin, end in pairwise(offsets):
-            expected = lam[begin:end] + share * turned[begin:end]
+            expected = lam[begin:end] + share * change[begin:end]
             largest = clip * first[begin:end].norm()
             if expected.norm() > largest:
                 expected, clipped = expected * (largest / expected.norm()), clipped + 1
@@ -168,11 +173,10 @@ def test_averages_over_batches_against_brute_force() -> None:
     assert found["cosine between batches"] == pytest.approx(sum(cosines) / 6)
 
 
-def test_curvature_is_the_spectrum_of_the_whole_hessian(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curvature_is_the_spectrum_of_the_whole_hessian() -> None:
     student = three_layers()
     case = outer_case(student, 8, "full")
-    monkeypatch.setattr(why, "student_of", lambda *_: student)
-    store: Any = SimpleNamespace(layers=student.layers)
+    store: Any = SimpleNamespace(layers=student.layers, student=lambda _: student)
     config = replace(DISTILL, temperature=0.5)
     found = why._curvature(case.pairs, config, store, lambda _: case.span, [why.Draw(0, 0, case.batches)])
     loss, theta = student_loss(student, config.loss, config.temperature), case.span.start
@@ -296,9 +300,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("results")
     for name in PLANS:
         rows = [simulated(one, number) for number, one in enumerate(PLANS[name](results))]
-        machine = {"cpu": "a cpu"}
-        content = {"command": f"python -m bench.adjoint --plan {name}", "torch": "0", "machine": machine, "rows": rows}
-        (results / f"{name}.json").write_text(json.dumps(content))
+        command = f"python -m bench.adjoint --plan {name}"
+        result.write(results / f"{name}.json", rows, command=command, machine={"cpu": "a cpu"})
     return results
 
 
@@ -363,7 +366,7 @@ def test_the_table_of_phases_shows_each_form_of_each_size(whole: Path, tmp_path:
         for form in row["students"]:
             value = where.get((setting, form), -1) + more
             row["students"][form] = [{"val": 0.0, "test": value}] * 3
-    (tmp_path / "phases.json").write_text(json.dumps(found))
+    result.write(tmp_path / "phases.json", found["rows"])
     lines = tables.phases(tmp_path).splitlines()
     columns = "scenes, 50 pairs | digits, 50 pairs | scenes, 200 pairs | digits, 200 pairs"
     assert lines[0] == f"| students train on | {columns} |"
@@ -403,8 +406,9 @@ def test_parts_of_a_set_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(merged.last_lr, first.pairs.lr + second.pairs.lr) and merged.captions == tuple("ababc")
 
 
-def test_the_confirmations_picture_has_its_differences(whole: Path) -> None:
-    (panel,) = figures._confirmation(whole).axes
+def test_the_picture_of_the_confirmation_has_its_differences(whole: Path) -> None:
+    with style.applied() as pyplot:
+        (panel,) = figures._confirmation(whole, pyplot).axes
     best = best_side(plans.rows(whole, "screening")).adjoint
     means = [float(x) for line in panel.lines if line.get_marker() == "o" for x in line.get_xdata()]
     settings = [setting for of in plans.SETTINGS.values() for setting in of]
@@ -443,7 +447,7 @@ def test_the_best_side_is_chosen_on_val_in_units_of_the_truncated_forms() -> Non
 
 
 def test_rates_are_chosen_on_val_and_divergence_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, factors = plans.OPTIMISERS["sgd"]
+    base, factors = plans.OPTIMIZERS["sgd"]
     recalls: list[list[float | None]] = [[4.0, 4.0], [9.0, None], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     values = dict(zip(factors, recalls, strict=True))
     rows = [
@@ -452,7 +456,7 @@ def test_rates_are_chosen_on_val_and_divergence_counts(tmp_path: Path, monkeypat
         for seed, value in enumerate(seeds)
     ]
     rows += [row(cell("digits", 0, f"sgd × {factors[2]:.2g}", EXACT, base), 99.0)]
-    (tmp_path / "tuning-sgd.json").write_text(json.dumps({"rows": rows}))
+    result.write(tmp_path / "tuning-sgd.json", rows)
     cells = [schema.from_json(Cell, one["cell"]) for one in rows]
     monkeypatch.setitem(PLANS, "tuning-sgd", lambda results: cells)
     found = tuned(tmp_path, "scenes", "sgd", EXACT)

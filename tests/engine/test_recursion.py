@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 
 from oracles import relative_error
 from ptmst.config import EncoderConfig, LossKind
-from ptmst.engine.outer_step import outer_gradient
+from ptmst.engine.outer_step import OuterStep, outer_gradient
+from ptmst.engine.recursion import Adjoint, Carry, Damped, Truncated
 from ptmst.errors import InputError
 from ptmst.students.heads import make_student
+from ptmst.students.layers import LayerTable
 from ptmst.students.student import Student
-from tiny import BATCHES, LEAVES, TEXT_WIDTH, TOWERS, OuterCase, in_float64, outer_case, tower_case
+from tiny import BATCHES, LEAVES, TEXT_WIDTH, TOWERS, OuterCase, in_float64, outer_case, three_layers, tower_case
 
 
 def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor], form: str) -> None:
@@ -158,3 +161,70 @@ def test_an_impure_student_is_refused(layer: nn.Module, message: str) -> None:
 def test_dropout_that_drops_nothing_is_taken() -> None:
     Student.from_modules(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.0)), nn.Sequential(nn.Linear(3, 4)))
     Student.from_modules(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)).eval(), nn.Sequential(nn.Linear(3, 4)))
+
+
+# The adjoint as an object
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A user's own: half of what the exact recursion adds, without a bound."""
+
+    moves = True
+
+    def begin(self, layers: LayerTable, steps: int, last: Tensor) -> Carry:
+        return lambda i, adjoint, change: adjoint + 0.5 * change
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "share", "clip"),
+    [
+        (Truncated(), 0.0, None),
+        (Damped(), 1.0, None),
+        (Damped(0.3), 0.3, None),
+        (Damped(0.5, 0.7), 0.5, 0.7),
+        (Halved(), 0.5, None),
+    ],
+)
+def test_an_adjoint_is_a_share_and_a_clip_or_an_object(adjoint: Adjoint, share: float, clip: float | None) -> None:
+    case = tower_case("convnet", "full")
+    by_object = case.step(adjoint=adjoint)(case.span, case.pairs, case.batches).grads
+    for name, expected in case.oracle.recursion(share, clip).items():
+        assert relative_error(by_object[name], expected) <= 1e-9, name
+    if not isinstance(adjoint, Halved):
+        by_number = case.gradient(share, clip).grads
+        assert all(torch.equal(by_object[name], value) for name, value in by_number.items())
+
+
+def test_steps_of_several_adjoints_share_their_derivatives() -> None:
+    case = tower_case("convnet", "full")
+    exact = case.step(adjoint=1.0)
+    damped = exact.with_adjoint(0.5, 0.7)
+    for step, share, clip in ((damped, 0.5, 0.7), (exact, 1.0, None), (exact.with_adjoint(Halved()), 0.5, None)):
+        found = step(case.span, case.pairs, case.batches).grads
+        for name, expected in case.oracle.recursion(share, clip).items():
+            assert relative_error(found[name], expected) <= 1e-9, name
+    with pytest.raises(
+        InputError, match=r"^adjoint: expected one like Damped\(.*\), found 0.0; make another OuterStep"
+    ):
+        exact.with_adjoint(0.0)
+    with pytest.raises(InputError, match=r"^adjoint: expected one like Truncated\(\), found Halved"):
+        case.step().with_adjoint(Halved())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Damped(0.0), r"^share: expected above 0, up to 1 \(exact\), found 0.0; Truncated\(\) is share 0$"),
+        (lambda: Damped(1.5), r"^share: expected above 0, up to 1 \(exact\), found 1.5"),
+        (lambda: Damped(0.5, 0.0), "^clip: expected a positive number, found 0.0; raise it or leave it out$"),
+        (
+            lambda: OuterStep(three_layers(), adjoint=Damped(0.5), adjoint_clip=1.0),
+            r"^adjoint_clip: expected none beside Damped\(share=0.5, clip=None\), found 1.0; give the clip to Damped$",
+        ),
+        (lambda: OuterStep(three_layers(), adjoint=Halved(), keep="nothing"), "^keep: expected path or primals"),
+    ],
+)
+def test_an_adjoint_that_cannot_be_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
