@@ -49,7 +49,7 @@ def drawn(hint: Any) -> st.SearchStrategy[Any]:
         int: st.integers(),
         float: st.floats(allow_nan=False),
         bool: st.booleans(),
-        str: st.text().filter(lambda text: text != "none"),  # which stands for nothing, where that may be
+        str: st.text().filter(lambda text: text.lower() != "none"),  # which is no text, or refused
         Path: st.sampled_from(("data", "/a/b.pt", ".", "Zoë/x y")).map(Path),
         types.NoneType: st.none(),
     }
@@ -220,7 +220,7 @@ def test_endpoints_of_another_type_are_refused() -> None:
         ),
         (
             DistillConfig(phases=(Phase(200, 5, (2, 2)),)),
-            "phases[0].start: expected 0 <= first < last, found 2-2; mend the range",
+            "phases[0].start: expected 0 <= first < last, found 2-2; fix the range",
         ),
         (
             DistillConfig(phases=(Phase(39, 5, (0, 2)),)),
@@ -314,6 +314,9 @@ def test_none_is_a_word_in_toml(tmp_path: Path) -> None:
             from_toml(DistillConfig, toml(tmp_path, f"chunk = {text}"))
     with pytest.raises(InputError, match=r"expected float, found 'nothing' @ \$\.adjoint_clip"):
         from_toml(DistillConfig, toml(tmp_path, 'adjoint_clip = "nothing"'))
+    for name in ("root", "adjoint_clip"):
+        with pytest.raises(InputError, match=rf"expected none in lower case, found 'None' @ \$\.{name}"):
+            from_toml(DistillConfig, toml(tmp_path, f'{name} = "None"'))
 
 
 def test_a_word_that_is_no_choice_is_named_in_toml(tmp_path: Path) -> None:
@@ -341,7 +344,7 @@ def test_all_settings_that_cannot_be_used_are_in_one_message() -> None:
     assert sorted(lines) == [
         "momentum: expected a number below 1, found 1.0; lower it",
         "phases[1].pairs: expected at least one batch of 40, found 20 pairs; lower batch_size or raise pairs",
-        "phases[1].start: expected 0 <= first < last, found 3-3; mend the range",
+        "phases[1].start: expected 0 <= first < last, found 3-3; fix the range",
         "rates.images: expected at least 0, found -1.0; raise it",
         "rates.lr: expected at least 0, found -2.0; raise it",
         "seed: expected at least 0, found -1; raise it",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import tyro
 from ptmst import presets, schema
 from ptmst.cli.about import Doctor, Inspect, Presets
 from ptmst.cli.exchange import Export, Import
-from ptmst.cli.flags import STARTS_AGAIN, constructors
+from ptmst.cli.flags import STARTS_AGAIN, Command, WithPreset, constructors, split_off, value_of
+from ptmst.cli.help import show_help
 from ptmst.cli.pipeline import Data, DataCheck, Distill, Evaluate, Report, Subset, Teach
 from ptmst.cli.studies import Ablate, Demo
 from ptmst.errors import InputError
-from ptmst.support import memory
+from ptmst.support import memory, progress
 
-COMMANDS: dict[str, type] = {
+COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "data": Data,
     "teach": Teach,
@@ -45,67 +47,94 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         command = parse(arguments)
-        command.run()
+        with progress.switched_off(command.quiet), _remarks_on_stderr(command.quiet):
+            command.run()
     except (InputError, OSError) as error:
         print(f"ptmst: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch itself may not be loaded
             raise
-        print(f"ptmst: {_short_of_memory(str(error))}", file=sys.stderr)
+        print(f"ptmst: {_out_of_memory(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = getattr(COMMANDS.get(arguments[0]), "stopped", STARTS_AGAIN)
-        print(f"ptmst: stopped; {again}", file=sys.stderr)
+        kind = COMMANDS.get(arguments[0])
+        print(f"ptmst: stopped; {kind.stopped if kind else STARTS_AGAIN}", file=sys.stderr)
         return 130
     return 0
 
 
-def _short_of_memory(message: str) -> str:
+def _out_of_memory(message: str) -> str:
     return (
         f"the device is out of memory ({message.splitlines()[0]}); distill: set --chunk, or a lower --batch-size; "
-        "evaluate: lower --together; checkpoints stay"
+        "evaluate: lower --together; checkpoints are kept"
     )
 
 
-def parse(arguments: list[str]) -> Any:
-    """The command of a command line. Exits with 0 for --help and with 2 for flags that cannot be used."""
+class _Stderr(logging.Handler):
+    """Plain lines on what is stderr at the time: a progress bar replaces it, to stay below them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _remarks_on_stderr(quiet: bool) -> Iterator[None]:
+    """Show what the library remarks, or only its warnings."""
+    logger, handler = logging.getLogger("ptmst"), _Stderr()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def parse(arguments: list[str]) -> Command:
+    """The command of a command line. Exits with 0 for --help and with 2 for flags that cannot be used.
+
+    Raises InputError for an unknown command or preset, mistakes in a TOML file, and two different inputs.
+    """
     name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "--version"):
+        print(f"ptmst {metadata.version('ptmst')}" if name == "--version" else overview())
+        raise SystemExit(0)
     if name not in COMMANDS:
-        if name in ("-h", "--help", "--version"):
-            print(f"ptmst {metadata.version('ptmst')}" if name == "--version" else overview())
-            raise SystemExit(0)
         raise InputError(f"{name}: no such command{schema.nearest(name, list(COMMANDS))}")
+    kind, rest = COMMANDS[name], arguments[1:]
     if arguments[:2] == ["data", "check"]:
-        return tyro.cli(DataCheck, prog="ptmst data check", args=arguments[2:])
+        name, kind, rest = "data check", DataCheck, arguments[2:]
+    inputs, rest = split_off(f"--{kind.input}", rest) if kind.input else ([], rest)
     with constructors():
-        defaults = _defaults(name, arguments[1:])
-        return tyro.cli(COMMANDS[name], prog=f"ptmst {name}", args=arguments[1:], default=defaults)
+        default = kind(**_defaults(name, kind, rest, inputs))
+        if {"-h", "--help"} & {*rest}:
+            show_help(f"ptmst {name}", default)
+            raise SystemExit(0)
+        command: Command = tyro.cli(kind, prog=f"ptmst {name}", args=rest, default=default)
+    for given in inputs:
+        if Path(given) != (parsed := getattr(command, kind.input)):
+            raise InputError(f"{kind.input}: expected one folder, found {parsed} and {given}; name one")
+    return command
 
 
-def _defaults(name: str, arguments: list[str]) -> Any:
-    """The command's defaults, from its table of the preset and the TOML file that are named."""
-    values: dict[str, Any] = {f.name: tyro.MISSING for f in fields(COMMANDS[name]) if _required(f)}
-    preset, file = _value(arguments, "--preset"), _value(arguments, "--config")
-    if (preset or file) and "preset" in (f.name for f in fields(COMMANDS[name])):
+def _defaults(name: str, kind: type[Command], arguments: list[str], inputs: list[str]) -> dict[str, Any]:
+    """The defaults of a command's arguments: its table of the preset and the TOML file, and input that has a flag."""
+    values: dict[str, Any] = {f.name: tyro.MISSING for f in fields(kind) if _required(f)}
+    preset, file = value_of("--preset", arguments), value_of("--config", arguments)
+    if (preset or file) and issubclass(kind, WithPreset):
         values["settings"] = getattr(presets.experiment(preset, Path(file) if file else None), name)
-    return COMMANDS[name](**values)
+    if inputs:
+        values[kind.input] = Path(inputs[0])
+    return values
 
 
 def _required(f: Field[Any]) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
 
 
-def _value(arguments: list[str], flag: str) -> str | None:
-    for word, value in pairwise([*arguments, ""]):
-        if word == flag and value:
-            return value
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None
-
-
 def overview() -> str:
     lines = [f"  {name:10} {(kind.__doc__ or '').strip()}" for name, kind in COMMANDS.items()]
-    head = ["usage: ptmst COMMAND [FLAGS]", "", "Distil image-text pairs into a few hundred that train as well.", ""]
+    head = ["usage: ptmst COMMAND [FLAGS]", "", "Distill image-text data sets into a few hundred synthetic pairs.", ""]
     return "\n".join([*head, *lines, "", "`ptmst COMMAND --help` explains every flag."])

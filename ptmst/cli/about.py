@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ptmst import presets
-from ptmst.support.progress import show
+from ptmst.cli.flags import Command
+from ptmst.support.progress import result, table
 
 
 @dataclass(frozen=True)
-class Presets:
-    """List the published rows and methods that --preset takes, with their sources."""
+class Presets(Command):
+    """List the experiments and methods that --preset accepts, with their sources."""
+
+    examples: ClassVar = ("ptmst presets", "ptmst teach --preset flickr30k-100,lors --out runs/store")
 
     def run(self) -> None:
         from rich.table import Table
@@ -22,35 +26,39 @@ class Presets:
             ("experiment", "Experiments"),
             ("method", f"Methods (alone: in {presets.BASE}; their published numbers apply to {presets.BASE_DATA}*)"),
         ):
-            table = Table("name", "what", "source", title=title, title_justify="left")
+            shown = Table("name", "what", "source", title=title, title_justify="left")
             for preset in presets.catalogue():
                 if preset.kind == kind:
-                    table.add_row(preset.name, preset.about, preset.source)
-            show(table)
+                    shown.add_row(preset.name, preset.about, preset.source)
+            table(shown)
 
 
 @dataclass(frozen=True)
-class Inspect:
-    """Print what a store, set, run, tensor file or published file is."""
+class Inspect(Command):
+    """Print what a store, set, run, tensor file or published file contains."""
 
-    path: Positional[Path]
-    """File or folder."""
+    examples: ClassVar = ("ptmst inspect runs/store", "ptmst inspect runs/scenes-100 --verify")
+
+    path: Annotated[Positional[Path], arg(metavar="PATH")]
+    """File or folder to look at."""
     verify: bool = False
-    """Recompute every hash."""
+    """Recompute all hashes."""
 
     def run(self) -> None:
         from ptmst.cli.inspection import inspect
 
         for what, finding in inspect(self.path, self.verify):
-            print(f"{what:20} {finding}")
+            result(f"{what:20} {finding}")
 
 
 @dataclass(frozen=True)
-class Doctor:
-    """Print versions, devices, which kernels run, and what is missing."""
+class Doctor(Command):
+    """Print versions, devices, the implementation of each kernel, and what is missing."""
+
+    examples: ClassVar = ("ptmst doctor", "PTMST_CACHE=/scratch/cache ptmst doctor")
 
     def run(self) -> None:
         from ptmst.cli.doctor import report
 
         for what, finding in report():
-            print(f"{what:28} {finding}")
+            result(f"{what:28} {finding}")

@@ -1,4 +1,4 @@
-"""What this installation has, and what it lacks."""
+"""What this installation has and what it lacks."""
 
 from __future__ import annotations
 

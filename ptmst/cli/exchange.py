@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
-from ptmst.config import (
-    ImportConfig,
-)
-from ptmst.support.progress import say
+from ptmst.cli.flags import Command
+from ptmst.config import ImportConfig
+from ptmst.support.progress import result
 
 
 @dataclass(frozen=True)
-class Import:
-    """Read published replay buffers into a trajectory store, or published distilled sets into a set."""
+class Import(Command):
+    """Convert published replay buffers into a trajectory store, or published distilled sets into a set of ours."""
+
+    examples: ClassVar = (
+        "ptmst import --images img_replay_buffer_0.pt --texts txt_replay_buffer_0.pt --out runs/imported",
+        "ptmst import --distilled distilled_0_2000.pt distilled_1_2000.pt --out runs/published",
+    )
 
     settings: Annotated[ImportConfig, arg(name="")] = field(default_factory=ImportConfig)
 
@@ -25,28 +29,33 @@ class Import:
             from ptmst.exchange.distilled_sets import import_set
 
             found = import_set(self.settings)
-            say(f"{self.settings.out}: {found.num_pairs} pairs in {len(found)} phases")
+            result(f"{self.settings.out}: {found.num_pairs} pairs in {len(found)} phases")
             return
         from ptmst.exchange.replay_buffers import import_buffers
 
         made = import_buffers(self.settings)
-        say(f"{made.path}: {len(made)} experts of {made.layers.num_params:,} parameters, {made.bytes / 1e6:.1f} MB")
+        result(f"{made.path}: {len(made)} experts of {made.layers.num_params:,} parameters, {made.bytes / 1e6:.1f} MB")
 
 
 @dataclass(frozen=True)
-class Export:
-    """Write a distilled set in a form that other code reads."""
+class Export(Command):
+    """Write a distilled set in a format that other programs read."""
 
-    set: Positional[Path]
+    examples: ClassVar = (
+        "ptmst export runs/scenes-100 --out runs/pictures",
+        "ptmst export runs/scenes-100 --format hf --out runs/scenes-100-hf",
+    )
+
+    set: Annotated[Positional[Path], arg(metavar="SET")]
     """Folder of the distilled set."""
     out: Path
-    """Folder to write; it must be empty or not there."""
+    """Folder to write; it must be empty or not exist."""
     format: Literal["ptm-st", "lors", "folder", "hf"] = "folder"
-    """ptm-st, lors: the published .pt files; folder: PNG and captions; hf: Parquet that Hugging Face datasets reads."""
+    """ptm-st, lors: their published .pt files; folder: PNG files and captions; hf: Parquet for Hugging Face."""
 
     def run(self) -> None:
         from ptmst.exchange.export import export
         from ptmst.synthetic.distilled_set import DistilledSet
 
         written = export(DistilledSet.load(self.set), self.out, self.format)
-        say(f"{self.out}: {len(written)} files")
+        result(f"{self.out}: {len(written)} files")

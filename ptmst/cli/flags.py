@@ -1,36 +1,110 @@
-"""Flags that several commands share, and how their values are written."""
+"""What the commands share: flags, how their values are written, and the input that has a flag too."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from tyro.conf import arg
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-from ptmst import schema
-from ptmst.config import (
-    Chunk,
-    Endpoints,
-    Phase,
+from tyro.conf import FlagCreatePairsOff, arg
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    UnsupportedTypeAnnotationError,
 )
 
-Source = Annotated[Path | None, arg(metavar="FILE")]
-PresetName = Annotated[str | None, arg(metavar="NAME[,NAME]")]
-CONTINUES, STARTS_AGAIN = "the same command continues", "the same command begins anew"
+from ptmst import schema
+from ptmst.config import RUN, Chunk, Endpoints, Phase
+from ptmst.errors import InputError
+
+CONTINUES, STARTS_AGAIN = "the same command continues", "the same command starts again"
 """After Ctrl-C; a command says which, as `stopped`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every command has."""
+
+    stopped: ClassVar[str] = STARTS_AGAIN
+    """What happens when an interrupted command is typed again."""
+    examples: ClassVar[tuple[str, ...]]
+    """Command lines to end its help with."""
+    input: ClassVar[str] = ""
+    """The positional argument that can be given by a flag of the same name too."""
+
+    quiet: Annotated[bool, FlagCreatePairsOff] = field(default=False, metadata=RUN)
+    """Show only results, warnings and errors."""
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithPreset(Command):
+    """A command whose settings can come from a preset and a file."""
+
+    preset: Annotated[str | None, arg(metavar="NAME[,NAME]")] = field(default=None, metadata=RUN)
+    """Defaults for the other flags: EXPERIMENT[,METHOD], such as coco-200,lors; `ptmst presets` lists them."""
+    config: Annotated[Path | None, arg(metavar="FILE")] = field(default=None, metadata=RUN)
+    """TOML file with a table for each command; it overrides the preset, and flags override it."""
+
+
 def typed() -> str:
-    """The command line, as it is shown beside what it made."""
+    """The command line, to be shown beside what it made."""
     return shlex.join(["ptmst", *sys.argv[1:]])
 
 
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The last value of a flag, None where it is not given or `none`."""
+    values = split_off(flag, arguments)[0]
+    return values[-1] if values and values[-1] != "none" else None
+
+
+def split_off(flag: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The values of a flag, and the arguments without it."""
+    values, rest, words = list[str](), list[str](), iter(arguments)
+    for word in words:
+        if word == flag:
+            value = next(words, "")
+            if not value or value.startswith("--"):
+                raise InputError(f"{flag}: expected a value, found none; name it behind the flag")
+            values.append(value)
+        elif word.startswith(f"{flag}="):
+            values.append(word.removeprefix(f"{flag}="))
+        else:
+            rest.append(word)
+    return values, rest
+
+
 def constructors() -> ConstructorRegistry:
-    """How phases, end points and chunks are written on a command line."""
+    """How values are written on a command line where tyro does not know it, or says it in another way."""
     registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if (kind := schema.without_none(info.type)) is None:
+            return None
+        of = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
+        if isinstance(of, UnsupportedTypeAnnotationError):
+            return None
+
+        def read(words: list[str]) -> Any:
+            if words == ["None"]:
+                raise ValueError("expected none in lower case, found None")
+            return None if words == ["none"] else of.instance_from_str(words)
+
+        return PrimitiveConstructorSpec(
+            nargs=1 if of.nargs == 1 else (1, of.nargs),  # type: ignore[arg-type]
+            metavar=f"{{{','.join((*of.choices, 'none'))}}}" if of.choices else f"{of.metavar}|none",
+            instance_from_str=read,
+            is_instance=lambda value: value is None or of.is_instance(value),
+            str_from_instance=lambda value: ["none"] if value is None else of.str_from_instance(value),
+            choices=(*of.choices, "none") if of.choices else None,
+        )
 
     @registry.primitive_rule
     def phase(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Phase] | None:
@@ -38,7 +112,7 @@ def constructors() -> ConstructorRegistry:
             return None
         return PrimitiveConstructorSpec(
             nargs=1,
-            metavar="PAIRS:ENDPOINT:FIRST-LAST",
+            metavar="PHASE",
             instance_from_str=lambda words: schema.parse_phase(words[0]),
             is_instance=lambda value: isinstance(value, Phase),
             str_from_instance=lambda p: [f"{p.pairs}:{p.endpoint}:{p.start[0]}-{p.start[1]}"],

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, ClassVar, get_args
 
 from tyro.conf import Positional, arg
 
 from ptmst import config as configs
 from ptmst import presets
-from ptmst.cli.flags import CONTINUES, PresetName, Source, typed
+from ptmst.cli.flags import CONTINUES, Command, WithPreset, typed
 from ptmst.config import (
+    COMPUTE,
+    RUN,
     Device,
     DistillConfig,
     EvaluateConfig,
@@ -21,18 +23,18 @@ from ptmst.config import (
     TeachConfig,
 )
 from ptmst.errors import InputError
-from ptmst.support.progress import say, show
+from ptmst.support.progress import result, table
 
 
 @dataclass(frozen=True)
-class Data:
-    """Write a rendered data set to disk: images and Karpathy-style JSON; `data check NAME` verifies any data set."""
+class Data(WithPreset):
+    """Write a rendered data set to disk, or verify any data set with `ptmst data check NAME`."""
 
-    settings: Annotated[RenderConfig, arg(name="")] = field(default_factory=RenderConfig)
-    preset: PresetName = None
-    """Preset that gives the defaults of the other flags, or one with a method: coco-200,lors; see `ptmst presets`."""
-    config: Source = None
-    """TOML file; its [data] table overrides the preset and gives defaults in its turn."""
+    examples: ClassVar = ("ptmst data --preset demo", "ptmst data --name digits --root data/digits --train 2000")
+
+    settings: Annotated[RenderConfig, arg(name="")] = field(
+        default_factory=RenderConfig, metadata={"group": "images and captions"}
+    )
 
     def run(self) -> None:
         from ptmst.data import write_rendered
@@ -44,17 +46,22 @@ class Data:
                 f"(docs/data.md); `ptmst data check {wanted}` verifies it"
             )
         written = write_rendered(self.settings)
-        say(f"{self.settings.folder}: {'written' if written else 'there already, nothing to do'}")
+        result(f"{self.settings.folder}: {'written' if written else 'there already, nothing to do'}")
 
 
 @dataclass(frozen=True)
-class DataCheck:
-    """Decode every image of a data set, count, and name what is missing, broken or in two splits."""
+class DataCheck(Command):
+    """Decode every image of a data set, and list what is missing, broken or in two splits."""
 
-    name: Positional[str]
+    examples: ClassVar = (
+        "ptmst data check flickr30k --root data/flickr30k",
+        "ptmst data check csv:pairs.csv --root images",
+    )
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
     """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB."""
     root: Path | None = None
-    """Folder with the annotations and the images they name; none = data/NAME, for files of your own this folder."""
+    """Folder of annotations and images; none = data/NAME, or the current folder for csv, tsv, jsonl and wds."""
 
     def run(self) -> None:
         from rich.table import Table
@@ -64,56 +71,60 @@ class DataCheck:
         folder = configs.DataConfig(name=self.name, root=self.root).folder
         report = check(self.name, folder)
         head, *rows = report.rows()
-        table = Table(*head)
+        counts = Table(*head)
         for row in rows:
-            table.add_row(*row)
-        show(table)
+            counts.add_row(*row)
+        table(counts)
         for problem in report.problems:
-            say(problem)
+            result(problem)
         if report.problems:
             count = len(report.problems)
             raise InputError(
                 f"{folder}: expected a sound data set, found {count} problem{'s' if count > 1 else ''}, named above"
             )
-        say(f"{folder}: sound")
+        result(f"{folder}: sound")
 
 
 @dataclass(frozen=True)
-class Teach:
-    """Train experts on real pairs and keep what their shortcut trajectories need."""
-
-    settings: Annotated[TeachConfig, arg(name="")] = field(default_factory=TeachConfig)
-    preset: PresetName = None
-    """Preset that gives the defaults of the other flags, or one with a method: coco-200,lors; see `ptmst presets`."""
-    config: Source = None
-    """TOML file; its [teach] table overrides the preset and gives defaults in its turn."""
+class Teach(WithPreset):
+    """Train experts on real pairs and store their trajectories."""
 
     stopped = CONTINUES
+    examples: ClassVar = (
+        "ptmst teach --preset demo --out runs/store",
+        "ptmst teach --data.name flickr30k --encoder.image-tower timm:nfnet_l0 --encoder.image-weights nfnet_l0.pt",
+    )
+
+    settings: Annotated[TeachConfig, arg(name="")] = field(default_factory=TeachConfig)
 
     def run(self) -> None:
         from ptmst.teachers import train_teachers
 
         store = train_teachers(self.settings)
-        say(f"{store.path}: {len(store)} experts of {store.layers.num_params:,} parameters, {store.bytes / 1e6:.1f} MB")
+        result(
+            f"{store.path}: {len(store)} experts of {store.layers.num_params:,} parameters, {store.bytes / 1e6:.1f} MB"
+        )
 
 
 @dataclass(frozen=True)
-class Distill:
-    """Distil a trajectory store into synthetic pairs."""
-
-    store: Path
-    """Folder of the trajectory store."""
-    settings: Annotated[DistillConfig, arg(name="")] = field(default_factory=DistillConfig)
-    preset: PresetName = None
-    """Preset that gives the defaults of the other flags, or one with a method: coco-200,lors; see `ptmst presets`."""
-    config: Source = None
-    """TOML file; its [distill] table overrides the preset and gives defaults in its turn."""
-    resume: bool = False
-    """Continue a stopped run."""
+class Distill(WithPreset):
+    """Distill a trajectory store into a set of synthetic pairs."""
 
     stopped = "the same command with --resume continues"
+    input = "store"
+    examples: ClassVar = (
+        "ptmst distill runs/store --preset demo --out runs/scenes-100",
+        "ptmst distill runs/store --phases 200:5:0-2 299:7:1-3 --out runs/scenes-499 --resume",
+    )
+
+    store: Annotated[Positional[Path], arg(metavar="STORE")]
+    """Folder of the trajectory store (or --store STORE)."""
+    settings: Annotated[DistillConfig, arg(name="")] = field(default_factory=DistillConfig)
+    resume: bool = field(default=False, metadata=RUN)
+    """Continue an interrupted run."""
 
     def run(self) -> None:
+        from ptmst.distillation.agreement import refuse_other_experts
         from ptmst.distillation.distill import distill
         from ptmst.trajectories.store import TrajectoryStore
 
@@ -121,64 +132,68 @@ class Distill:
             raise InputError("out: expected a folder for the distilled set, found none; name one with --out")
         store = TrajectoryStore.open(self.store)
         if self.preset is not None:
-            frozen = presets.experiment(self.preset, self.config).teach.encoder.freeze_tower
-            found = store.settings.get("encoder", {}).get("freeze_tower", frozen)
-            if found != frozen:
-                kinds = {True: "a frozen", False: "a trained"}
-                raise InputError(
-                    f"{self.store}: expected experts on {kinds[frozen]} image tower, as preset {self.preset} has it, "
-                    f"found {kinds[found]} one; teach with the same preset"
-                )
+            refuse_other_experts(store, presets.experiment(self.preset, self.config).teach, self.preset)
         distilled = distill(self.settings, store, resume=self.resume)
-        say(f"{self.settings.out}: {distilled.num_pairs} pairs in {len(distilled)} phase{'s' * (len(distilled) > 1)}")
+        result(
+            f"{self.settings.out}: {distilled.num_pairs} pairs in {len(distilled)} phase{'s' * (len(distilled) > 1)}"
+        )
 
 
 @dataclass(frozen=True)
-class Subset:
-    """Make a set of real pairs, chosen at random or with care: what a distilled set has to beat."""
+class Subset(Command):
+    """Select a coreset of real pairs as a baseline for distilled sets."""
 
-    store: Path
-    """Folder of a trajectory store: the pairs are its data's, seen as its experts see them."""
-    out: Path
+    input = "store"
+    examples: ClassVar = (
+        "ptmst subset runs/store --out runs/random",
+        "ptmst subset runs/store --selection herding --pairs 200 --out runs/herding",
+    )
+
+    store: Annotated[Positional[Path], arg(metavar="STORE")]
+    """Folder of a trajectory store, from whose data the pairs are taken (or --store STORE)."""
+    out: Path = field(metadata=RUN)
     """Folder to write the set to."""
     selection: Selection = "random"
-    """random; herding keeps the mean of the embeddings; kcenter covers them; forgetting takes what experts forget."""
+    """random; herding: keep the mean of the embeddings; kcenter: cover them; forgetting: what experts forget most."""
     pairs: int = 100
-    """Real pairs, each of another image."""
+    """Number of real pairs, each with a different image."""
     lr: float = 0.1
-    """Learning rate of the students; the best on the val split is a fair choice."""
-    seed: int = 0
-    """Seed of every random draw."""
-    device: Device = "auto"
-    """Where embeddings are computed; auto is CUDA where there is one."""
-    root: Path | None = None
-    """Data folder, where it has moved since teaching; none = the folder recorded in the store."""
+    """Learning rate of the students; for a fair comparison, the best on the val split."""
+    seed: int = field(default=0, metadata=RUN)
+    """Seed of all random draws."""
+    device: Device = field(default="auto", metadata=COMPUTE)
+    """Device that computes embeddings; auto = CUDA if there is one."""
+    root: Path | None = field(default=None, metadata=RUN)
+    """Data folder, if it has moved since the experts were trained; none = the folder recorded in the store."""
 
     def run(self) -> None:
         from ptmst.evaluation.baselines import subset
         from ptmst.support import folders
+        from ptmst.synthetic.distilled_set import FOLDER
         from ptmst.trajectories.store import TrajectoryStore
 
-        with folders.claimed(self.out, "a distilled set", fresh=True):
+        with folders.claimed(self.out, FOLDER, fresh=True):
             store = TrajectoryStore.open(self.store)
             made = subset(store, self.selection, self.pairs, self.lr, self.seed, self.device, self.root)
             made.save(self.out)
-        say(f"{self.out}: {self.pairs} real pairs, {self.selection}")
+        result(f"{self.out}: {self.pairs} real pairs, {self.selection}")
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Train fresh students on a distilled set and measure their retrieval recall; or score the experts of a store."""
+class Evaluate(WithPreset):
+    """Train fresh students on a distilled set and measure their retrieval recall, or score the experts of a store."""
 
-    set: Path
-    """Folder of the distilled set; or of a trajectory store, whose experts are what all real pairs teach."""
+    input = "set"
+    examples: ClassVar = (
+        "ptmst evaluate runs/scenes-100 --preset demo",
+        "ptmst evaluate runs/store --split val --out runs/store-val.json",
+    )
+
+    set: Annotated[Positional[Path], arg(metavar="SET")]
+    """Folder of a distilled set, or of a trajectory store to score its experts (or --set SET)."""
     settings: Annotated[EvaluateConfig, arg(name="")] = field(default_factory=EvaluateConfig)
-    preset: PresetName = None
-    """Preset that gives the defaults of the other flags, or one with a method: coco-200,lors; see `ptmst presets`."""
-    config: Source = None
-    """TOML file; its [evaluate] table overrides the preset and gives defaults in its turn."""
-    out: Path | None = None
-    """JSON file for the scores; none = scores.json in the set's folder."""
+    out: Path | None = field(default=None, metadata=RUN)
+    """JSON file to write the scores to; none = scores.json in the set's folder."""
 
     def run(self) -> None:
         from ptmst.evaluation.evaluate import evaluate, evaluate_experts
@@ -198,17 +213,22 @@ class Evaluate:
             scores = evaluate(distilled, self.settings)
             row = Row(self.set.name, scores, distilled.num_pairs)
         write_scores(out, scores)
-        show(recall_table([row]))
+        table(recall_table([row]))
         who, count = "expert" if row.is_full else "student", len(scores.students)
-        say(f"{out}: scores of {count} {who}{'s' * (count > 1)}")
+        result(f"{out}: scores of {count} {who}{'s' * (count > 1)}")
 
 
 @dataclass(frozen=True)
-class Report:
-    """Write evaluated sets up: as one HTML page, or their recalls as CSV, JSON, Markdown or LaTeX."""
+class Report(Command):
+    """Show evaluated sets on one HTML page, or write their recalls as CSV, JSON, Markdown or LaTeX."""
 
-    sets: Positional[tuple[Path, ...]]
-    """Folders of sets, or of a store, that `ptmst evaluate` has scored, and files of scores that it has written."""
+    examples: ClassVar = (
+        "ptmst report runs/scenes-100 runs/random runs/store",
+        "ptmst report runs/scenes-100 runs/random --out recalls.md",
+    )
+
+    sets: Annotated[Positional[tuple[Path, ...]], arg(metavar="SET [SET ...]")]
+    """Folders of sets and stores that `ptmst evaluate` has scored, or score files that it has written."""
     out: Path = Path("report.html")
     """File to write: .html for the page; .csv, .json, .md or .tex for the table alone."""
     title: str = "Distilled sets"
@@ -220,9 +240,9 @@ class Report:
         rows = read_rows(self.sets)
         if self.out.suffix not in ("", ".html", ".htm"):
             write_table(self.out, rows)
-            say(f"{self.out}: {len(rows)} rows")
+            result(f"{self.out}: {len(rows)} rows")
             return
         from ptmst.report.page import write_report
 
         write_report(self.out, self.title, rows, typed())
-        say(f"{self.out}: open it in a browser")
+        result(f"{self.out}: open it in a browser")

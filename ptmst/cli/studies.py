@@ -4,30 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from tyro.conf import arg
 
-from ptmst.cli.flags import CONTINUES, typed
-from ptmst.config import (
-    AblateConfig,
-    Rendered,
-)
-from ptmst.support.progress import say, show
+from ptmst.cli.flags import CONTINUES, Command, typed
+from ptmst.config import AblateConfig, Rendered
+from ptmst.support.progress import result, table
 
 
 @dataclass(frozen=True)
-class Demo:
-    """Run everything on an embedded default: data, teachers, distillation, students, one HTML page."""
-
-    data: Rendered = "scenes"
-    """Embedded data set."""
-    out: Path | None = None
-    """Folder for everything that is written, where a stopped demo continues; none = runs/demo[-digits][-quick]."""
-    quick: bool = False
-    """At most 3 minutes on two cores, instead of 12: fewer experts and steps, and worse recall."""
+class Demo(Command):
+    """Run everything on an embedded data set: experts, distillation, students, and one HTML page of results."""
 
     stopped = CONTINUES
+    examples: ClassVar = ("ptmst demo --quick", "ptmst demo --data digits --out runs/demo-digits")
+
+    data: Rendered = "scenes"
+    """Embedded data set: scenes (colored shapes) or digits (real handwriting)."""
+    out: Path | None = None
+    """Folder for all files; an interrupted demo continues there. none = runs/demo[-digits][-quick]."""
+    quick: bool = False
+    """A quarter of the time, with fewer experts and steps, and lower recall."""
 
     def run(self) -> None:
         from ptmst.studies.demo import run_demo
@@ -37,19 +35,23 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Ablate:
-    """Run a grid of methods, sizes and seeds on a rendered data set, each method's rates tuned alike, and table it."""
-
-    settings: Annotated[AblateConfig, arg(name="")] = field(default_factory=AblateConfig)
+class Ablate(Command):
+    """Compare methods over sizes and seeds on a rendered data set, with rates tuned alike for every method."""
 
     stopped = CONTINUES
+    examples: ClassVar = (
+        "ptmst ablate --methods random,lors,ptm-st --pairs 20,50 --seeds 3",
+        "ptmst ablate --data digits --workers 4 --out runs/ablation-digits",
+    )
+
+    settings: Annotated[AblateConfig, arg(name="")] = field(default_factory=AblateConfig)
 
     def run(self) -> None:
         from ptmst.report.tables import recall_table, write_table
         from ptmst.studies.ablation import COLUMNS, ablate
 
         rows = ablate(self.settings, typed())
-        show(recall_table(rows, COLUMNS))
+        table(recall_table(rows, COLUMNS))
         for suffix in (".csv", ".json", ".md", ".tex"):
             write_table(self.settings.out / f"recalls{suffix}", rows, COLUMNS)
-        say(f"{self.settings.out}: recalls.csv, .json, .md and .tex, and every run in ablation.json")
+        result(f"{self.settings.out}: recalls.csv, .json, .md and .tex, and every run in ablation.json")

@@ -6,7 +6,7 @@ those it does not name have no class.
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -21,6 +21,7 @@ from ptmst.support import files
 
 FILE = "classes.json"
 _KIND, _VERSION = "classes", 1
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ def write_classes(root: Path, prompts: Mapping[str, Sequence[str]], images: Mapp
 def read_classes(root: Path, image_names: Sequence[str], what: str = "images") -> Classes | None:
     """The classes of these images; none where the folder has no `classes.json`, or it names none of them.
 
-    Says on stderr how many it names of `what`, where that is not all. Raises InputError for a file that holds something
-    else.
+    Warns where it does not name all of `what`. Raises InputError for a file with other content.
     """
     path = root / FILE
     if not path.exists():
@@ -53,25 +53,27 @@ def read_classes(root: Path, image_names: Sequence[str], what: str = "images") -
     prompts, images = value.get("prompts"), value.get("images")
     if not isinstance(prompts, dict) or not prompts or not isinstance(images, dict):
         raise InputError(
-            f'{path}: expected {{"prompts": {{class: [texts]}}, "images": {{image: class}}}}, found others; mend it'
+            f'{path}: expected {{"prompts": {{class: [texts]}}, "images": {{image: class}}}}, found other keys; fix it'
         )
     for name, texts in prompts.items():
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{path}: expected a list of texts as prompts of {name}, found {kind(texts)}; mend it")
+            raise InputError(f"{path}: expected a list of texts as prompts of {name}, found {kind(texts)}; fix it")
     names = tuple(prompts)
     class_of: dict[str, str] = {}
     for image, name in images.items():
         if not isinstance(name, str) or name not in prompts:
             raise InputError(f"{path}: expected a class with prompts for {image}, found {name!r}; add its prompts")
         if class_of.setdefault(inside(image, root, f"{path}: images"), name) != name:
-            raise InputError(f"{path}: expected one class of {image}, found another under another spelling; keep one")
+            raise InputError(
+                f"{path}: expected one class of {image}, found a second one under another spelling; keep one"
+            )
     # In a tar file the name of a member may have a ./ too.
     found = [class_of.get(PurePath(image).as_posix()) for image in image_names]
     labels = torch.tensor([-1 if name is None else names.index(name) for name in found])
     unnamed = [image for image, label in zip(image_names, labels.tolist(), strict=True) if label < 0]
     if unnamed:
         named, count = len(image_names) - len(unnamed), len(image_names)
-        print(f"{path}: {named} of {count} {what} have a class; {unnamed[0]} is one that has none", file=sys.stderr)
+        _LOG.warning("%s: %d of %d %s have a class; %s is one without", path, named, count, what, unnamed[0])
     if len(unnamed) == len(image_names):
         return None
     return Classes(names, tuple(tuple(clean_caption(t) for t in prompts[name]) for name in names), labels)

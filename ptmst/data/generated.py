@@ -19,6 +19,7 @@ from ptmst.errors import InputError
 from ptmst.support import files, folders
 
 VERSION = 1
+FOLDER = folders.Kind("rendered data", beside=("scenes", "digits", "classes"))
 """Raised whenever the same settings would give other bytes."""
 JITTER = 0.02
 """How far a thing strays from the middle of its cell, image widths."""
@@ -83,7 +84,7 @@ def write_generated(
         wanted = [*annotations.values(), *([root / CLASSES] if classified else [])]
         if all(path.exists() for path in wanted):
             return False
-    with folders.claimed(root, "rendered data"):
+    with folders.claimed(root, FOLDER):
         _write(config, vocabulary, paint, progress, classified, annotations)
         files.write_json(record, {"format": f"ptmst-{name}", "version": VERSION, **settings})
     return True

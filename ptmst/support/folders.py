@@ -1,44 +1,78 @@
-"""Who owns a folder: what kind it is, one writer at a time, and where the cache is."""
+"""Who owns a folder: of what kind it is, one writer at a time, and where the cache is."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ptmst.errors import InputError
 
-FOLDERS: Mapping[str, tuple[str, ...]] = {
-    "a trajectory store": ("store.json",),
-    "a distilled set": ("distilled.json", "run.json"),
-    "an ablation": ("ablation.json",),
-    "a demo": ("demo.json",),
-    "rendered data": (),
-}
-"""What a folder of ours holds, and the files that tell: one kind a folder."""
+_FORMAT = re.compile(rb'"format":\s*"ptmst-([\w-]+)"')
+_HEAD = 1000
+"""Bytes of a JSON file that are searched for its format, which is its first key."""
+_KINDS: list[Kind] = []
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of folder that we write: a folder is of one kind. Whoever writes it declares it, once, at import."""
+
+    name: str
+    """With its article, for messages."""
+    index: tuple[str, ...] = ()
+    """The files that show that a folder is of this kind."""
+    beside: tuple[str, ...] = ()
+    """Formats of further JSON of ours in such a folder, by which no folder is told."""
+
+    def __post_init__(self) -> None:
+        _KINDS.append(self)
 
 
 def cache_folder() -> Path:
-    """Where things are kept that are computed once: $PTMST_CACHE, or ptmst in the user's cache folder."""
+    """The folder for things that are computed once: $PTMST_CACHE, or ptmst in the user's cache folder."""
     if folder := os.environ.get("PTMST_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ptmst"
 
 
-def refuse_taken(folder: Path, but: str | None = None) -> None:
-    """Raise InputError where a folder holds one of FOLDERS, `but` for this one."""
-    for kind, names in FOLDERS.items():
-        if kind != but and any((folder / name).exists() for name in names):
-            raise InputError(f"{folder}: holds {kind} already; choose another --out")
+def refuse_taken(folder: Path, but: Kind | None = None) -> None:
+    """Raise InputError where a folder is of any kind, or of any `but` this one."""
+    for kind in _KINDS:
+        if kind != but and any((folder / name).exists() for name in kind.index):
+            raise _taken(folder, kind.name)
+    # A kind whose module is not imported here is recognized by the format of its JSON.
+    known = {name for kind in _KINDS for name in kind.index}
+    others = {form.replace(" ", "-") for kind in _KINDS for form in kind.beside}
+    for path in sorted(folder.glob("*.json")):
+        if path.name not in known and (form := _format(path)) is not None and form not in others:
+            raise _taken(folder, f"{'an' if form[0] in 'aeiou' else 'a'} {form.replace('-', ' ')}")
+
+
+def _taken(folder: Path, name: str) -> InputError:
+    return InputError(f"{folder}: holds {name} already; choose another --out")
+
+
+def _format(path: Path) -> str | None:
+    """The format of a JSON file of ours; None for any other file."""
+    try:
+        with open(path, "rb") as file:
+            found = _FORMAT.search(file.read(_HEAD))
+    except OSError:
+        return None
+    return found[1].decode() if found else None
 
 
 @contextmanager
-def claimed(folder: Path, kind: str, *, fresh: bool = False) -> Iterator[None]:
-    """Write a folder of this kind, of FOLDERS, alone; it is made where there is none.
+def claimed(folder: Path, kind: Kind, *, fresh: bool = False) -> Iterator[None]:
+    """Be the only process that writes a folder, which is created if need be.
 
-    Raises InputError where it holds another kind (or, if it is to be `fresh`, this one), and where another process of
-    ours has it. The claim ends with this process, however it ends; what an earlier one left half-written is removed.
+    Raises InputError where the folder is of another kind, or already of this one if it is to be `fresh`, and where
+    another process has claimed it. The claim ends with this process, however it ends. Half-written files that an
+    earlier process has left are removed.
     """
     # Before anything is made, and again when nobody else can make it.
     refuse_taken(folder, None if fresh else kind)
@@ -48,7 +82,7 @@ def claimed(folder: Path, kind: str, *, fresh: bool = False) -> Iterator[None]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what writers that are gone left half-written."""
+    """Remove half-written files of processes that have ended."""
     for torn in folder.glob(".*.part"):
         if not _alive(torn.name.split(".")[-2]):
             torn.unlink(missing_ok=True)
@@ -65,7 +99,7 @@ def _alive(pid: str) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path, kind: str) -> Iterator[None]:
+def _locked(folder: Path, kind: Kind) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # not on this system
@@ -83,7 +117,7 @@ def _locked(folder: Path, kind: str) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{folder}: another process is writing {kind} here; wait for its end, or choose another --out"
+                f"{folder}: another process is writing {kind.name} here; wait for its end, or choose another --out"
             ) from error
         _sweep(folder)
         yield

@@ -1,4 +1,7 @@
-"""What a user sees while something runs: on stderr progress with time left, on stdout results."""
+"""What a user sees while something runs: progress on stderr, which can be switched off, and results on stdout.
+
+Remarks on how things are done are not printed here: they go to the loggers under `ptmst`.
+"""
 
 from __future__ import annotations
 
@@ -6,74 +9,108 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress
 
 _LINE_EVERY_S = 20.0
 _WIDEST = 1000
+_shown = True
+
+
+def progress(shown: bool) -> None:
+    """Switch progress bars and progress lines on stderr on, as they are by default, or off."""
+    global _shown
+    _shown = shown
+
+
+@contextmanager
+def switched_off(off: bool = True) -> Iterator[None]:
+    """Without progress meanwhile, if `off`."""
+    before = _shown
+    progress(before and not off)
+    try:
+        yield
+    finally:
+        progress(before)
 
 
 class Bar:
-    """One piece of work of `total` steps."""
+    """One piece of work of `total` steps: a bar on a terminal, elsewhere a line every 20 seconds."""
 
-    def __init__(self, label: str, total: int, done: int, progress: Progress | None) -> None:
+    def __init__(self, label: str, total: int, done: int, display: Progress | None) -> None:
         self._label, self._total, self._done, self._first = label, total, done, done
-        self._progress = progress
-        self._task = progress.add_task(label, total=total, completed=done, note="") if progress else None
+        self._display = display
+        self._task = display.add_task(label, total=total, completed=done, note="") if display else None
         self._began = self._said = time.monotonic()
 
-    def note(self, note: str) -> None:
+    def note(self, doing: str) -> None:
         """Say at once what is being done."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, note=note)
+        if self._display is not None and self._task is not None:
+            self._display.update(self._task, note=doing)
         else:
-            print(f"{self._label}: {note}", file=sys.stderr, flush=True)
+            note(f"{self._label}: {doing}")
 
-    def advance(self, note: str = "", steps: int = 1) -> None:
+    def advance(self, doing: str = "", steps: int = 1) -> None:
         self._done += steps
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=steps, note=note)
+        if self._display is not None and self._task is not None:
+            self._display.update(self._task, advance=steps, note=doing)
             return
         now = time.monotonic()
         if now - self._said >= _LINE_EVERY_S:
             self._said = now
             left = (now - self._began) / (self._done - self._first) * (self._total - self._done)
-            print(f"{self._label}: {self._done}/{self._total}, {left:.0f} s left  {note}", file=sys.stderr, flush=True)
+            note(f"{self._label}: {self._done}/{self._total}, {left:.0f} s left  {doing}")
 
 
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator[Bar]:
     """Show progress of `total` steps, `done` of which were finished in an earlier run."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    display = _display() if _shown else None
+    if display is None:
         yield Bar(label, total, done, None)
         return
+    with display:
+        yield Bar(label, total, done, display)
+
+
+def _display() -> Progress | None:
+    """rich's progress bars; None where stderr is no terminal."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as progress:
-        yield Bar(label, total, done, progress)
+    return rich.Progress(*columns, console=console)
 
 
-def tell(line: str) -> None:
-    """A remark on how things are done, on stderr at once."""
-    print(line, file=sys.stderr, flush=True)
+def note(line: str) -> None:
+    """A line of progress, such as the stage that begins, on stderr at once."""
+    if _shown:
+        print(line, file=sys.stderr, flush=True)
 
 
-def say(line: str) -> None:
-    """A result, on stdout at once."""
+def result(line: str) -> None:
+    """A line of the result, on stdout at once."""
     print(line, flush=True)
 
 
-def show(renderable: RenderableType) -> None:
+def table(renderable: RenderableType) -> None:
     """A table, on stdout; never cut to fit: a narrow terminal wraps its lines."""
+    from rich.console import Console
+
     console = Console()
     whole = console.measure(renderable, options=console.options.update(max_width=_WIDEST)).maximum
     console.width = max(console.width, whole)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,9 @@ from typing import Any
 import pytest
 
 from ptmst import DistilledSet, TrajectoryStore, teachers
-from ptmst.cli import COMMANDS, main
+from ptmst.cli import COMMANDS, main, parse
+from ptmst.cli.pipeline import DataCheck, Distill, Evaluate, Subset
+from ptmst.config import EvaluateConfig
 from tiny import contents, finish, names, python
 
 DISTILL = ["--steps", "2", "--inner-steps", "2", "--batch-size", "4", "--rates.images", "1", "--rates.lr", "1e-8"]
@@ -63,7 +67,7 @@ def test_the_flow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and (len(store), store.epochs, store.endpoints) == (2, 3, (2, 3))
     assert re.fullmatch(rf"s: 2 experts of {store.layers.num_params:,} parameters, \d+\.\d MB\n", out)
 
-    distill = ["distill", "--store", "s", "--out", "o/set", "--phases", "8:2:0-2", "10:3:1-3", *DISTILL]
+    distill = ["distill", "s", "--out", "o/set", "--phases", "8:2:0-2", "10:3:1-3", *DISTILL]
     code, out, err = run(capsys, *distill)
     assert (code, out) == (0, "o/set: 18 pairs in 2 phases\n"), err
     phases = contents(here / "o" / "set", "phase-*")
@@ -72,18 +76,18 @@ def test_the_flow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, *distill, "--resume")[:2] == (0, "o/set: 18 pairs in 2 phases\n")
     assert contents(here / "o" / "set", "phase-*") == phases
 
-    code, out, _ = run(capsys, "evaluate", "--set", "o/set", *EVALUATE)
+    code, out, _ = run(capsys, "evaluate", "o/set", *EVALUATE)
     scores = json.loads((here / "o" / "set" / "scores.json").read_text())
     assert code == 0 and len(scores["students"]) == 2
     assert f"{scores['summary']['mean']['mean']:.1f}±{scores['summary']['mean']['std']:.1f}" in out
     assert "o/set/scores.json: scores of 2 students\n" in out
-    assert run(capsys, "evaluate", "--set", "o/set", "--out", "other.json", *EVALUATE)[0] == 0
+    assert run(capsys, "evaluate", "o/set", "--out", "other.json", *EVALUATE)[0] == 0
     assert json.loads((here / "other.json").read_text())["students"] == scores["students"]
 
-    real = ["subset", "--store", "s", "--out", "real", "--selection", "herding", "--pairs", "7", "--device", "cpu"]
+    real = ["subset", "s", "--out", "real", "--selection", "herding", "--pairs", "7", "--device", "cpu"]
     assert run(capsys, *real)[:2] == (0, "real: 7 real pairs, herding\n")
     assert "real: holds a distilled set already; choose another --out" in mistake(capsys, *real)
-    assert run(capsys, "evaluate", "--set", "real", *EVALUATE)[0] == 0
+    assert run(capsys, "evaluate", "--set=real", *EVALUATE)[0] == 0
     assert run(capsys, "report", "o/set", "real", "other.json", "--out", "table.csv")[:2] == (0, "table.csv: 3 rows\n")
     lines = (here / "table.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in lines[1:]] == [["set", "18"], ["real", "7"], ["other", "18"]]
@@ -157,7 +161,7 @@ def test_settings_come_from_a_file_and_flags_override_them(here: Path, capsys: p
         ("[distil]\nsteps = 3\n", r"unknown setting distil; did you mean distill"),
         ("[distill]\nsteps = 1.5\n", r"expected int, found 1\.5.*steps"),
         ('[distill]\noptimizer = "lion"\n', "lion"),
-        ("[distill\n", "expected TOML, found a mistake .*mend that line"),
+        ("[distill\n", "expected TOML, found a mistake .*fix that line"),
     ],
 )
 def test_a_file_with_a_mistake_is_named(
@@ -189,8 +193,14 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["teach", "--endpoints", "5,x"], "expected epochs such as 5,7, or all, found 5,x"),
         (["distill", "--store", "s", "--phases", "200:5"], "PAIRS:ENDPOINT:FIRST-LAST"),
         (["distill", "--store", "s", "--trajectory", "long"], "long"),
-        (["distill", "--out", "o"], "--store"),
-        (["evaluate"], "--set"),
+        (["distill", "--out", "o"], "STORE"),
+        (["evaluate"], "SET"),
+        (["distill", "s", "--root", "None"], "expected none in lower case, found None"),
+        (["distill", "s", "--adjoint-clip", "None"], "expected none in lower case, found None"),
+        (["evaluate", "s", "--loss", "None"], "none"),
+        (["teach", "--data.mean", "0.5", "0.5"], "--data.mean"),
+        (["evaluate", "--set"], "--set: expected a value, found none; name it behind the flag"),
+        (["evaluate", "--set", "--quiet"], "--set: expected a value, found none; name it behind the flag"),
     ],
 )
 def test_a_wrong_flag(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], found: str) -> None:
@@ -269,7 +279,7 @@ def test_ctrl_c(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     for command, again in (
         ("teach --out s", "the same command continues"),
         ("distill --store s --out o", "the same command with --resume continues"),
-        ("subset --store s --out o", "the same command begins anew"),
+        ("subset --store s --out o", "the same command starts again"),
     ):
         code, out, err = run(capsys, *command.split())
         assert (code, out, err) == (130, "", f"ptmst: stopped; {again}\n")
@@ -290,7 +300,7 @@ def test_data_that_moved_are_found_again(here: Path, capsys: pytest.CaptureFixtu
     subset = ["subset", "--store", "s", "--pairs", "6", "--out"]
     assert run(capsys, *subset, "before")[0] == 0
     (here / "d").rename(here / "moved")
-    message = "ptmst: d: expected the data that experts were taught on, found no such folder; name the one they moved "
+    message = "ptmst: d: expected the data that the experts were trained on, found no such folder; give its new place "
     for command in (["evaluate", "--set", "s"], [*subset, "o"], ["evaluate", "--set", "before"]):
         assert mistake(capsys, *command).startswith(message)
     assert run(capsys, *subset, "after", "--root", "moved")[0] == 0
@@ -301,7 +311,7 @@ def test_data_that_moved_are_found_again(here: Path, capsys: pytest.CaptureFixtu
 def test_random_weights_of_a_published_tower_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "data", "--root", "d", *DATA)[0] == 0
     teach = ["teach", "--data.root", "d", "--experts", "1", "--epochs", "2", "--endpoints", "2", *TEACH]
-    told = "image_tower timm:test_nfnet: begins with random weights; name a file of its own with "
+    told = "image_tower timm:test_nfnet: starts from random weights; give it trained ones with "
     assert told not in run(capsys, *teach, "--out", "s")[2]
     err = run(capsys, *teach, "--out", "t", "--encoder.image-tower", "timm:test_nfnet", "--data.image-size", "64")[2]
     assert err.count(f"{told}--encoder.image-weights") == 1
@@ -331,6 +341,95 @@ def test_a_subset_that_cannot_be_is_refused(
     assert names(here) == ["d", "s"]
 
 
+# What is typed
+
+
+@pytest.mark.parametrize(
+    ("given", "flag", "value"), [("distill", "store", "s"), ("subset --out o", "store", "s"), ("evaluate", "set", "s")]
+)
+def test_the_main_input_is_positional_and_has_a_flag(given: str, flag: str, value: str) -> None:
+    command, *rest = given.split()
+    expected = parse([command, value, *rest])
+    assert isinstance(expected, (Distill, Subset, Evaluate)) and getattr(expected, flag) == Path(value)
+    for words in (
+        [f"--{flag}", value, *rest],
+        [*rest, f"--{flag}={value}"],
+        [*rest, "--seed", "0", f"--{flag}", value],
+        [*rest, "--seed", "0", value],
+        [value, *rest, f"--{flag}", value],
+        [f"--{flag}", value, f"--{flag}={value}", *rest],
+    ):
+        assert parse([command, *words]) == expected
+    if command != "subset":
+        assert parse([command, "--preset=demo", f"--{flag}", value]) == parse([command, value, "--preset", "demo"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["a", "--store", "b"], ["--store=b", "a"], ["--store", "a", "--store", "b"], ["a", "--store=a", "--store=b"]],
+)
+def test_two_different_inputs_are_refused(words: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = mistake(capsys, "distill", *words, "--out", "o")
+    assert message in (
+        "ptmst: store: expected one folder, found a and b; name one\n",
+        "ptmst: store: expected one folder, found b and a; name one\n",
+    )
+    assert not names(here)
+
+
+def test_none_is_written_alike_everywhere(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "ours.toml").write_text('[evaluate]\nroot = "none"\nloss = "none"\ntogether = "none"\nstudent = "none"')
+    flags = [f"--{name}=none" for name in ("root", "loss", "together", "student", "temperature", "out", "preset")]
+    nothing = Evaluate(Path("s"), EvaluateConfig())
+    assert parse(["evaluate", "s", "--config", "ours.toml"]) == dataclasses.replace(nothing, config=Path("ours.toml"))
+    assert parse(["evaluate", "s", *flags, "--config", "none"]) == nothing
+    assert parse(["teach", "--data.mean", "none"]) == parse(["teach"])
+    teach: Any = parse(["teach", "--data.mean", "0.5", "0.25", "1"])
+    assert teach.settings.data.mean == (0.5, 0.25, 1.0)
+    distill: Any = parse(["distill", "s", "--adjoint-clip", "none", "--chunk", "none"])
+    assert (distill.settings.adjoint_clip, distill.settings.chunk) == (None, None)
+    (here / "ours.toml").write_text('[distill]\nroot = "None"')
+    found = mistake(capsys, "distill", "s", "--config", "ours.toml")
+    assert found.startswith("ptmst: ours.toml: expected none in lower case, found 'None' @ $.distill.root")
+
+
+# What is shown meanwhile
+
+
+def test_quiet_means_results_alone(here: Path) -> None:
+    """In processes of their own, so that nothing that a library prints is missed."""
+    teach = ["teach", "--data.root", "d", "--out", "s", "--experts", "1", "--epochs", "2", "--endpoints", "2", *TEACH]
+    for words, result in (
+        (["data", "--root", "d", *DATA], r"d: written\n"),
+        (["data", "check", "scenes", "--root", "d"], r"(?s).*d: sound\n"),
+        ([*teach, "--encoder.warmup-epochs", "0"], r"s: 1 experts of [\d,]+ parameters, \d+\.\d MB\n"),
+        (["distill", "s", "--out", "o", "--phases", "8:2:0-2", *DISTILL], r"o: 8 pairs in 1 phase\n"),
+        (["evaluate", "o", *EVALUATE], r"(?s).*\d±\d.*o/scores\.json: scores of 2 students\n"),
+        (["report", "o", "--out", "r.md"], r"r\.md: 1 rows\n"),
+    ):
+        code, out, err = finish(python(*words, "--quiet"))
+        assert (code, err) == (0, "")
+        assert re.fullmatch(result, out), out
+
+
+def test_remarks_are_lines_on_stderr(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remarking(*_: object) -> None:
+        logger = logging.getLogger("ptmst.teachers")
+        logger.debug("a detail")
+        logger.info("a remark")
+        logger.warning("a warning")
+        raise OSError("the end")
+
+    monkeypatch.setattr(teachers, "train_teachers", remarking)
+    for _ in range(2):
+        assert mistake(capsys, "teach") == "a remark\na warning\nptmst: the end\n"
+    assert mistake(capsys, "teach", "--quiet") == "a warning\nptmst: the end\n"
+    logger = logging.getLogger("ptmst")
+    assert not logger.handlers and logger.level == logging.NOTSET
+
+
 # Help
 
 
@@ -341,8 +440,8 @@ def test_without_arguments_the_commands_are_listed() -> None:
         assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in COMMANDS)
 
 
-def _flags(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    """Every flag of a command and its default as help should print it; none where there is none."""
+def _flags(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every flag of a command and its default; MISSING where there is none."""
     for f in dataclasses.fields(kind):
         value = getattr(default, f.name) if default is not None else f.default
         if default is None and f.default_factory is not dataclasses.MISSING:
@@ -350,40 +449,125 @@ def _flags(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, str
         if dataclasses.is_dataclass(value):
             yield from _flags(type(value), value, "" if f.name == "settings" else f"{prefix}{f.name}.")
         else:
-            shown = None if value is dataclasses.MISSING or isinstance(value, tuple) else str(value)
-            yield prefix + f.name.replace("_", "-"), shown
+            yield prefix + f.name.replace("_", "-"), value
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
+POSITIONAL = {"distill": "store", "subset": "store", "evaluate": "set", "export": "set", "report": "sets"}
+POSITIONAL |= {"inspect": "path", "data check": "name"}
+HELPED = {**COMMANDS, "data check": DataCheck}
+
+
+@pytest.mark.parametrize("name", HELPED)
 def test_help_names_every_setting_without_loading_torch(name: str) -> None:
     code = (
         "import sys; from ptmst.cli import main\n"
-        f"try: main([{name!r}, '--help'])\n"
+        f"try: main([*{name.split()!r}, '--help'])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "assert not {'torch', 'sklearn', 'matplotlib', 'safetensors'} & set(sys.modules)"
     )
     environment = os.environ | {"COLUMNS": "400", "NO_COLOR": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=5, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=20, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 120
     text = re.sub(r"[\s│]+", " ", done.stdout)
-    assert (COMMANDS[name].__doc__ or "?").strip() in text
-    text = text[text.index("show this help message") :]  # behind the usage line and what has no flag
-    positional = {"report": {"sets"}, "export": {"set"}, "inspect": {"path"}}.get(name, set())
-    for flag, default in _flags(COMMANDS[name], None):
-        if flag in positional:
+    assert (HELPED[name].__doc__ or "?").strip() in text
+    text = text[text.index("╭─") :]  # behind the usage line
+    assert "None" not in text
+    for flag, default in _flags(HELPED[name], None):
+        if flag == POSITIONAL.get(name):
+            assert re.search(rf" {'SET .SET ....' if flag == 'sets' else flag.upper()} [A-Z].*?\(required\)", text)
+            continue
+        if default == ():  # there is no way to write it
+            assert re.search(rf" --{flag} PATH \[PATH \.\.\.\] [A-Z][^(]*\. [-╰]", text)
             continue
         # The flag, what it takes, its help, its default.
         (entry,) = re.findall(rf" --{re.escape(flag)}[ ,].*?\((?:default: .*?|required)\)(?= |$)", text)
-        assert "--" not in entry.split(f"--{flag}", 1)[1].replace(f"--no-{flag}", "").replace(_negated(flag), ""), entry
-        if default is not None:
-            assert f"(default: {default})" in entry or f"(default: '{default}')" in entry, entry
+        assert "--" not in entry.split(f"--{flag}", 1)[1].replace(_negated(flag), ""), entry
+        if default is dataclasses.MISSING:
+            assert entry.endswith("(required)")
+        elif not isinstance(default, tuple):
+            assert entry.endswith(f" (default: {'none' if default is None else default})"), entry
 
 
 def _negated(flag: str) -> str:
     *groups, last = flag.split(".")
-    return "--" + ".".join([*groups, f"no-{last}"])
+    return ", --" + ".".join([*groups, f"no-{last}"])
+
+
+def _help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = run(capsys, *arguments, "--help")
+    assert (code, err) == (0, "")
+    return out
+
+
+def _groups(shown: str) -> dict[str, list[str]]:
+    """The flags in each box of a help text; a positional argument by its name."""
+    boxes = re.findall(r"╭─ (.+?) ─+╮\n(.*?)╰", shown, re.DOTALL)
+    return {title: re.findall(r"^│ (-\S+?|[A-Z]+)[, ]", lines, re.MULTILINE) for title, lines in boxes}
+
+
+def test_flags_are_shown_in_groups(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    distill = _groups(_help(capsys, monkeypatch, "distill"))
+    assert list(distill) == ["input", "method", "compute", "run"]
+    assert distill["input"] == ["STORE"]
+    assert {"--phases", "--steps", "--loss", "--adjoint", "--rates.images", "--ema"} < {*distill["method"]}
+    assert distill["compute"] == ["--precision", "--keep", "--chunk", "--compile", "--device"]
+    assert distill["run"][:3] == ["--preset", "--config", "--out"] and distill["run"][-2:] == ["--quiet", "-h"]
+    assert {"--root", "--seed", "--resume", "--checkpoint-minutes"} < {*distill["run"]}
+    assert list(_groups(_help(capsys, monkeypatch, "teach"))) == ["method", "data", "encoder", "compute", "run"]
+    evaluate = _groups(_help(capsys, monkeypatch, "evaluate"))
+    assert evaluate["compute"] == ["--together", "--device"]
+    # A few flags need no groups.
+    assert _groups(_help(capsys, monkeypatch, "export")) == {
+        "input": ["SET"],
+        "flags": ["--out", "--format", "--quiet", "-h"],
+    }
+    for name in HELPED:
+        shown = _groups(_help(capsys, monkeypatch, *name.split()))
+        assert ("method" in shown) != ("flags" in shown) or "images and captions" in shown
+
+
+def test_help_shows_the_defaults_of_a_preset(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = _help(capsys, monkeypatch, "distill", "--preset", "coco-200,repblend")
+    assert "usage: ptmst distill STORE [FLAGS]\n" in shown
+    assert re.search(r"--blend FLOAT [^-]*\(default: 1\.0\)", re.sub(r"[\s│]+", " ", shown))
+    assert "--preset NAME[,NAME]" in shown and "--config FILE" in shown
+    assert "usage: ptmst subset STORE --out PATH [FLAGS]\n" in _help(capsys, monkeypatch, "subset")
+
+
+@pytest.mark.parametrize("name", HELPED)
+def test_every_help_ends_with_two_examples_that_parse(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = _help(capsys, monkeypatch, *name.split())
+    _, examples = shown.split("\nexamples:\n")
+    lines = [line.removeprefix("  ") for line in examples.splitlines()]
+    assert lines == list(HELPED[name].examples) and len(lines) == 2
+    assert any(f"ptmst {name}" in line for line in lines)
+    for line in lines:
+        words = shlex.split(line)
+        parse(words[words.index("ptmst") + 1 :])
+
+
+@pytest.mark.parametrize("name", HELPED)
+def test_every_default_can_be_typed_as_it_is_shown(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`none` among them."""
+    text = re.sub(r"[\s│]+", " ", _help(capsys, monkeypatch, *name.split()))
+    required = [*(["x"] if name in POSITIONAL else []), *(["--out", "y"] if name in ("subset", "export") else [])]
+    typed: list[str] = []
+    for flag, default in _flags(HELPED[name], None):
+        if flag != POSITIONAL.get(name) and default not in (True, False, (), dataclasses.MISSING):
+            shown = re.search(rf" --{re.escape(flag)} .*?\(default: (.*?)\)", text)
+            assert shown, flag
+            typed += [f"--{flag}", *(shown[1].split() if flag == "phases" else [shown[1]])]
+    assert parse([*name.split(), *required, *typed]) == parse([*name.split(), *required])
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,10 +78,10 @@ def test_images_without_a_class(tmp_path: Path) -> None:
     assert read_classes(tmp_path / "elsewhere", ["x.png"]) is None
 
 
-def test_images_are_named_however_their_path_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_named_however_their_path_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_classes(tmp_path, {"a": ["a"], "b": ["b"]}, {"./img/4.png": "b", str(tmp_path / "img/5.png"): "a"})
     found = read_classes(tmp_path, ["img/4.png", "img/5.png"])
-    assert found is not None and found.labels.tolist() == [1, 0] and capsys.readouterr().err == ""
+    assert found is not None and found.labels.tolist() == [1, 0] and not caplog.messages
     write_classes(tmp_path, {"a": ["a"], "b": ["b"]}, {"s.tar/x.png": "b", "./s.tar/./y.png": "b"})
     found = read_classes(tmp_path, ["s.tar/./x.png", "s.tar/y.png"])
     assert found is not None and found.labels.tolist() == [1, 1]
@@ -97,20 +97,21 @@ def test_images_are_named_however_their_path_is_written(tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize(("names", "told"), [({"x.png": "a"}, "1 of 3"), ({"4.png": "a"}, "0 of 3")])
 def test_images_that_are_not_named_are_told_of(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: dict[str, str], told: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: dict[str, str], told: str
 ) -> None:
     write_classes(tmp_path, {"a": ["a"]}, names)
     found = read_classes(tmp_path, ["x.png", "img/4.png", "z.png"])
     assert (found is None) == told.startswith("0")
     first = "x.png" if found is None else "img/4.png"
-    assert capsys.readouterr().err == f"{tmp_path / FILE}: {told} images have a class; {first} is one that has none\n"
+    assert caplog.messages == [f"{tmp_path / FILE}: {told} images have a class; {first} is one without"]
+    assert caplog.records[0].levelname == "WARNING"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompts": {}}, 'expected {"prompts": {class: [texts]}, "images": {image: class}}, found others'),
-        ({"images": ["a"]}, 'expected {"prompts": {class: [texts]}, "images": {image: class}}, found others'),
+        ({"prompts": {}}, 'expected {"prompts": {class: [texts]}, "images": {image: class}}, found other keys'),
+        ({"images": ["a"]}, 'expected {"prompts": {class: [texts]}, "images": {image: class}}, found other keys'),
         ({"prompts": {"a": "text"}}, "expected a list of texts as prompts of a, found text"),
         ({"prompts": {"a": []}}, "expected a list of texts as prompts of a, found a list"),
         ({"images": {"x.png": "c"}}, "expected a class with prompts for x.png, found 'c'; add its prompts"),
