@@ -6,10 +6,10 @@ import ast
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import ptmst
+from bench.house import imported, modules, own, package
 
 ROOT = Path(__file__).parents[1]
 GROUND = {"errors", "config", "schema"}
@@ -39,46 +39,17 @@ SILENT = {"synthetic", "trajectories", "engine"}
 """They never write to a terminal, nor know that there is one."""
 
 
-def on_disk() -> dict[str, Path]:
-    """Module, without its leading `ptmst.`, → file."""
-    paths = {path.relative_to(ROOT / "ptmst"): path for path in (ROOT / "ptmst").rglob("*.py")}
-    paths |= {path.relative_to(ROOT): path for path in (ROOT / "kernels").rglob("*.py")}
-    return {".".join(name.with_suffix("").parts).removesuffix(".__init__"): path for name, path in paths.items()}
-
-
-MODULES = on_disk()
-
-
-def imported(source: str) -> Iterator[str]:
-    """Every module that is imported, at the top or inside a function; a name of a package as the package."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom):
-            assert node.module and node.level == 0, f"line {node.lineno}: relative import"
-            for alias in node.names:
-                inside = f"{node.module}.{alias.name}"
-                yield inside if inside.removeprefix("ptmst.") in MODULES else node.module
-
-
-def own(source: str) -> set[str]:
-    """Modules of ours that are imported, without their leading `ptmst.`."""
-    names = (name for name in imported(source) if name.split(".")[0] == "ptmst")
-    return {name.removeprefix("ptmst.") if name != "ptmst" else "__init__" for name in names}
-
-
-def package(module: str) -> str:
-    return module.split(".")[0]
+MODULES = modules()
 
 
 def forbidden(module: str, source: str) -> list[str]:
     """What a module imports against the contract."""
     home, found = package(module), []
     if home not in ROOF:
-        found = [other for other in own(source) if package(other) not in {home, *MAY_IMPORT[home]}]
+        found = [other for other in own(source, MODULES) if package(other) not in {home, *MAY_IMPORT[home]}]
     if home in SILENT:
         loud = {"ptmst.support.progress", "rich", "tyro"}
-        found += [other for other in imported(source) if other in loud or other.split(".")[0] in loud]
+        found += [other for other in imported(source, MODULES) if other in loud or other.split(".")[0] in loud]
     return sorted(f"{module} imports {other}" for other in found)
 
 
@@ -130,7 +101,7 @@ def test_no_circles_between_modules() -> None:
         tree = ast.parse(path.read_text("utf-8"))
         if name == "__init__":
             tree.body.remove(type_checking(tree))
-        arrows[name] = own(ast.unparse(tree))
+        arrows[name] = own(ast.unparse(tree), MODULES)
     assert circles(arrows) == []
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"e"}, "e": set()}) == ["a", "b", "c"]
 
@@ -139,7 +110,9 @@ def test_kernels_stand_alone() -> None:
     allowed = {"torch", "triton", "numpy", *sys.stdlib_module_names}
     for name, path in MODULES.items():
         if package(name) == "kernels":
-            found = {other for other in imported(path.read_text("utf-8")) if other.split(".")[0] not in allowed}
+            found = {
+                other for other in imported(path.read_text("utf-8"), MODULES) if other.split(".")[0] not in allowed
+            }
             assert all(other.startswith("ptmst.kernels") for other in found), f"{name} imports {found}"
 
 
