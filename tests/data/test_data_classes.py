@@ -86,7 +86,7 @@ def test_images_are_named_however_their_path_is_written(tmp_path: Path, caplog: 
     found = read_classes(tmp_path, ["s.tar/./x.png", "s.tar/y.png"])
     assert found is not None and found.labels.tolist() == [1, 1]
     write_classes(tmp_path, {"a": ["a"], "b": ["b"]}, {"x.png": "a", "./x.png": "b"})
-    with pytest.raises(InputError, match=r"expected one class of \./x\.png, found another under another spelling"):
+    with pytest.raises(InputError, match=r"expected one class of \./x\.png, found a second one under another spelling"):
         read_classes(tmp_path, ["x.png"])
     write_classes(tmp_path, {"a": ["a"]}, {"../x.png": "a"})
     with pytest.raises(

@@ -126,7 +126,7 @@ def test_on_cuda_it_is_what_fits(
         found = settled(replace(OPEN, compile=compile), store, student)
     assert (found.keep, found.chunk) == expected
     [told] = caplog.messages
-    assert told.startswith(f"distill: keep {expected[0]}, chunk {expected[1] or 'none'}; inner steps need about ")
+    assert told.startswith(f"distill: keep {expected[0]}, chunk {expected[1] or 'none'}; the inner steps need about ")
 
 
 @pytest.mark.parametrize(

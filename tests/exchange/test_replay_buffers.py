@@ -329,7 +329,7 @@ def test_a_store_of_one_network_serves_no_students(tmp_path: Path, capsys: pytes
     ):
         assert main(command) == 2
         err = capsys.readouterr().err
-        assert "records its data and encoder, found one that does not" in err and len(err.splitlines()) == 1
+        assert "expected a store or set with an encoder and data, found one without" in err and len(err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
