@@ -109,7 +109,7 @@ def check(name: str, root: Path | str, max_words: int = 30) -> Report:
         if empty:
             whose = _some([names[i] for i in dict.fromkeys(empty)])
             problems.append(
-                f"{found.origin}: {_count(empty, 'caption')} without a word once cleaned, of {whose}; mend them"
+                f"{found.origin}: {_count(empty, 'caption')} without a word once cleaned, of {whose}; fix them"
             )
         for image in names:
             splits_of.setdefault(image, []).append(split)

@@ -50,7 +50,7 @@ def text_tower(config: EncoderConfig) -> TextTower:
     if kind == "open_clip":
         return OpenClipText(name, config.text_weights)
     raise InputError(
-        f"text_tower: expected hashed, hf:NAME or open_clip:NAME, found {config.text_tower}; mend the name"
+        f"text_tower: expected hashed, hf:NAME or open_clip:NAME, found {config.text_tower}; fix the name"
     )
 
 
@@ -73,7 +73,7 @@ class HashedText:
 
 
 class _TextModel(ABC):
-    """A frozen text model of torch. It lies on the CPU but while it embeds captions."""
+    """A frozen text model of torch. It is on the CPU except while it embeds captions."""
 
     width: int
     _model: Any
@@ -94,7 +94,7 @@ class _TextModel(ABC):
 
     @abstractmethod
     def _embed(self, captions: list[str], device: torch.device) -> Tensor:
-        """B captions → [B, D] on `device`, where the model lies."""
+        """B captions → [B, D] on `device`, where the model is."""
 
 
 def chunks(captions: Sequence[str], device: torch.device) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, hashes, and tensors that are checked as they are read."""
+"""Files that are whole or absent: atomic writes, hashes, and tensors that are checked when they are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sha256(content: bytes) -> str:
 def write(path: Path, content: bytes) -> str:
     """Write a file through a sibling temporary one, flushed and renamed; returns its SHA-256.
 
-    Raises InputError where the folder cannot be written or the disk is full; what stood at `path` is then unharmed.
+    Raises InputError where the folder cannot be written or the disk is full; a file that was at `path` is unharmed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -49,22 +49,22 @@ def write(path: Path, content: bytes) -> str:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> str:
-    """Write JSON of ours, with the SHA-256 of its content as a last key; returns that of the file."""
+    """Write JSON of ours, with the SHA-256 of its content as the last key; returns the SHA-256 of the file."""
     checked = {**value, _JSON_CONTENT: _json_hash(value)}
     return write(path, (json.dumps(checked, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path, kind: str, versions: int | tuple[int, ...]) -> dict[str, Any]:
-    """Read a JSON file of ours; `kind` and one of `versions` must be those in its `format` and `version` keys.
+    """Read a JSON file of ours, whose keys `format` and `version` must be of `kind` and one of `versions`.
 
-    Its content must be what it was written with; files from before there was a hash in them have none.
+    Its checksum is verified; files of early releases have none.
     """
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected a {kind}, found no such file; check the path") from error
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: expected a {kind} in JSON, found a damaged file ({error}); make it anew") from error
+        raise InputError(f"{path}: expected a {kind} in JSON, found a damaged file ({error}); make it again") from error
     if not isinstance(value, dict) or value.get("format") != f"ptmst-{kind.replace(' ', '-')}":
         raise InputError(f"{path}: expected a {kind}, found something else; check the path")
     known = (versions,) if isinstance(versions, int) else versions
@@ -75,7 +75,7 @@ def read_json(path: Path, kind: str, versions: int | tuple[int, ...]) -> dict[st
         )
     inside = value.pop(_JSON_CONTENT, None)
     if inside is not None and inside != _json_hash(value):
-        raise InputError(f"{path}: expected the content it was written with, found other; restore it or make it anew")
+        raise InputError(f"{path}: checksum mismatch: the file is damaged; restore it or make it again")
     return value
 
 
@@ -88,48 +88,48 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path}: tensor {name} holds NaN or infinity; nothing was written")
-    # Copies, since safetensors refuses tensors that share memory (η and its average at step 0, say).
+    # Copies, since safetensors refuses tensors that share memory, such as η and its average at step 0.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
-    # One entry only: safetensors writes several in any order, and the same tensors must give the same bytes.
+    # A single entry: safetensors writes several in any order, and the same tensors must give the same bytes.
     return write(path, st.save(copies, {_CONTENT: _content_hash(copies)}))
 
 
 def read_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Tensor]:
     """Read a safetensors file whole; refuses non-finite values.
 
-    The file's hash is compared with the expected one or, where no index holds one (checkpoints, the cache), the hash
-    of its tensors with the one inside it, if it is a file of ours.
+    The file's hash is compared with the expected one. Without it, as for checkpoints and the cache, the hash of the
+    tensors is compared with the one that a file of ours has inside.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); restore the file or make it anew") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); restore the file or make it again") from error
     if expected_sha256 is not None and (found := sha256(content)) != expected_sha256:
         raise InputError(
             f"{path}: expected SHA-256 {expected_sha256[:12]}…, found {found[:12]}… ({len(content):,} bytes); "
-            "the file is damaged: restore it or make it anew"
+            "the file is damaged: restore it or make it again"
         )
     try:
         tensors = st.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: expected safetensors, found a damaged file ({error}); make it anew") from error
+        raise InputError(f"{path}: expected safetensors, found a damaged file ({error}); make it again") from error
     inside = header.get("__metadata__", {}).get(_CONTENT)
     if expected_sha256 is None and inside is not None and _content_hash(tensors) != inside:
-        raise InputError(f"{path}: expected the tensors it was written with, found others; the file is damaged")
+        raise InputError(f"{path}: checksum mismatch: the file is damaged; restore it or make it again")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{path}: tensor {name} holds NaN or infinity; make the file anew")
+            raise InputError(f"{path}: tensor {name} holds NaN or infinity; make the file again")
     return tensors
 
 
 def read_some(path: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file that `read_tensors` has checked before, read lazily by name."""
+    """Tensors of a safetensors file by name, without the checks of `read_tensors`: it has been read before."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore the file or make it anew") from error
+        raise InputError(f"{path}: cannot be read ({error}); restore the file or make it again") from error
 
 
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -155,7 +155,7 @@ def test_nothing_stops_it(sound: Path) -> None:
     assert problems[2] == "ROOT/text.jpg: expected a whole image, found no kind of image; replace the file"
     assert problems[3].startswith("ROOT/cut.png: expected a whole image, found ")
     assert problems[4:] == [
-        "ROOT/flickr8k_train.json: 2 captions without a word once cleaned, of b.png; mend them",
+        "ROOT/flickr8k_train.json: 2 captions without a word once cleaned, of b.png; fix them",
         "ROOT/flickr8k_val.json: expected JSON, found Expecting value in line 1; mend the file or fetch it again",
         "train and test: 1 image in each of them: c.png; keep each in one",
         "train and test: 1 image of the same bytes: same.png = c.png; keep one of each",
@@ -257,7 +257,7 @@ def test_tar_files(tmp_path: Path) -> None:
     report = check("wds:{split}-*.tar", tmp_path)
     assert [(split.split, split.images) for split in report.splits] == [("train", 2), ("test", 2)]
     assert [problem.replace(str(tmp_path), "ROOT") for problem in report.problems] == [
-        "ROOT/train-*.tar: 1 caption without a word once cleaned, of train-0.tar/0.png; mend them",
+        "ROOT/train-*.tar: 1 caption without a word once cleaned, of train-0.tar/0.png; fix them",
         "train and test: 1 image of the same bytes: train-0.tar/1.png = test-0.tar/1.png; keep one of each",
     ]
 

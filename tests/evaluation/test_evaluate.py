@@ -679,7 +679,7 @@ def test_a_changed_score_is_seen(tmp_path: Path) -> None:
     write_scores(tmp_path / "scores.json", Scores((dict.fromkeys(METRICS, 12.5),), PROVENANCE))
     content = (tmp_path / "scores.json").read_text()
     (tmp_path / "scores.json").write_text(content.replace("12.5", "92.5", 1))
-    with pytest.raises(InputError, match="expected the content it was written with, found other"):
+    with pytest.raises(InputError, match="checksum mismatch: the file is damaged; restore it or make it again"):
         read_scores(tmp_path / "scores.json")
 
 

@@ -130,7 +130,7 @@ def test_values_that_are_not_finite_are_not_read(tmp_path: Path) -> None:
     for digest in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
         with pytest.raises(InputError) as caught:
             files.read_tensors(path, digest)
-        assert str(caught.value) == f"{path}: tensor leaf.x holds NaN or infinity; make the file anew"
+        assert str(caught.value) == f"{path}: tensor leaf.x holds NaN or infinity; make the file again"
 
 
 def test_other_content_than_was_hashed(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_other_content_than_was_hashed(tmp_path: Path) -> None:
             files.read_tensors(path, digest)
         assert str(caught.value) == (
             f"{path}: expected SHA-256 {digest[:12]}…, found {found[:12]}… ({len(damaged)} bytes); "
-            "the file is damaged: restore it or make it anew"
+            "the file is damaged: restore it or make it again"
         )
 
 
@@ -153,7 +153,7 @@ def test_a_truncated_file(kept: int, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"x": torch.zeros(300)}, path)
     path.write_bytes(path.read_bytes()[:kept])
-    message = rf"^{re.escape(str(path))}: expected safetensors, found a damaged file \(.+\); make it anew$"
+    message = rf"^{re.escape(str(path))}: expected safetensors, found a damaged file \(.+\); make it again$"
     with pytest.raises(InputError, match=message):
         files.read_tensors(path)
 
@@ -165,7 +165,7 @@ def test_a_flipped_bit_without_an_index(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-7] ^= 1
     path.write_bytes(content)
-    message = "expected the tensors it was written with, found others; the file is damaged"
+    message = "checksum mismatch: the file is damaged; restore it or make it again"
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}: {message}$"):
         files.read_tensors(path)
 
@@ -174,7 +174,7 @@ def test_a_missing_file_of_tensors(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with pytest.raises(InputError) as caught:
         files.read_tensors(path)
-    assert str(caught.value) == f"{path}: cannot be read (No such file or directory); restore the file or make it anew"
+    assert str(caught.value) == f"{path}: cannot be read (No such file or directory); restore the file or make it again"
 
 
 def test_json_comes_back(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_data_loader_takes_a_phase(tmp_path: Path, form: str, workers: int) ->
 def test_a_damaged_file_is_refused(tmp_path: Path, name: str, how: str) -> None:
     distilled().save(tmp_path)
     content = (tmp_path / name).read_bytes()
-    message = r"expected SHA-256 \w{12}…, found \w{12}… .+ the file is damaged: restore it or make it anew"
+    message = r"expected SHA-256 \w{12}…, found \w{12}… .+ the file is damaged: restore it or make it again"
     if how == "flipped":
         (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     elif how == "short":

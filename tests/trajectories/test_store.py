@@ -162,14 +162,14 @@ def test_a_damaged_file_is_refused(path: Path, pattern: str, how: str) -> None:
         message = rf"expected SHA-256 \w{{12}}…, found \w{{12}}… \({len(content) - 10:,} bytes\); the file is damaged"
     elif how == "absent":
         file.unlink()
-        message = r"cannot be read \(No such file or directory\); restore the file or make it anew"
+        message = r"cannot be read \(No such file or directory\); restore the file or make it again"
     elif how == "no safetensors":
         replace(path, name, content[: len(content) // 2])
-        message = r"expected safetensors, found a damaged file \(.+\); make it anew"
+        message = r"expected safetensors, found a damaged file \(.+\); make it again"
     else:
         key = "base" if "base" in name else "scale.3"
         rewrite(path, name, lambda tensors: tensors[key].view(-1)[-1:].fill_(torch.nan))
-        message = f"tensor {key} holds NaN or infinity; make the file anew"
+        message = f"tensor {key} holds NaN or infinity; make the file again"
     store = TrajectoryStore.open(path)
     with pytest.raises(InputError, match=f"{name}: {message}"):
         store.expert(3)
@@ -359,7 +359,7 @@ def test_a_file_that_changes_later_is_checked_again(path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(bytes(content))
-    with pytest.raises(InputError, match="the file is damaged: restore it or make it anew"):
+    with pytest.raises(InputError, match="the file is damaged: restore it or make it again"):
         store.expert(0, (2,))
 
 
