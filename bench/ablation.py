@@ -6,9 +6,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, get_args
+from typing import get_args
 
-from bench.reading import NOT_YET, Interval, Rows, paired, read, spread
+from bench.result import Result, Row, Rows, read
+from bench.spread import Interval, paired, spread
+from bench.tables import NOT_YET, Table, bold, source
 from ptmst.config import Selection
 
 QUESTIONS = {
@@ -22,7 +24,7 @@ QUESTIONS = {
     "The damped adjoint, on a shortcut": ("st-adjoint", "st"),
     "Ours against PTM-ST": ("st-adjoint", "ptm-st"),
 }
-"""What is asked of each data set: one method against another."""
+"""Questions that are answered on each data set: one method against another."""
 
 
 def recalls(rows: Rows) -> list[float]:
@@ -30,109 +32,98 @@ def recalls(rows: Rows) -> list[float]:
     return [v for row in rows for v in [*(student["mean"] for student in row["students"]), *[0.0] * row["lost"]]]
 
 
-def measured(found: dict[str, Any]) -> dict[tuple[str, int], Rows]:
+def measured(result: Result) -> dict[tuple[str, int], Rows]:
     """Runs on test by method and pairs; 0 pairs are all real ones."""
     cells: dict[tuple[str, int], Rows] = defaultdict(list)
-    for row in found["rows"]:
+    for row in result["rows"]:
         if row["run"]["split"] == "test":
             cells[row["run"]["method"], row["run"]["pairs"]].append(row)
     return cells
 
 
 def methods(results: Path, data: str) -> str:
-    """A row a method: recall by number of pairs, share of all real pairs, what was tuned and what it cost."""
+    """One row per method: recall by number of pairs, share of all real pairs, what was tuned and what it cost."""
     from ptmst.studies.ablation import COLUMNS
 
-    found = read(results, f"ablation-{data}")
-    if found is None:
+    result = read(results / f"ablation-{data}.json")
+    if result is None:
         return NOT_YET
-    cells = measured(found)
+    cells = measured(result)
     sizes = sorted({pairs for _, pairs in cells if pairs})
-    # Runs are in the order in which they ended.
-    order = [*get_args(Selection), *found["methods"]]
+    # Runs are stored in the order in which they ended.
+    order = [*get_args(Selection), *result["methods"]]
     names = sorted({name for name, pairs in cells if pairs}, key=order.index)
     full = {name: mean(recalls(rows)) for (name, pairs), rows in cells.items() if not pairs}
-    lines = [
-        f"| method | {' | '.join(f'{size} pairs' for size in sizes)} | of all | tuned | lost | s | GB |",
-        f"|---|{'--:|' * (len(sizes) + 1)}---|--:|--:|--:|",
-    ]
+    columns = ["method", *(f"{size} pairs" for size in sizes), "of all", "tuned", "lost", "s", "GB"]
+    table = Table(columns, left=(0, columns.index("tuned")))
     best = {size: max(mean(recalls(cells[name, size])) for name in names) for size in sizes}
     for name in names:
         values = [recalls(cells[name, size]) for size in sizes]
-        shown = [spread(v) for v in values]
-        shown = [f"**{text}**" if mean(v) == best[s] else text for text, v, s in zip(shown, values, sizes, strict=True)]
+        shown = [bold(spread(v), mean(v) == best[size]) for v, size in zip(values, sizes, strict=True)]
         largest = cells[name, sizes[-1]]
         frozen = largest[0]["provenance"]["encoder"]["freeze_tower"]
         whole = full["all real pairs, heads alone" if frozen else "all real pairs"]
         lost = sum(row["lost"] for size in sizes for row in cells[name, size])
-        shown += [f"{100 * mean(values[-1]) / whole:.0f} %", _tuned(found, largest[0]), str(lost)]
-        shown += [_mean(largest, "seconds", 1, ".0f"), _mean(largest, "peak bytes", 1e9, ".2f")]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
+        shown += [f"{100 * mean(values[-1]) / whole:.0f} %", _tuned(result, largest[0]), str(lost)]
+        table.add(name, *shown, _mean(largest, "seconds", 1, ".0f"), _mean(largest, "peak bytes", 1e9, ".2f"))
     for name in full:
-        lines.append(f"| {name} | {'| ' * (len(sizes) - 1)}{spread(recalls(cells[name, 0]))} | 100 % | | | | |")
-    settings, machine = found["settings"], found["machine"]
-    seeds = len({row["run"]["seed"] for row in found["rows"] if row["run"]["split"] == "test"})
+        table.add(name, *[None] * (len(sizes) - 1), spread(recalls(cells[name, 0])), "100 %", *[None] * 4)
+    seeds = len({row["run"]["seed"] for row in result["rows"] if row["run"]["split"] == "test"})
     config, real = largest[0]["provenance"]["config"], cells[next(iter(full)), 0][0]["provenance"]["pairs"]
     students = f"{seeds} seeds × {config['students']} students"
     evaluated = f"protocol {config['protocol']}, selection {config['select']}"
-    lines += [
-        "",
+    steps = result["settings"]["distill"]["steps"]
+    return table.markdown(
         f"Mean recall on test in percent, mean ± standard deviation over {students}, {evaluated}. {COLUMNS} "
         "Share of all real pairs' recall, with the same layers trained, seconds and memory are at the most pairs. "
-        f"{sizes[-1]} pairs are {100 * sizes[-1] / real:.1f} % of {real:,}. {settings['distill']['steps']} outer steps "
-        f"a phase of two, or all in one. {_never_learned(found)}{len(found['rows'])} runs, whose distillations took "
-        f"{sum(row.get('seconds', 0.0) for row in found['rows']) / 3600:.1f} CPU hours in all. "
-        f"`{found['command']}` on {machine['cpu']}, one thread a run; torch {found['versions']['torch']}.",
-    ]
-    return "\n".join(lines)
+        f"{sizes[-1]} pairs are {100 * sizes[-1] / real:.1f} % of {real:,}. {steps} outer steps "
+        f"a phase of two, or all in one. {_never_learned(result)}{len(result['rows'])} runs, whose distillations took "
+        f"{sum(row.get('seconds', 0.0) for row in result['rows']) / 3600:.1f} CPU hours in all. "
+        + source(result, ran="one thread a run")
+    )
 
 
 def questions(results: Path, sets: Sequence[str]) -> str:
     """Differences in mean recall, paired by seed."""
-    found = {data: one for data in sets if (one := read(results, f"ablation-{data}")) is not None}
-    if not found:
+    by_data = {data: one for data in sets if (one := read(results / f"ablation-{data}.json")) is not None}
+    if not by_data:
         return NOT_YET
-    sizes = sorted({pairs for one in found.values() for _, pairs in measured(one) if pairs})
-    lines = [
-        f"| question | difference | data | {' | '.join(f'{size} pairs' for size in sizes)} |",
-        f"|---|---|---|{'--:|' * len(sizes)}",
-    ]
+    sizes = sorted({pairs for one in by_data.values() for _, pairs in measured(one) if pairs})
+    table = Table(["question", "difference", "data", *(f"{size} pairs" for size in sizes)], left=(0, 1, 2))
     for question, names in QUESTIONS.items():
-        for data, ablation in found.items():
+        for data, ablation in by_data.items():
             cells = measured(ablation)
             shown = []
             for size in sizes:
                 mine, its = ({r["run"]["seed"]: mean(recalls([r])) for r in cells[name, size]} for name in names)
                 differences = paired(mine, its)
                 shown.append(str(Interval.of(differences)) if differences else "–")
-            lines.append(f"| {question} | {' − '.join(names)} | {data} | {' | '.join(shown)} |")
-    commands = "`, `".join(one["command"] for one in found.values())
-    machine, versions = next((one["machine"], one["versions"]) for one in found.values())
-    lines += [
-        "",
+            table.add(question, " − ".join(names), data, *shown)
+    first = next(iter(by_data.values()))
+    commands = "`, `".join(one["command"] for one in by_data.values())
+    return table.markdown(
         "Points of mean recall on test; 95 % intervals of Student's t over seeds, each line by itself. "
-        f"`{commands}` on {machine['cpu']}; torch {versions['torch']}.",
-    ]
-    return "\n".join(lines)
+        + source(first | {"command": commands}, ran="")
+    )
 
 
-def _never_learned(found: dict[str, Any]) -> str:
-    shares = [100 * row["never learned"] for row in found["rows"] if "never learned" in row]
+def _never_learned(result: Result) -> str:
+    shares = [100 * row["never learned"] for row in result["rows"] if "never learned" in row]
     if not shares:
         return ""
     return f"Pairs that an expert never learns, of all that forgetting chose from: {mean(shares):.0f} %. "
 
 
-def _tuned(found: dict[str, Any], row: dict[str, Any]) -> str:
-    """As the method's own runs on val have it: a grid may have tried less of one method than of another."""
+def _tuned(result: Result, row: Row) -> str:
+    """By the method's own runs on val: a grid may have tried fewer values of one method than of another."""
     from ptmst.schema import from_json
     from ptmst.studies.ablation import Run, tuned
 
-    one, runs = from_json(Run, row["run"]), [other["run"] for other in found["rows"]]
+    one, runs = from_json(Run, row["run"]), [other["run"] for other in result["rows"]]
     tried = [run for run in runs if (run["method"], run["split"]) == (one.method, "val")]
     return tuned(one, sorted({run["factor"] for run in tried}), sorted({run["lr"] for run in tried}))
 
 
-def _mean(rows: Rows, key: str, unit: float, form: str) -> str:
+def _mean(rows: Rows, key: str, unit: float, style: str) -> str:
     values = [row[key] for row in rows if row.get(key)]
-    return f"{mean(values) / unit:{form}}" if values else ""
+    return f"{mean(values) / unit:{style}}" if values else ""

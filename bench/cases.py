@@ -1,4 +1,4 @@
-"""What is measured on a CPU: the cases of the outer step and of the kernels, as data; gpu/parts.py has a GPU's."""
+"""What is measured on a CPU, as data: cases of the outer step and of the kernels; gpu/parts.py has those of a GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Case:
         return 0.0 if self.gradient == "truncated" else 1.0
 
     def described(self) -> dict[str, Any]:
-        """What a result records of it."""
+        """The entries of a row that describe it."""
         return {
             "case": str(self),
             "tower": self.tower,
@@ -47,29 +47,32 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Way:
+class Implementation:
     """How an outer step is computed."""
 
     name: str
     compiled: bool = False
     keep: Keep = "path"
     general: bool = False
-    """A frozen tower goes through the general path, as one that is trained."""
+    """A frozen tower takes the general path, like a trained one."""
 
     def __str__(self) -> str:
         return self.name
 
 
 OURS = (
-    Way("ptmst eager"),
-    Way("ptmst eager, primals kept", keep="primals"),
-    Way("ptmst compiled", compiled=True),
-    Way("ptmst compiled, primals kept", compiled=True, keep="primals"),
+    Implementation("ptmst eager"),
+    Implementation("ptmst eager, primals kept", keep="primals"),
+    Implementation("ptmst compiled", compiled=True),
+    Implementation("ptmst compiled, primals kept", compiled=True, keep="primals"),
 )
-GENERAL = (Way("ptmst eager, general path", general=True), Way("ptmst compiled, general path", True, general=True))
-"""For a frozen tower besides."""
+GENERAL = (
+    Implementation("ptmst eager, general path", general=True),
+    Implementation("ptmst compiled, general path", True, general=True),
+)
+"""Also measured for a frozen tower."""
 CLEAN, PUBLISHED = "double backward", "published loop"
-"""Opponents (baselines.py): written cleanly, and with the published waste put back."""
+"""Opponents (baselines.py): written cleanly, and with the waste of the published loop."""
 
 FORWARDS: dict[tuple[Gradient, Keep], int] = {
     ("truncated", "path"): 9,
@@ -119,7 +122,7 @@ class Flat:
         return _BYTES[self.kernel] * self.parameters
 
     def layer_sizes(self) -> tuple[int, ...]:
-        """100 layers as a tower has them: matrices that grow with depth, each with a vector of its width beside it."""
+        """100 layers like a tower's: matrices that grow with depth, each with a vector of its width."""
         shares = [1 + i for i in range(50)]
         left = self.parameters - 50 * 250
         matrices = [left * share // sum(shares) for share in shares]
@@ -143,7 +146,7 @@ class Contrastive:
     width: int = 1024
 
     def needs(self) -> int:
-        """Bytes that a loss with all pairs in memory takes, roughly: seven matrices of them."""
+        """Approximate bytes of a loss that holds all logits: seven matrices."""
         return 7 * 4 * self.pairs**2
 
     def __str__(self) -> str:

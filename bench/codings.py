@@ -1,20 +1,19 @@
-"""`python -m bench.codings --json FILE`: what a store's coding costs in recall.
+"""`python -m bench.codings --json FILE`: what the storage dtype of a trajectory store costs in recall.
 
-For each data set and seed experts are taught once; the same experts are then distilled from exact float32
-trajectories, from the fp16 store and from the int8 store, at the same draws, and fresh students are scored. Small
-settings (the demo's quick ones), so that differences between codings, not recall, are what it shows. A stopped run
-continues: what FILE holds is not measured again.
+For each data set and seed experts are trained once. Pairs are distilled from their exact float32 trajectories, from the
+fp16 store and from the int8 store, with the same random draws, and fresh students are scored. The settings are small
+(the demo's quick ones): compare codings, not recalls. A stopped run continues.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -22,14 +21,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import reading
+from bench.command import bare_parser, collect
 from ptmst import TrajectoryStore, distill, evaluate, train_teachers
 from ptmst.config import DataConfig, Experiment
 from ptmst.data import write_rendered
 from ptmst.presets import experiment
 from ptmst.students.layers import LayerTable
-from ptmst.support import files
-from ptmst.support.provenance import machine
 from ptmst.trajectories import shortcut
 from ptmst.trajectories.shortcut import Displacement, Expert, Shortcut, shortcut_beta
 from ptmst.trajectories.spans import RawSpan
@@ -41,7 +38,7 @@ CODINGS = ("float32", "fp16", "int8")
 
 @dataclass(frozen=True)
 class ExactShortcut:
-    """A shortcut whose displacement was never rounded."""
+    """A shortcut whose displacement is not rounded."""
 
     layers: LayerTable
     base: Tensor
@@ -73,34 +70,34 @@ class ExactStore(TrajectoryStore):
     """Displacements by expert and end point, in float32."""
 
     def expert(self, number: int, endpoints: Collection[int] | None = None) -> Expert:
-        kept = super().expert(number, endpoints)
-        return ExactExpert(kept.layers, kept.base, kept.displacements, kept.step_norms, self.deltas[number])
+        rounded = super().expert(number, endpoints)
+        return ExactExpert(rounded.layers, rounded.base, rounded.displacements, rounded.step_norms, self.deltas[number])
 
 
 @contextmanager
-def exact_deltas(found: list[Tensor]) -> Iterator[None]:
+def exact_deltas(deltas: list[Tensor]) -> Iterator[None]:
     """Collect every displacement before it is rounded."""
     encode = Displacement.encode
 
     def recorded(delta: Tensor, layers: LayerTable) -> Displacement:
-        found.append(delta.clone())
+        deltas.append(delta.clone())
         return encode(delta, layers)
 
     with mock.patch.object(shortcut.Displacement, "encode", staticmethod(recorded)):
         yield
 
 
-def taught(settings: Experiment, data: DataConfig, seed: int, folder: Path) -> dict[str, TrajectoryStore]:
+def trained(settings: Experiment, data: DataConfig, seed: int, folder: Path) -> dict[str, TrajectoryStore]:
     """The same experts in the three codings."""
-    found: list[Tensor] = []
+    recorded: list[Tensor] = []
     config = replace(settings.teach, out=folder / "fp16", data=data, seed=seed)
-    with exact_deltas(found):
+    with exact_deltas(recorded):
         store = train_teachers(config)
-    kept, count = store.endpoints, len(store)
-    if len(found) != count * len(kept):
-        raise SystemExit(f"{folder}: expected experts taught from the beginning; remove the folder")
-    deltas = tuple(dict(zip(kept, found[n * len(kept) :], strict=False)) for n in range(count))
-    fields = (store.layers, store.epochs, kept, store.settings)
+    endpoints, count = store.endpoints, len(store)
+    if len(recorded) != count * len(endpoints):
+        raise SystemExit(f"{folder}: expected experts trained from the beginning; remove the folder")
+    deltas = tuple(dict(zip(endpoints, recorded[n * len(endpoints) :], strict=False)) for n in range(count))
+    fields = (store.layers, store.epochs, endpoints, store.settings)
     exact = ExactStore(store.path, *fields, experts=store.experts, hashes=store.hashes, deltas=deltas)
     small = TrajectoryStore(folder / "int8", *fields, coding="int8")
     for name in [name for name in store.hashes if name.startswith("tower")]:
@@ -116,7 +113,7 @@ def measure(name: Literal["scenes", "digits"], seed: int, work: Path) -> Iterato
     write_rendered(replace(settings.data, name=name, root=root))
     data = DataConfig(name=name, root=root, image_size=settings.data.image_size)
     folder = work / name / f"seed-{seed}"
-    for coding, store in taught(settings, data, seed, folder).items():
+    for coding, store in trained(settings, data, seed, folder).items():
         began = time.perf_counter()
         distilled = distill(replace(settings.distill, seed=seed), store)
         scores = evaluate(distilled, replace(settings.evaluate, seed=seed))
@@ -132,26 +129,22 @@ def measure(name: Literal["scenes", "digits"], seed: int, work: Path) -> Iterato
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.codings", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="results; what it holds is kept")
-    parser.add_argument(
+    options = bare_parser("codings", __doc__)
+    options.add_argument(
         "--work", type=Path, default=Path("runs/codings"), metavar="FOLDER", help="data and stores; may be removed"
     )
-    asked = parser.parse_args()
-    rows = reading.rows(asked.json)
-    for name in DATA:
-        for seed in SEEDS:
-            if sum((row["data"], row["seed"]) == (name, seed) for row in rows) == len(CODINGS):
-                continue
-            rows = [row for row in rows if (row["data"], row["seed"]) != (name, seed)]
-            rows += measure(name, seed, asked.work)
-            command = f"python -m bench.codings --json {asked.json}"
-            files.write_json(
-                asked.json,
-                {"command": command, "torch": torch.__version__, "machine": machine(), "rows": rows},
-            )
-            last = {row["coding"]: f"{statistics.mean(row['mean recall']):.1f}" for row in rows[-3:]}
-            print(name, seed, last, flush=True)
+    asked = options.parse_args()
+    cases = [(name, seed) for name in DATA for seed in SEEDS]
+    rows = collect(
+        asked.json,
+        "codings",
+        cases,
+        lambda row: (row["data"], row["seed"]),
+        lambda case: list(measure(*case, asked.work)),
+    )
+    for case, coding in product(cases, CODINGS):
+        recalls = [row["mean recall"] for row in rows if (row["data"], row["seed"], row["coding"]) == (*case, coding)]
+        print(*case, coding, f"{statistics.mean(recalls[0]):.1f}")
     return 0
 
 

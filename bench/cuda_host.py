@@ -184,7 +184,7 @@ def evaluate(tower: str, size: int, batch: int) -> Iterator[Row]:
     """Peaks of students that train as one stack."""
     import torch
 
-    from bench.test_outer import TEXT_WIDTH, build_tower
+    from bench.settings import TEXT_WIDTH, build_tower
     from ptmst import DistilledSet, EvaluateConfig, Student, SyntheticPairs
     from ptmst.evaluation.students import train_students
     from ptmst.students.heads import ProjectionHead
@@ -242,7 +242,7 @@ def _setting(tower: str, size: int, batch: int, pairs: int) -> Any:
     import torch
 
     from bench.cases import Case
-    from bench.test_outer import setting
+    from bench.settings import setting
 
     return setting(Case(tower, size, batch, pairs=pairs), torch.device("cuda", 0))
 
@@ -339,26 +339,20 @@ def main() -> int:
         work(asked.part)
         return 0
     sys.path.append(str(ROOT / "tests"))
-    import torch
-
     import null_device
-    from bench import reading
-    from ptmst.support import files
-    from ptmst.support.provenance import machine
+    from bench import result
 
     if lacking := null_device.lacking():
         print(lacking, file=sys.stderr)
         return 2
-    rows = reading.rows(asked.json)
-    command = f"python -m bench.cuda_host --json {asked.json}"
-    about = {"command": command, "torch": torch.__version__, "machine": machine()}
+    rows = result.rows(asked.json)
     with tempfile.TemporaryDirectory() as folder:
         environment = null_device.build(Path(folder))
         for part in asked.only or PARTS:
             key = {"tree": asked.name, "part": part}
             rows = [row for row in rows if not key.items() <= row.items()]
             rows += [{**key, "commit": _commit(asked.tree), **row} for row in measured(part, asked.tree, environment)]
-            files.write_json(asked.json, {**about, "rows": rows})
+            result.write(asked.json, rows, command=f"python -m bench.cuda_host --json {asked.json}")
             print(part, flush=True)
     return 0
 

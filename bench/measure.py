@@ -1,26 +1,20 @@
-"""What a benchmark needs of a device: its peak memory, its rates, its names."""
+"""Peak memory and rates of a device."""
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ptmst.support.provenance import machine
-
 
 def peak_memory(device: torch.device, call: Callable[[], object]) -> int:
-    """Most bytes of tensors that `call` holds at once, beside those that are there before it.
+    """Most bytes of tensors that `call` holds at once, without those that exist before it.
 
-    Where that is a CUDA graph it must be the call that records it, since a replay allocates nothing. Raises ValueError
-    for a call on CUDA that does not allocate.
+    For a CUDA graph it must be the call that records the graph, since a replay allocates nothing. Raises ValueError for
+    a call on CUDA that does not allocate.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -43,37 +37,17 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> int:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a copy reads and writes, the best of several."""
+    """Bytes per second that a copy reads and writes, the best of several."""
     source = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _best(device, lambda: target.copy_(source))
 
 
 def product_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """Floating-point operations a second of a large matrix product, in the arithmetic now set; the best of several."""
+    """Floating-point operations per second of a large matrix product, in the current precision; the best of several."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return 2 * n**3 / _best(device, lambda: a @ b)
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Names and versions to stand beside the numbers."""
-    spec = sys.modules["__main__"].__spec__
-    module = spec.name.removesuffix(".__main__") if spec else ""
-    program = ["python", "-m", module] if module.startswith("bench.") else ["pytest"]
-    found: dict[str, Any] = {"command": shlex.join([*program, *sys.argv[1:]])}
-    found |= {"torch": torch.__version__, **machine()}
-    if device.type == "cuda":
-        found |= {"cuda": torch.version.cuda, "driver": _driver(), "cudnn": torch.backends.cudnn.version()}
-    return found
-
-
-def _driver() -> str:
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # containers need not have it
-        return "unknown"
 
 
 def _best(device: torch.device, call: Callable[[], Tensor]) -> float:

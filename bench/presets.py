@@ -1,22 +1,20 @@
 """`python -m bench.presets --json FILE`: one outer step of every preset, at its real size with random weights.
 
-A published row is measured as it is, a method in the smallest row. What FILE holds already is kept.
+A published row is measured unchanged, a method in the smallest row. A stopped run continues.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from bench import reading
+from bench.command import bare_parser, collect
 from ptmst.support.memory import keep_freed_memory, peak_memory
 
 SMALLEST = "flickr30k-100"
-"""The row that methods are measured in."""
+"""The published row that methods are measured in."""
 TEXT_WIDTH = 768
 """Of BERT base."""
 
@@ -25,12 +23,12 @@ def names() -> list[str]:
     """Published rows, then methods, as `--preset` takes them."""
     from ptmst.presets import catalogue
 
-    found = [preset.name for preset in catalogue() if preset.source.startswith("arXiv") and preset.kind == "experiment"]
-    return found + [f"{SMALLEST},{preset.name}" for preset in catalogue() if preset.kind == "method"]
+    published = [one.name for one in catalogue() if one.source.startswith("arXiv") and one.kind == "experiment"]
+    return published + [f"{SMALLEST},{preset.name}" for preset in catalogue() if preset.kind == "method"]
 
 
 def measure(name: str, chunk: int) -> dict[str, Any]:
-    """Seconds and memory of one outer step; what a run of all steps has, and what its store takes."""
+    """Seconds and memory of one outer step, the number of steps of a whole run, and the size of its store."""
     import torch
 
     from ptmst.distillation.draws import draw_batches, draw_mixing
@@ -42,15 +40,15 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
     from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Similarity
     from ptmst.trajectories.spans import RawSpan
 
-    found = experiment(name)
-    config, size = found.distill, found.teach.data.image_size
+    whole = experiment(name)
+    config, size = whole.distill, whole.teach.data.image_size
     assert size is not None
-    frozen = found.teach.encoder.freeze_tower
+    frozen = whole.teach.encoder.freeze_tower
     config = replace(config, compile="off", device="cpu", keep="path" if config.keep == "auto" else config.keep)
     config = replace(config, chunk=None if config.batch_size <= chunk else chunk)
-    student = make_student(found.teach.encoder, size, TEXT_WIDTH, (0,), None)
+    student = make_student(whole.teach.encoder, size, TEXT_WIDTH, (0,), None)
     layers, draw = student.layers, generator("presets")
-    # Some towers have weights that start at zero, which would leave work undone.
+    # Some weights of towers start at zero, which would save work.
     start = student.flatten() + 1e-3 * torch.randn(layers.num_params, generator=draw)
     span = RawSpan.between(start, start + 1e-2 * torch.randn(layers.num_params, generator=draw), layers)
     count = config.phases[0].pairs
@@ -67,13 +65,13 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
         gradient = step(span, pairs, batches, mixing)
         seconds = time.perf_counter() - began
     assert all(bool(torch.isfinite(one).all()) for one in gradient.grads.values())
-    kept, groups = len(found.teach.kept_endpoints), dict(zip(layers.group_names, layers.group_sizes, strict=True))
+    stored, groups = len(whole.teach.kept_endpoints), dict(zip(layers.group_names, layers.group_sizes, strict=True))
     # Experts share the start of a trained tower, and no heads.
     shared = 0 if frozen else groups["image"]
-    bases = shared + found.teach.experts * (layers.num_params - shared)
+    bases = shared + whole.teach.experts * (layers.num_params - shared)
     return {
         "preset": name,
-        "tower": found.teach.encoder.image_tower,
+        "tower": whole.teach.encoder.image_tower,
         "frozen": frozen,
         "image size": size,
         "batch": config.batch_size,
@@ -82,8 +80,8 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
         "adjoint": config.adjoint,
         "parameters": layers.num_params,
         "outer steps": config.steps * len(config.phases),
-        "experts": found.teach.experts,
-        "store bytes by arithmetic": 4 * bases + 2 * kept * found.teach.experts * layers.num_params,
+        "experts": whole.teach.experts,
+        "store bytes by arithmetic": 4 * bases + 2 * stored * whole.teach.experts * layers.num_params,
         "seconds": seconds,
         "peak bytes": sum(peak),
         "matching loss": float(gradient.loss),
@@ -91,26 +89,11 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(prog="python -m bench.presets", description=__doc__)
-    options.add_argument("--json", type=Path, required=True, metavar="FILE", help="results")
+    options = bare_parser("presets", __doc__)
     options.add_argument("--chunk", type=int, default=10, help="images in the tower at a time")
     asked = options.parse_args()
     keep_freed_memory()
-
-    import torch
-
-    from bench.measure import environment
-    from ptmst.support import files, progress
-
-    rows = reading.rows(asked.json)
-    left = [name for name in names() if name not in {row["preset"] for row in rows}]
-    with progress.bar("presets", len(names()), len(rows)) as bar:
-        for name in left:
-            rows.append(measure(name, asked.chunk))
-            rows.sort(key=lambda row: names().index(row["preset"]))
-            about = {"environment": environment(torch.device("cpu")), "threads": torch.get_num_threads()}
-            files.write_json(asked.json, {**about, "rows": rows})
-            bar.advance(name)
+    collect(asked.json, "presets", names(), lambda row: str(row["preset"]), lambda name: [measure(name, asked.chunk)])
     return 0
 
 

@@ -1,12 +1,10 @@
 """`python -m bench.ptx --json FILE`: every Triton kernel compiled for Hopper (sm_90), without a GPU.
 
-Registers, spills and shared memory as NVIDIA's assembler counts them, and how wide memory is read.
+Registers, spills and shared memory as NVIDIA's assembler counts them, and the width of memory accesses.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import subprocess
 import sys
@@ -19,6 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench import result
+from bench.command import bare_parser, report
 from ptmst.kernels.triton_kernels import contrast, matching, shortcut, update
 from ptmst.kernels.triton_kernels.tiles import BLOCK, OPTIONS
 
@@ -53,8 +53,8 @@ class Kernel:
     types: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        told = [f"{k.lower()}={v}" for k, v in self.constants.items() if isinstance(v, bool | str)]
-        return " ".join([self.of.fn.__name__, *told, *(f"{k}={v.lstrip('*')}" for k, v in self.types.items())])
+        shown = [f"{k.lower()}={v}" for k, v in self.constants.items() if isinstance(v, bool | str)]
+        return " ".join([self.of.fn.__name__, *shown, *(f"{k}={v.lstrip('*')}" for k, v in self.types.items())])
 
 
 _TILE = {"ROWS": contrast._ROWS, "COLUMNS": contrast._COLUMNS}
@@ -115,7 +115,7 @@ KERNELS = (
 
 
 def compiled(kernel: Kernel) -> dict[str, Any]:
-    """PTX of a kernel with aligned pointers, and what the assembler says of it."""
+    """What the assembler says of a kernel with aligned pointers."""
     names = kernel.of.arg_names
     signature, attributes, constants = {}, {}, {}
     for number, name in enumerate(names):
@@ -129,13 +129,13 @@ def compiled(kernel: Kernel) -> dict[str, Any]:
                 attributes[(number,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel.of, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": kernel.warps, "enable_fp_fusion": OPTIONS["enable_fp_fusion"]}
-    found = triton.compile(source, target=GPUTarget("cuda", _CAPABILITY, 32), options=options)
-    ptx: str = found.asm["ptx"]
+    binary = triton.compile(source, target=GPUTarget("cuda", _CAPABILITY, 32), options=options)
+    ptx: str = binary.asm["ptx"]
     numbers = assembled(ptx)
     return {
         "kernel": str(kernel),
         **numbers,
-        "shared bytes": found.metadata.shared,
+        "shared bytes": binary.metadata.shared,
         "share of threads": share_of_threads(numbers["registers"], kernel.warps),
         **widths(ptx),
     }
@@ -147,18 +147,20 @@ def assembled(ptx: str) -> dict[str, int]:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
         command = [str(assembler), "-v", f"--gpu-name=sm_{_CAPABILITY}a", str(path), "-o", str(path) + ".cubin"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     numbers = {
         "registers": r"Used (\d+) registers",
         "spilled bytes stored": r"(\d+) bytes spill stores",
         "spilled bytes loaded": r"(\d+) bytes spill loads",
     }
-    return {name: int(_found(pattern, said)) for name, pattern in numbers.items()}
+    return {name: int(_number(pattern, output)) for name, pattern in numbers.items()}
 
 
 def share_of_threads(registers: int, warps: int) -> float:
-    """Of the 64 warps that a multiprocessor holds, those for which its 65,536 registers suffice: it gives eight at a
-    time to each of the 32 threads of a warp."""
+    """Share of the 64 warps of a multiprocessor for which its 65,536 registers suffice.
+
+    Each of the 32 threads of a warp gets them in groups of eight.
+    """
     blocks = 65_536 // (32 * warps * -(-registers // 8) * 8)
     return min(blocks, 64 // warps) * warps / 64
 
@@ -171,27 +173,19 @@ def widths(ptx: str) -> dict[str, int]:
     return {"widest load": widest["ld"], "widest store": widest["st"]}
 
 
-def _found(pattern: str, text: str) -> str:
+def _number(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     if match is None:
-        raise RuntimeError(f"ptxas: expected {pattern!r} in what it says, found {text!r}")
+        raise RuntimeError(f"ptxas: expected {pattern!r} in its output, found {text!r}")
     return match[1]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.ptx", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the report goes")
-    asked = parser.parse_args()
-    report = {
-        "command": f"python -m bench.ptx --json {asked.json}",
-        "triton": triton.__version__,
-        "target": f"sm_{_CAPABILITY}",
-        "kernels": [compiled(kernel) for kernel in KERNELS],
-    }
-    asked.json.write_text(json.dumps(report, indent=1) + "\n")
-    for row in report["kernels"]:
-        print(f"{row['registers']:4} registers, {row['spilled bytes stored']} bytes spilled: {row['kernel']}")
-    return 0
+    asked = bare_parser("ptx", __doc__).parse_args()
+    about = result.provenance()
+    machine = about["machine"] | {"target": f"sm_{_CAPABILITY}"}
+    versions = about["versions"] | {"triton": triton.__version__}
+    return report(asked.json, [compiled(kernel) for kernel in KERNELS], machine=machine, versions=versions)
 
 
 if __name__ == "__main__":

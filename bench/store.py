@@ -1,13 +1,12 @@
 """`python -m bench.store --json FILE`: bytes of a store and seconds to sample an expert from it.
 
 nfnet_l0 and its text head (39.86 M parameters), end points 5 and 7, two experts of random numbers: a store's size does
-not depend on what they are. Twenty experts by arithmetic: image towers that start alike are stored once. Beside it the
-published layout, an interpolated trajectory of six timestamps in float32 that is loaded anew for every outer step.
+not depend on their values. The size of twenty experts is by arithmetic: image towers that start alike are stored once.
+The published layout is measured too: an interpolated trajectory of six timestamps in float32, loaded at every step.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -18,13 +17,12 @@ from typing import Any
 
 import torch
 
+from bench.command import bare_parser, report
 from bench.measure import copy_bandwidth
-from bench.test_outer import TEXT_WIDTH, build_tower
+from bench.settings import TEXT_WIDTH, build_tower
 from ptmst import LayerTable, TrajectoryStore
 from ptmst.config import Coding
 from ptmst.students.heads import ProjectionHead
-from ptmst.support import files
-from ptmst.support.provenance import machine
 from ptmst.trajectories.coding import BLOCK
 from ptmst.trajectories.shortcut import Displacement, Expert, Shortcut
 
@@ -40,7 +38,7 @@ def layer_table() -> LayerTable:
 
 
 def filled(path: Path, layers: LayerTable, coding: Coding, experts: int) -> TrajectoryStore:
-    """Image towers start alike, text heads each in its own way."""
+    """All image towers start alike; each text head starts differently."""
     store = TrajectoryStore(path, layers, EPOCHS, ENDPOINTS, {}, coding)
     base = 0.05 * torch.randn(layers.num_params)
     for number in range(experts):
@@ -51,19 +49,19 @@ def filled(path: Path, layers: LayerTable, coding: Coding, experts: int) -> Traj
 
 
 def arithmetic(layers: LayerTable, coding: Coding, experts: int) -> int:
-    """Bytes of parameters, scales and starts; headers and tables of norms are some thousands besides."""
+    """Bytes of parameters, scales and starts, without headers and tables of norms: some thousands."""
     blocks = sum(-(-size // BLOCK) for size in layers.sizes)
     one = 2 * layers.num_params if coding == "fp16" else layers.num_params + 4 * blocks
     return 4 * layers.group_sizes[0] + experts * (4 * layers.group_sizes[1] + len(ENDPOINTS) * one)
 
 
 def seconds(call: Callable[[], object], rounds: int = _ROUNDS) -> float:
-    found = []
+    times = []
     for _ in range(rounds):
         began = time.perf_counter()
         call()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
 def sample(store: TrajectoryStore) -> Shortcut:
@@ -71,12 +69,11 @@ def sample(store: TrajectoryStore) -> Shortcut:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.store", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="results")
-    parser.add_argument(
+    options = bare_parser("store", __doc__)
+    options.add_argument(
         "--work", type=Path, default=Path("runs/bench-store"), metavar="FOLDER", help="3 GB of files; may be removed"
     )
-    asked = parser.parse_args()
+    asked = options.parse_args()
     torch.manual_seed(0)
     layers = layer_table()
     rows: list[dict[str, Any]] = []
@@ -110,14 +107,8 @@ def main() -> int:
             "sample s": seconds(lambda: [torch.load(path, map_location="cpu", weights_only=True) for path in paths]),
         }
     )
-    environment = {"torch": torch.__version__, **machine(), "copied bytes/s": copy_bandwidth(torch.device("cpu"))}
-    command = f"python -m bench.store --json {asked.json}"
-    files.write_json(
-        asked.json, {"command": command, "parameters": layers.num_params, "environment": environment, "rows": rows}
-    )
-    for row in rows:
-        print(row, flush=True)
-    return 0
+    copied = {"copied bytes/s": copy_bandwidth(torch.device("cpu"))}
+    return report(asked.json, rows, parameters=layers.num_params, **copied)
 
 
 if __name__ == "__main__":

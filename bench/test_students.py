@@ -1,4 +1,4 @@
-"""Students of one evaluation, one at a time and as one stack: `pytest bench/test_students.py --benchmark-json FILE`."""
+"""Seconds of the students of one evaluation; `python -m bench.students` runs it."""
 
 from __future__ import annotations
 
@@ -6,41 +6,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.measure import environment
-from ptmst import DistilledSet, EncoderConfig, EvaluateConfig, SyntheticPairs
-from ptmst.evaluation.students import train_students
-from ptmst.students.heads import make_student
-from ptmst.synthetic.distilled_set import DistilledPhase
-from ptmst.synthetic.soft_labels import FullSimilarity
-
-STUDENTS, PAIRS, SIZE, TEXT_WIDTH, EPOCHS = 4, 100, 32, 256, 3
-DRAWS = [(0, "student", number) for number in range(STUDENTS)]
-
-
-def encoder(frozen: bool) -> EncoderConfig:
-    """The demo's."""
-    return EncoderConfig(image_width=64, freeze_tower=frozen)
-
-
-def distilled(size: int) -> DistilledSet:
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(PAIRS, 3, size, size, generator=draw)
-    lr = torch.full((2,), 0.05)
-    pairs = SyntheticPairs(images, torch.randn(PAIRS, TEXT_WIDTH, generator=draw), FullSimilarity.identity(PAIRS), lr)
-    return DistilledSet((DistilledPhase(pairs, lr, ("",) * PAIRS, {}),), {}, {}, None)
-
-
-def trained(encoder: EncoderConfig, size: int, students: int, together: int, device: torch.device) -> torch.Tensor:
-    """θ [K, P] of so many students after all epochs, so many of them as one stack."""
-    made = [make_student(encoder, size, TEXT_WIDTH, draw) for draw in DRAWS[:students]]
-    thetas = torch.stack([student.flatten() for student in made]).to(device)
-    config, parts = EvaluateConfig(epochs=EPOCHS - 1), []
-    for first in range(0, students, together):
-        some = slice(first, first + together)
-        shared = made[0].to(device)
-        *_, (_, theta) = train_students(shared, thetas[some], distilled(size), config, DRAWS[:students][some])
-        parts.append(theta)
-    return torch.cat(parts)
+from bench.stacks import EPOCHS, PAIRS, SIZE, STUDENTS, encoder, trained
 
 
 @pytest.mark.parametrize("together", [1, STUDENTS])
@@ -48,14 +14,13 @@ def trained(encoder: EncoderConfig, size: int, students: int, together: int, dev
 def test_students(benchmark: BenchmarkFixture, frozen: bool, together: int) -> None:
     cpu = torch.device("cpu")
     arguments = encoder(frozen), SIZE, STUDENTS
-    found = benchmark.pedantic(trained, args=(*arguments, together, cpu), rounds=5, warmup_rounds=1)
+    thetas = benchmark.pedantic(trained, args=(*arguments, together, cpu), rounds=5, warmup_rounds=1)
     benchmark.extra_info |= {
         "students": STUDENTS,
         "together": together,
         "frozen": frozen,
         "pairs": PAIRS,
         "epochs": EPOCHS,
-        "environment": environment(cpu),
     }
     other = trained(*arguments, 1 if together > 1 else STUDENTS, cpu)
-    assert float((found - other).norm() / other.norm()) < 1e-4
+    assert float((thetas - other).norm() / other.norm()) < 1e-4

@@ -1,18 +1,16 @@
 """`python -m bench.towers --json FILE`: which image towers an outer step can be taken through, eager and compiled.
 
 Every tower has random weights. Its derivatives, forward over reverse, are compared with double backward, and that, of
-towers that are compiled too, with itself in float64. What FILE holds already is kept.
+towers that are compiled too, with itself in float64. A stopped run continues.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from bench import reading
+from bench.command import bare_parser, collect
 from ptmst.config import Keep
 
 TOWERS = (
@@ -29,7 +27,7 @@ TOWERS = (
     "open_clip:ViT-B-16-SigLIP",
     "open_clip:RN50",
 )
-"""Those that are proven eager and compiled."""
+"""Checked eager and compiled."""
 FAMILIES = (
     "timm:resnet50_gn",
     "timm:resnetv2_50",
@@ -73,23 +71,23 @@ FAMILIES = (
     "open_clip:EVA02-B-16",
     "open_clip:ViT-B-16-plus-240",
 )
-"""One of each family, tried as they are."""
+"""One of each family, checked eager."""
 BATCH, TEXT_WIDTH = 2, 6
 KEEPS: tuple[Keep, ...] = ("path", "primals")
 
 
-def measure(asked: tuple[str, bool]) -> dict[str, Any]:
+def measure(case: tuple[str, bool]) -> dict[str, Any]:
     """How far a tower's derivatives, eager or compiled, are from double backward, and why where there are none."""
     import torch
 
     from ptmst.config import DataConfig, EncoderConfig
-    from ptmst.engine.derivatives import Batch, underivable
+    from ptmst.engine.derivatives import Batch, why_not_differentiable
     from ptmst.errors import InputError
     from ptmst.students.heads import ProjectionHead
     from ptmst.students.image_towers import image_tower, prepared
     from ptmst.students.student import Student
 
-    tower, compiled = asked
+    tower, compiled = case
     encoder = EncoderConfig(image_tower=tower)
     row: dict[str, Any] = {"tower": tower, "compiled": compiled}
     try:
@@ -106,7 +104,7 @@ def measure(asked: tuple[str, bool]) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
     images, texts = torch.randn(BATCH, 3, size, size, generator=draw), torch.randn(BATCH, TEXT_WIDTH, generator=draw)
     for keep in KEEPS:
-        reason = underivable(student, keep, True, images, texts)
+        reason = why_not_differentiable(student, keep, True, images, texts)
         if reason is not None:
             row[f"{keep}, refused"] = reason
     possible = [keep for keep in KEEPS if f"{keep}, refused" not in row]
@@ -114,13 +112,13 @@ def measure(asked: tuple[str, bool]) -> dict[str, Any]:
         return row
     draw = torch.Generator().manual_seed(1)
     theta = student.flatten()
-    # Some towers have weights that start at zero, behind which no gradient is seen.
+    # Some weights of towers start at zero and would block gradients.
     theta = theta + 1e-3 * torch.randn(len(theta), generator=draw)
     batch = Batch(images, texts, torch.eye(BATCH) * 0.8 + 0.1)
     direction = torch.randn(len(theta), generator=draw)
     # Reverse over reverse, by autograd alone.
     expected = _double_backward(student, theta, batch, direction)
-    # Compilation takes minutes: one way of the two stands for both.
+    # Compilation takes minutes: one implementation stands for both.
     row |= _errors(student, theta, batch, direction, expected, possible[:1] if compiled else possible, compiled)
     if tower in TOWERS and not compiled:
         precise = Student.from_modules(module.double(), head.double())
@@ -129,10 +127,10 @@ def measure(asked: tuple[str, bool]) -> dict[str, Any]:
     return row
 
 
-def _distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
+def _distance(gradients: dict[str, Any], expected: dict[str, Any]) -> float:
     """The greatest over the variables, each relative to its norm."""
     return max(
-        float((value - found[name]).norm() / value.norm())
+        float((value - gradients[name]).norm() / value.norm())
         for name, value in expected.items()
         if float(value.norm()) > 0
     )
@@ -141,31 +139,31 @@ def _distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
 def _errors(
     student: Any, theta: Any, batch: Any, direction: Any, expected: dict[str, Any], keeps: list[Keep], compiled: bool
 ) -> dict[str, Any]:
-    """Distance from what is expected, way by way."""
+    """Distance from what is expected, of each implementation."""
     import torch
 
     from ptmst.engine.compilation import compiler
     from ptmst.engine.derivatives import derivatives
 
-    found: dict[str, Any] = {}
+    row: dict[str, Any] = {}
     lr = torch.tensor([0.1, 0.05])
     for keep in keeps:
         compile = compiler("on", theta.device) if compiled else None
-        way = derivatives(student, "wbce", 0.07, in_theta=True, keep=keep, chunk=None, compiler=compile)
+        implementation = derivatives(student, "wbce", 0.07, in_theta=True, keep=keep, chunk=None, compiler=compile)
         began = time.perf_counter()
         try:
             with torch.no_grad():
-                along = way.step(theta, lr, lambda: batch).along(direction)
+                along = implementation.step(theta, lr, lambda: batch).along(direction)
         except Exception as failed:
             if not compiled:
                 raise
-            found[f"{keep}, refused"] = f"{type(failed).__name__}: {str(failed).splitlines()[0]}"
+            row[f"{keep}, refused"] = f"{type(failed).__name__}: {str(failed).splitlines()[0]}"
             continue
-        found[keep] = _distance({name: getattr(along, name) for name in expected}, expected)
+        row[keep] = _distance({name: getattr(along, name) for name in expected}, expected)
         if compiled:
-            found["seconds"] = time.perf_counter() - began
+            row["seconds"] = time.perf_counter() - began
             torch.compiler.reset()
-    return found
+    return row
 
 
 def _double_backward(student: Any, theta: Any, batch: Any, direction: Any) -> dict[str, Any]:
@@ -176,29 +174,20 @@ def _double_backward(student: Any, theta: Any, batch: Any, direction: Any) -> di
     leaves = [value.clone().requires_grad_() for value in (theta, *batch)]
     loss = student_loss(student, "wbce", 0.07)(*leaves)
     (g,) = torch.autograd.grad(loss, leaves[0], create_graph=True)
-    found = torch.autograd.grad(g @ direction, leaves)
-    return dict(zip(("theta", "images", "texts", "similarity"), found, strict=True))
+    gradients = torch.autograd.grad(g @ direction, leaves)
+    return dict(zip(("theta", "images", "texts", "similarity"), gradients, strict=True))
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(prog="python -m bench.towers", description=__doc__)
-    options.add_argument("--json", type=Path, required=True, metavar="FILE", help="results")
-    asked = options.parse_args()
-    import torch
+    asked = bare_parser("towers", __doc__).parse_args()
+    from ptmst.support import parallel
 
-    from bench.measure import environment
-    from ptmst.support import files, parallel, progress
+    def in_a_process(case: tuple[str, bool]) -> list[dict[str, Any]]:
+        # What torch and its compiler keep of all towers would fill any memory.
+        return list(parallel.completed(measure, [case], workers=1))
 
-    every = [*((tower, False) for tower in (*TOWERS, *FAMILIES)), *((tower, True) for tower in TOWERS)]
-    rows = reading.rows(asked.json)
-    left = [one for one in every if one not in {(row["tower"], row["compiled"]) for row in rows}]
-    with progress.bar("towers", len(every), len(rows)) as bar:
-        for tower, compiled in left:
-            # In a process of its own: what torch and its compiler keep of all towers would fill any memory.
-            rows += parallel.completed(measure, [(tower, compiled)], workers=1)
-            rows.sort(key=lambda row: every.index((row["tower"], row["compiled"])))
-            files.write_json(asked.json, {"environment": environment(torch.device("cpu")), "rows": rows})
-            bar.advance(f"{tower}{', compiled' if compiled else ''}")
+    cases = [*((tower, False) for tower in (*TOWERS, *FAMILIES)), *((tower, True) for tower in TOWERS)]
+    collect(asked.json, "towers", cases, lambda row: (row["tower"], row["compiled"]), in_a_process)
     return 0
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import null_device
+from bench import result
 from null_device.flows import DISTILLATIONS, FROZEN, MORE, STEPS
 
 _LACKING = null_device.lacking()
@@ -118,7 +119,7 @@ def test_launches_of_an_outer_step(ran: Ran) -> None:
 def test_what_is_measured_of_one_tree_stays_beside_that_of_another(tmp_path: Path) -> None:
     file = tmp_path / "cuda-host.json"
     other = {"tree": "before", "part": "launches-small", "commit": "0", "of": "it", "what": "launches", "value": 1}
-    file.write_text(json.dumps({"rows": [other, {**other, "tree": "now"}]}))
+    result.write(file, [other, {**other, "tree": "now"}])
     command = [sys.executable, "-m", "bench.cuda_host", "--json", str(file), "--only", "launches-small"]
     subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True)
     kept, measured = json.loads(file.read_text())["rows"]

@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from bench import reading
+from bench import result
 from bench.adjoint.cells import BASE, DATA, EXACT, STUDENTS, TRUNCATED, Cell, Form, Side, cell, with_rates
+from bench.result import Result, Rows
 from ptmst import schema
 from ptmst.config import DistillConfig, LeafRates, Phase
 from ptmst.errors import InputError
@@ -38,7 +39,7 @@ def _screened(sides: Sequence[Side]) -> list[Cell]:
 
 
 def experts(results: Path) -> list[Cell]:
-    """Teachers by epoch: do they still improve at the last end point, and where does all real data end?"""
+    """Experts by epoch: do they still improve at the last end point, and how far do all real pairs lead?"""
     return [
         replace(cell(data, seed, "experts", TRUNCATED, BASE), measure="experts") for seed in (0, 1, 2) for data in DATA
     ]
@@ -51,18 +52,18 @@ SGD = replace(
     momentum=0.5,
     rates=LeafRates(images=200.0, texts=100.0, lr=0.000003, similarity=10.0),
 )
-"""The paper's outer optimiser, at rates that move a leaf by about as much as Adam's at the first steps.
+"""The paper's outer optimizer, at rates that move a leaf by about as much as Adam's at the first steps.
 
-But for η: its gradient has spikes a hundred times its median where a student's loop is unstable, and at a rate that
-moves it as Adam does they make it negative, whatever the side.
+η is the exception: its gradient has spikes of a hundred times its median where a student's loop is unstable, and at a
+rate that moves η as Adam does they make it negative, whatever the adjoint.
 """
-OPTIMISERS = {"adam": (BASE, (1 / 9, 1 / 3, 1.0, 3.0)), "sgd": (SGD, (0.008, 0.04, 0.2, 1.0, 5.0))}
+OPTIMIZERS = {"adam": (BASE, (1 / 9, 1 / 3, 1.0, 3.0)), "sgd": (SGD, (0.008, 0.04, 0.2, 1.0, 5.0))}
 """Base settings, and factors of all leaf rates but η's that are tried."""
 
 
 def tuning(results: Path, name: str = "adam") -> list[Cell]:
-    """The outer rates of each side that is confirmed, by the same grid, to be chosen on val; seeds of its own."""
-    (base, factors), sides = OPTIMISERS[name], confirmed(results)
+    """The outer rates of each recursion that is confirmed, on one grid, to be chosen on val; separate seeds."""
+    (base, factors), sides = OPTIMIZERS[name], confirmed(results)
     return [
         cell(data, seed, f"{name} × {factor:.2g}", side, with_rates(base, factor))
         for seed in (10, 11)
@@ -75,37 +76,37 @@ def tuning(results: Path, name: str = "adam") -> list[Cell]:
 CONFIRMED = tuple(range(20, 25))
 """Fresh seeds."""
 EQUAL_SECONDS = 1.2
-"""Outer steps of the truncated form in the time of one of the others; rounded up, in its favour."""
+"""Outer steps with the truncated gradient in the time of one of the others; rounded up, in its favor."""
 
 
 def confirmation(results: Path, name: str = "adam") -> list[Cell]:
-    """The best of the screening against truncated and exact, one thing varied at a time, on fresh seeds."""
-    found, sides = [], confirmed(results)
+    """The best of the screening against truncated and exact, with one change at a time, on fresh seeds."""
+    cells, sides = [], confirmed(results)
     own = {(data, side): tuned(results, data, name, side) for data in DATA for side in sides}
     for seed in CONFIRMED:
         for data in DATA:
             for setting, changes in SETTINGS[name].items():
                 for side in sides:
                     base = _changed(own[data, side], changes)
-                    found.append(cell(data, seed, setting, side, base, forms=FORMS))
+                    cells.append(cell(data, seed, setting, side, base, forms=FORMS))
                     if side == TRUNCATED and setting in TIMED:
                         longer = replace(base, steps=int(EQUAL_SECONDS * base.steps))
-                        found.append(cell(data, seed, setting, side, longer, forms=FORMS))
-    return found
+                        cells.append(cell(data, seed, setting, side, longer, forms=FORMS))
+    return cells
 
 
 UNDISTILLED = "undistilled"
 STILL = replace(BASE, rates=LeafRates(0.0, 0.0, 0.0, 0.0), steps=20)
-"""Settings under which pairs stay as they are."""
+"""Settings that leave the pairs unchanged."""
 
 
 def undistilled(results: Path) -> list[Cell]:
-    """The pairs that all of the confirmation begins with, left as they are."""
+    """The initial pairs of the confirmation, unchanged."""
     return [cell(data, seed, UNDISTILLED, TRUNCATED, STILL, forms=FORMS) for seed in CONFIRMED for data in DATA]
 
 
 def _changed(config: DistillConfig, changes: Mapping[str, Any]) -> DistillConfig:
-    """`config` with some settings changed; of its rates, those that are named."""
+    """`config` with some settings changed, and of its rates those that are named."""
     rates = replace(config.rates, **changes.get("rates", {}))
     return replace(config, **{**changes, "rates": rates})
 
@@ -125,19 +126,19 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "sgd": {"SGD": {}, "SGD, PTM-ST": PTM_ST},
 }
-"""What differs from the base: 50 pairs, raw trajectories, one phase, 8 inner steps, η⁰ = 0.1; by outer optimiser."""
+"""What differs from the base: 50 pairs, raw trajectories, one phase, 8 inner steps, η⁰ = 0.1; by outer optimizer."""
 TIMED = ("base", "SGD", "PTM-ST")
-"""Settings where the truncated form is given equal seconds too."""
+"""Settings in which the truncated gradient is also given equal seconds."""
 
 
 def confirmed(results: Path) -> tuple[Side, Side, Side]:
     return TRUNCATED, best_side(finished(results, "screening")), EXACT
 
 
-def best_side(screened: list[dict[str, Any]], sides: Sequence[Side] = ()) -> Side:
-    """The one of `sides` with the greatest recall on val, each setting's in units of the truncated form's.
+def best_side(screened: Rows, sides: Sequence[Side] = ()) -> Side:
+    """The one of `sides` with the highest recall on val, each setting's in units of the truncated gradient's.
 
-    By default all that were screened, but for the truncated and the exact form: they are what it is compared with.
+    By default all that were screened except the truncated and the exact one, which it is compared with.
     """
     recall: dict[tuple[str, str], dict[Side, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in screened:
@@ -147,15 +148,15 @@ def best_side(screened: list[dict[str, Any]], sides: Sequence[Side] = ()) -> Sid
     return max(sides, key=lambda side: mean(mean(by[side]) / mean(by[TRUNCATED]) for by in recall.values()))
 
 
-def tuned(results: Path, data: str, optimiser: str, side: Side) -> DistillConfig:
-    """The settings of a side with the rates that were best on val; a run that diverged counts as 0."""
-    base, factors = OPTIMISERS[optimiser]
-    label = [f"{optimiser} × {factor:.2g}" for factor in factors]
-    found: dict[str, list[float]] = defaultdict(list)
-    for row in finished(results, "tuning" if optimiser == "adam" else "tuning-sgd"):
+def tuned(results: Path, data: str, optimizer: str, side: Side) -> DistillConfig:
+    """The settings of a recursion with the rates that were best on val; a run that diverged counts as 0."""
+    base, factors = OPTIMIZERS[optimizer]
+    label = [f"{optimizer} × {factor:.2g}" for factor in factors]
+    recalls: dict[str, list[float]] = defaultdict(list)
+    for row in finished(results, "tuning" if optimizer == "adam" else "tuning-sgd"):
         if row["cell"]["data"] == data and schema.from_json(Side, row["cell"]["side"]) == side:
-            found[row["cell"]["setting"]] += scored(row, "per-phase", "val")
-    return with_rates(base, max(zip(factors, label, strict=True), key=lambda tried: mean(found[tried[1]]))[0])
+            recalls[row["cell"]["setting"]] += scored(row, "per-phase", "val")
+    return with_rates(base, max(zip(factors, label, strict=True), key=lambda tried: mean(recalls[tried[1]]))[0])
 
 
 def scored(row: Mapping[str, Any], form: Form, split: str) -> list[float]:
@@ -180,7 +181,7 @@ ALTERNATIVES = [
 
 
 def alternatives(results: Path) -> list[Cell]:
-    """Other recursions, on the screening's own seeds and settings."""
+    """Other recursions, on the seeds and settings of the screening."""
     return _screened(ALTERNATIVES)
 
 
@@ -189,8 +190,8 @@ CONTESTED = ("base", "PTM-ST", "shortcut", "16 inner steps")
 
 def contest(results: Path) -> list[Cell]:
     """The best of the alternatives on fresh seeds, at the settings and rates of the best that was screened."""
-    found = finished(results, "screening") + finished(results, "alternatives")
-    side, best = best_side(found, ALTERNATIVES), confirmed(results)[1]
+    screened = finished(results, "screening") + finished(results, "alternatives")
+    side, best = best_side(screened, ALTERNATIVES), confirmed(results)[1]
     return [
         cell(data, seed, setting, side, _changed(tuned(results, data, "adam", best), SETTINGS["adam"][setting]))
         for seed in CONFIRMED
@@ -200,18 +201,18 @@ def contest(results: Path) -> list[Cell]:
 
 
 def reasons(results: Path) -> list[Cell]:
-    """What the adjoint does on its way back, and what its gradients are worth."""
+    """How the adjoint grows on its way back, and what its gradients are worth."""
     return [replace(cell(data, seed, "why", TRUNCATED, BASE), measure="why") for seed in (0, 1) for data in DATA]
 
 
 def real_tower(results: Path) -> list[Cell]:
-    """A tower of timm's at 64 px on scenes: the truncated form against the best, undistilled pairs and all of them."""
+    """A timm tower at 64 px on scenes: the truncated gradient against the best, undistilled pairs, and all pairs."""
     seed = 30
-    taught = replace(cell("scenes", seed, "experts", TRUNCATED, BASE, tower="timm"), measure="experts")
+    experts = replace(cell("scenes", seed, "experts", TRUNCATED, BASE, tower="timm"), measure="experts")
     return [
         *(cell("scenes", seed, "nf_regnet_b0, 64 px", side, BASE, tower="timm") for side in confirmed(results)[:2]),
         cell("scenes", seed, UNDISTILLED, TRUNCATED, STILL, tower="timm"),
-        taught,
+        experts,
     ]
 
 
@@ -223,7 +224,7 @@ COMBINED: dict[str, dict[str, Any]] = {
 
 
 def combination(results: Path) -> list[Cell]:
-    """The best form on shortcuts, in one phase or two, and what else may help: equal outer steps in all."""
+    """The best recursion on shortcuts, in one phase or two, and what else may help: equal outer steps in all."""
     side = confirmed(results)[1]
     two = replace(BASE, **PTM_ST)
     return [
@@ -239,8 +240,8 @@ IN_TWO: tuple[Form, ...] = ("per-phase", "first", "second", "at once")
 
 
 def phases(results: Path) -> list[Cell]:
-    """What two phases lose against one, on shortcuts in the truncated form: by pairs, steps and matched span."""
-    found = []
+    """What two phases lose against one, on shortcuts with the truncated gradient: by pairs, steps and matched span."""
+    cells = []
     for seed, pairs, data in product((0, 1, 2), (50, 200), DATA):
         first, second = (replace(phase, pairs=pairs // 2) for phase in TWO)
         two = replace(BASE, trajectory="shortcut", phases=(first, second))
@@ -253,8 +254,8 @@ def phases(results: Path) -> list[Cell]:
             "two alike": (replace(two, phases=(first, first)), IN_TWO),
         }
         for name, (config, forms) in variants.items():
-            found.append(cell(data, seed, f"{name}, {pairs} pairs", TRUNCATED, config, forms=forms))
-    return found
+            cells.append(cell(data, seed, f"{name}, {pairs} pairs", TRUNCATED, config, forms=forms))
+    return cells
 
 
 SEGMENTS = (0, 1, 2, 4, 6, 8)
@@ -262,7 +263,7 @@ SEGMENTS = (0, 1, 2, 4, 6, 8)
 
 
 def segments(results: Path) -> list[Cell]:
-    """Sets distilled from early against late parts of the teachers' trajectories (the paper's diagnosis)."""
+    """Sets distilled from early and from late parts of the experts' trajectories (the paper's diagnosis)."""
     sides = confirmed(results)[:2]
     return [
         cell(data, seed, f"epoch {start}", side, replace(BASE, phases=(Phase(50, start + 1, (start, start + 1)),)))
@@ -291,15 +292,20 @@ PLANS: dict[str, Callable[[Path], list[Cell]]] = {
 }
 
 
-def finished(results: Path, plan: str) -> list[dict[str, Any]]:
-    """What a part has measured. Raises InputError where it has not ended."""
+def finished(results: Path, plan: str) -> Rows:
+    """The rows of a part. Raises InputError if it is not complete."""
     expected = set(PLANS[plan](results))
-    found = [row for row in rows(results, plan) if schema.from_json(Cell, row["cell"]) in expected]
-    if len(found) < len(expected):
-        raise InputError(f"{plan}: expected {len(expected)} runs, found {len(found)}; finish that part first")
-    return found
+    measured = [row for row in rows(results, plan) if schema.from_json(Cell, row["cell"]) in expected]
+    if len(measured) < len(expected):
+        raise InputError(f"{plan}: expected {len(expected)} runs, found {len(measured)}; finish that part first")
+    return measured
 
 
-def rows(results: Path, plan: str) -> list[dict[str, Any]]:
+def rows(results: Path, plan: str) -> Rows:
     """What a part has measured so far."""
-    return reading.rows(results / f"{plan}.json")
+    return result.rows(results / f"{plan}.json")
+
+
+def part(results: Path, plan: str) -> Result | None:
+    """The results of a part, or None if it was not run."""
+    return result.read(results / f"{plan}.json")

@@ -18,7 +18,6 @@ from ptmst import TrajectoryStore
 from ptmst.config import DistillConfig
 from ptmst.distillation.distill import distill_with
 from ptmst.distillation.draws import draw_batches, initial_pairs
-from ptmst.recipe import real_pairs, student_of
 from ptmst.students.losses import student_loss
 from ptmst.support.seeds import generator
 from ptmst.synthetic.pairs import SyntheticPairs
@@ -58,7 +57,7 @@ Spans = Callable[[Draw], RawSpan]
 def measure(cell: Cell, store: TrajectoryStore, step_of: Callable[[Side], TimedStep]) -> dict[str, Any]:
     """At the pairs of step 0 and at what each of two forms made of them."""
     config = cell.distill
-    pairs, texts = real_pairs(store)
+    pairs, texts = store.recipe.training_pairs()
     first = initial_pairs(config, 0, pairs, texts, store.layers.num_groups)
     found = {"initial": _at(first, cell, store, step_of)}
     for name, side in (("truncated", TRUNCATED), ("c = 0.5", Side(adjoint=0.5))):
@@ -204,7 +203,7 @@ def _curvature(
     """By draw and inner step: the ends of the spectrum of √η H √η. A step is stable where they lie in [0, 2]."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    student = student_of(store, (config.seed, "student"))
+    student = store.student((config.seed, "student"))
     gradient = grad(student_loss(student, config.loss, config.temperature))
     root = store.layers.expand(pairs.lr).sqrt()
     found: dict[str, list[list[float]]] = {"largest": [], "smallest": []}

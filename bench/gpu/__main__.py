@@ -17,11 +17,11 @@ from types import FrameType
 
 import torch
 
+from bench import result
 from bench.gpu import BEGAN
 from bench.gpu.parts import CORES, STAGES, Part, parts
 from bench.gpu.rows import Folder
 from bench.gpu.runner import Runner
-from bench.measure import environment
 from ptmst.cli.doctor import report
 from ptmst.errors import InputError
 
@@ -31,14 +31,14 @@ def main() -> int:
     chosen = _chosen(asked.only.split(","), parts(asked.dry))
     if not torch.cuda.is_available():
         raise InputError("bench.gpu: expected a CUDA device, found none; on a CPU, use bench.outer and bench.kernels")
-    about = environment(torch.device("cuda"))
-    setting = f"{about['gpu']}, torch {about['torch']}{', dry' if asked.dry else ''}"
+    about = result.provenance(cuda=True)
+    setting = f"{about['machine']['gpu']}, torch {about['versions']['torch']}{', dry' if asked.dry else ''}"
     folder = Folder(asked.out, setting, call=f"{BEGAN:.3f}")
     until = BEGAN + 60 * asked.minutes if asked.minutes else float("inf")
     command = [sys.executable, "-m", "bench.gpu.worker", *(["--dry"] if asked.dry else [])]
     signal.signal(signal.SIGTERM, _interrupt)
     with folder.claimed():
-        folder.append("call", environment=about, doctor=dict(report()), dry=asked.dry)
+        folder.append("call", **about, doctor=dict(report()), dry=asked.dry)
         gigabytes = torch.cuda.mem_get_info()[1] / 1e9
         runner = Runner(folder, chosen, command, until, len(os.sched_getaffinity(0)), gigabytes)
         try:

@@ -11,7 +11,7 @@ from bench.cases import COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN, Contrastive, Fl
 from bench.gpu.rows import Found, Sheet, Wrong
 from bench.gpu.timing import alone, timed, timed_in_graph
 from bench.measure import copy_bandwidth, peak_memory, product_rate
-from bench.test_kernels import (
+from bench.providers import (
     applies,
     contrastive_call,
     contrastive_check,

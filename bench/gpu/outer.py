@@ -17,7 +17,7 @@ from bench.cases import FORWARDS, Case
 from bench.gpu.rows import Found, Sheet, Wrong
 from bench.gpu.timing import alone, profiled, release, timed
 from bench.measure import copy_bandwidth, peak_memory, product_rate
-from bench.test_outer import COSINE, build_tower, cosines, forward_operations, opponent, setting
+from bench.settings import COSINE, build_tower, cosines, forward_operations, opponent, setting
 from ptmst.config import Precision
 from ptmst.engine.cuda_graph import Captured, Tensors, cuda_graph
 from ptmst.engine.outer_step import OuterStep

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import result
 from ptmst.errors import InputError
-from ptmst.support import files
 
 Found = dict[str, Any]
 Latest = dict[tuple[str, str], Found]
@@ -86,10 +86,11 @@ class Folder:
     def merged(self) -> Path:
         """All answers as one file, to be kept under bench/results."""
         calls = [{k: v for k, v in row.items() if k != "part"} for row in self.rows() if row["part"] == "call"]
+        about = {key: calls[-1][key] for key in ("command", "machine", "versions")} if calls else {}
         answers = [{k: v for k, v in row.items() if k != "setting"} for row in self.latest().values()]
         name = re.sub(r"[^a-z0-9]+", "-", self.setting.split(",")[0].lower()).strip("-")
         path = self.path / f"gpu-{name}.json"
-        files.write_json(path, {"setting": self.setting, "calls": calls, "rows": answers})
+        result.write(path, answers, **about, setting=self.setting, calls=calls)
         return path
 
     @contextmanager

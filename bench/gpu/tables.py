@@ -1,16 +1,16 @@
-"""Tables of what CUDA devices showed, one a device, from bench/results/gpu-NAME.json."""
+"""Tables of the results on CUDA devices, one per device, from bench/results/gpu-NAME.json."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import reading
 from bench.cases import COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
 from bench.gpu.parts import parts
 from bench.gpu.rows import WHOLE, Found
+from bench.result import read
+from bench.tables import NOT_YET, Table, source
 
 _CLEAN = ("double backward", "unrolled")
 _KERNELS_SHOWN = 8
@@ -18,7 +18,7 @@ _KERNELS_SHOWN = 8
 
 @dataclass(frozen=True)
 class Card:
-    """What one device showed."""
+    """The results of one device."""
 
     file: str
     rows: list[Found]
@@ -27,41 +27,43 @@ class Card:
     calls: list[Found]
 
     def source(self, folder: str) -> str:
-        e = self.calls[-1]["environment"]
-        commands = dict.fromkeys(f"`{call['environment']['command']}`" for call in self.calls)
-        return (
-            f"{', '.join(commands)} on {e['gpu']}, driver {e['driver']}, CUDA {e['cuda']}, torch {e['torch']}; "
-            f"{e['cpu']}, {e['cores']} cores ([raw]({folder}/{self.file}))."
-        )
+        """The sentence below a table."""
+        last = self.calls[-1]
+        machine, versions = last["machine"], last["versions"]
+        commands = "`, `".join(dict.fromkeys(call["command"] for call in self.calls))
+        about = {"command": commands, "machine": {"cpu": machine["gpu"]}, "versions": versions}
+        driver = f"driver {machine['driver']}, CUDA {versions['cuda']}"
+        host = f"{machine['cpu']}, {machine['cores']} cores"
+        return source(about, ran=driver, more=host, raw=f"{folder}/{self.file}")
 
 
 def cards(results: Path) -> Iterator[Card]:
-    """One a file; a dry run's are not shown."""
+    """One per file; dry runs are left out."""
     for path in sorted(results.glob("gpu-*.json")):
-        found = json.loads(path.read_text())
-        if any(call["dry"] for call in found["calls"]):
+        result = read(path)
+        if result is None or any(call["dry"] for call in result["calls"]):
             continue
-        answers = [row for row in found["rows"] if row["row"] != WHOLE]
+        answers = [row for row in result["rows"] if row["row"] != WHOLE]
         failed = [row for row in answers if "failed" in row]
         rows = [row for row in answers if "failed" not in row]
-        yield Card(path.name, rows, failed, found["calls"])
+        yield Card(path.name, rows, failed, result["calls"])
 
 
-def table(lines: Callable[[Card], Iterable[str]], results: Path, folder: str) -> str:
-    """What `lines` makes of each device, or that none was measured."""
+def table(blocks: Callable[[Card], Iterable[str]], results: Path, folder: str) -> str:
+    """The blocks of each device with their source, or that none was measured."""
     parts = []
     for card in cards(results):
-        if made := list(lines(card)):
-            parts.append("\n".join(made).strip() + "\n\n" + card.source(folder))
-    return "\n\n".join(parts) or reading.NOT_YET
+        if made := list(blocks(card)):
+            parts.append("\n\n".join([*made, card.source(folder)]))
+    return "\n\n".join(parts) or NOT_YET
 
 
 def outer(card: Card) -> Iterator[str]:
-    """Milliseconds and memory of an outer step, way by way."""
-    ways = [row for row in card.rows if "way" in row]
+    """Milliseconds and memory of an outer step, by implementation."""
+    measured = [row for row in card.rows if "way" in row]
     compiled = {row["case"]: row["compile s"] for row in card.rows if "compile s" in row}
-    for case in dict.fromkeys(row["case"] for row in ways):
-        rows = [row for row in ways if row["case"] == case]
+    for case in dict.fromkeys(row["case"] for row in measured):
+        rows = [row for row in measured if row["case"] == case]
         clean = next((row["ms"] for row in rows if row["way"] in _CLEAN and "ms" in row), None)
         about = rows[0]
         seconds = f", compiled in {compiled[case]:.0f} s" if case in compiled else ""
@@ -69,20 +71,15 @@ def outer(card: Card) -> Iterator[str]:
             f"{about['tower']}, {about['size']} px, B {about['batch']}, {about['inner steps']} inner steps, "
             f"{about['gradient']} gradient{seconds}:"
         )
-        yield ""
-        yield "| way | ms / outer step | against double backward | peak memory | of the floor |"
-        yield "|---|--:|--:|--:|--:|"
+        made = Table(["implementation", "ms / outer step", "against double backward", "peak memory", "of the floor"])
         for row in sorted(rows, key=lambda row: -row.get("ms", float("inf"))):
-            yield _way(row, clean)
-        yield ""
-
-
-def _way(row: Found, clean: float | None) -> str:
-    if "ms" not in row:
-        return f"| {row['way']} | out of memory | | | |"
-    times = f"{clean / row['ms']:.2f} ×" if clean else ""
-    floor = f"{100 * row['fraction of floor']:.0f} %" if "fraction of floor" in row else ""
-    return f"| {row['way']} | {row['ms']:.1f} | {times} | {row['peak MB'] / 1024:.1f} GB | {floor} |"
+            if "ms" not in row:
+                made.add(row["way"], "out of memory", None, None, None)
+                continue
+            times = f"{clean / row['ms']:.2f} ×" if clean else ""
+            floor = f"{100 * row['fraction of floor']:.0f} %" if "fraction of floor" in row else ""
+            made.add(row["way"], f"{row['ms']:.1f}", times, f"{row['peak MB'] / 1024:.1f} GB", floor)
+        yield made.markdown()
 
 
 def flat(card: Card) -> Iterator[str]:
@@ -90,17 +87,16 @@ def flat(card: Card) -> Iterator[str]:
     rows = [row for row in card.rows if row["part"] == "flat"]
     if not rows:
         return
-    yield "| kernel | parameters | plain torch | torch.compile | ptmst | of a copy | of a copy, launched one by one |"
-    yield "|---|--:|--:|--:|--:|--:|--:|"
+    providers = (PLAIN, COMPILED, OURS_KERNEL)
+    made = Table(["kernel", "parameters", *providers, "of a copy", "of a copy, launched one by one"])
     for kernel, parameters in dict.fromkeys((row["kernel"], row["parameters"]) for row in rows):
         by = {row["provider"]: row for row in rows if (row["kernel"], row["parameters"]) == (kernel, parameters)}
-        times = [f"{by[p]['graph ms']:.3f} ms" if p in by else "–" for p in (PLAIN, COMPILED, OURS_KERNEL)]
+        times = [f"{by[p]['graph ms']:.3f} ms" if p in by else "–" for p in providers]
         ours = by.get(OURS_KERNEL)
         shares = [f"{100 * ours[name]:.0f} %" if ours else "–" for name in ("of a copy, in a graph", "of a copy")]
-        yield f"| `{kernel}` | {parameters // 1_000_000} M | {' | '.join([*times, *shares])} |"
+        made.add(f"`{kernel}`", f"{parameters // 1_000_000} M", *times, *shares)
     copied = max(row["copied bytes/s"] for row in rows) / 1e9
-    yield ""
-    yield f"A copy moves {copied:,.0f} GB/s, what it reads and what it writes counted."
+    yield made.markdown(f"A copy moves {copied:,.0f} GB/s, counting both what it reads and what it writes.")
 
 
 def contrastive(card: Card) -> Iterator[str]:
@@ -109,12 +105,12 @@ def contrastive(card: Card) -> Iterator[str]:
     if not rows:
         return
     providers = (PLAIN, COMPILED, OPEN_CLIP, OURS_KERNEL)
-    yield f"| loss | N | {' | '.join(providers)} |"
-    yield f"|---|--:|{'--:|' * len(providers)}"
+    made = Table(["loss", "N", *providers])
     for case in dict.fromkeys((row["loss"], row["labels"], row["pairs"]) for row in rows):
         of = [row for row in rows if (row["loss"], row["labels"], row["pairs"]) == case]
         cells = [_losses([row for row in of if row["provider"] == provider]) for provider in providers]
-        yield f"| {case[0]}, {case[1]} labels | {case[2]:,} | {' | '.join(cells)} |"
+        made.add(f"{case[0]}, {case[1]} labels", f"{case[2]:,}", *cells)
+    yield made.markdown()
 
 
 def _losses(rows: list[Found]) -> str:
@@ -127,23 +123,23 @@ def _losses(rows: list[Found]) -> str:
 
 
 def runs(card: Card) -> Iterator[str]:
-    """Images a second of teaching, and students a second of an evaluation."""
-    taught = [row for row in card.rows if row["part"] == "teach" and "precision" in row]
+    """Training images per second, and students per second of an evaluation."""
+    trained = [row for row in card.rows if row["part"] == "teach" and "precision" in row]
     decoded = [row for row in card.rows if row["row"] == "decode"]
     stacks = [row for row in card.rows if row["part"] == "students"]
-    if not (taught or stacks):
+    if not (trained or stacks):
         return
-    yield "| | | |"
-    yield "|---|---|--:|"
+    made = Table([None, None, None], left=(0, 1))
     for row in decoded:
-        yield f"| decoding on the host | {row['size']} px | {row['images/s']:,.0f} images/s |"
-    for row in taught:
+        made.add("decoding on the host", f"{row['size']} px", f"{row['images/s']:,.0f} images/s")
+    for row in trained:
         about = f"{row['tower']}, {row['size']} px, B {row['batch']}, {row['precision']}"
-        yield f"| teaching | {about} | {row['images/s']:,.0f} images/s |"
+        made.add("training an expert", about, f"{row['images/s']:,.0f} images/s")
     for row in stacks:
         about = f"{row['tower']}, {row['size']} px, {row['pairs']} pairs, {row['together']} at a time"
         students = f"students of {row['whole epochs']} epochs, by {row['epochs']} of them"
-        yield f"| {students} | {about} | {3600 * row['students/s']:,.0f} an hour |"
+        made.add(students, about, f"{3600 * row['students/s']:,.0f} an hour")
+    yield made.markdown()
 
 
 def profile(card: Card) -> Iterator[str]:
@@ -151,17 +147,20 @@ def profile(card: Card) -> Iterator[str]:
     for row in card.rows:
         if "longest" in row:
             yield f"{row['case']}, {row['precision']}: {row['kernels']:,} kernels, {row['ms']:.1f} ms"
-            yield ""
-            yield "| kernel | launches | ms |"
-            yield "|---|--:|--:|"
-            yield from (
-                f"| `{name[:80]}` | {count:,} | {ms:.2f} |" for name, count, ms in row["longest"][:_KERNELS_SHOWN]
-            )
-            yield ""
+            made = Table(["kernel", "launches", "ms"])
+            for name, count, ms in row["longest"][:_KERNELS_SHOWN]:
+                made.add(f"`{name[:80]}`", f"{count:,}", f"{ms:.2f}")
+            yield made.markdown()
 
 
 def checks(card: Card) -> Iterator[str]:
     """What was right, and what was not."""
+    lines = list(_checked(card))
+    if lines:
+        yield "\n".join(lines)
+
+
+def _checked(card: Card) -> Iterator[str]:
     tests = [row for row in card.rows if "::" in row["row"]]
     passed, skipped = (sum(("skipped" in row) == whether for row in tests) for whether in (False, True))
     distances = [value for row in card.rows for value in row.get("relative distance", {}).values()]
@@ -180,11 +179,11 @@ def checks(card: Card) -> Iterator[str]:
 
 
 def estimates(folder: str) -> str:
-    """What the parts are estimated to take, in their order."""
-    lines = ["| part | estimate of its first result | of all | cores |", "|---|--:|--:|--:|"]
+    """Estimated seconds of the parts, in their order."""
+    made = Table(["part", "estimate of its first result", "of all", "cores"])
     for part in parts(dry=False):
-        lines.append(f"| `{part.name}` | {part.first:.0f} s | {part.seconds:.0f} s | {part.cores} |")
-    return "\n".join(lines)
+        made.add(f"`{part.name}`", f"{part.first:.0f} s", f"{part.seconds:.0f} s", str(part.cores))
+    return made.markdown()
 
 
 TABLES: dict[str, Callable[[Card], Iterator[str]]] = {

@@ -20,12 +20,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import null_device
-from bench import measure, reading
+from bench import measure, result
 from bench.gpu import checks, tables
 from bench.gpu.checks import close, same_means
 from bench.gpu.parts import Part, Stage, parts
 from bench.gpu.rows import ROWS, WHOLE, Folder, Sheet, Spoilt, Wrong
 from bench.gpu.runner import Runner
+from bench.tables import NOT_YET
 from ptmst import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +161,8 @@ def test_parts_that_are_done_are_not_begun_again(tmp_path: Path, capsys: pytest.
     run(out, *some, call="2")
     said = capsys.readouterr().out
     assert said.count("found before") == 2 and ": begun" not in said
-    content = json.loads((out / "gpu-card.json").read_text())
+    content = result.read(out / "gpu-card.json")
+    assert content is not None
     assert [row["row"] for row in content["rows"] if row["row"] != WHOLE] == ["number of one", "number of two"]
 
 
@@ -251,7 +253,7 @@ def test_every_part_can_be_found() -> None:
 
 def test_a_machine_without_nvidia_smi_has_an_unknown_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert measure._driver() == "unknown"
+    assert result.driver() == "unknown"
 
 
 def test_memory_of_a_replay_is_not_taken_for_that_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,17 +271,18 @@ def test_memory_of_a_replay_is_not_taken_for_that_of_a_step(monkeypatch: pytest.
 
 
 def call(dry: bool) -> dict[str, Any]:
-    about = {"command": "python -m bench.gpu --out a", "gpu": "Card", "driver": "580", "cuda": "13.0", "torch": "2.11"}
-    return {"environment": {**about, "cpu": "Processor", "cores": 16}, "dry": dry}
+    machine = {"gpu": "Card", "driver": "580", "cpu": "Processor", "cores": 16}
+    versions = {"cuda": "13.0", "torch": "2.11"}
+    return {"command": "python -m bench.gpu --out a", "machine": machine, "versions": versions, "dry": dry}
 
 
 def write(path: Path, dry: bool, *rows: dict[str, Any]) -> None:
-    path.write_text(json.dumps({"setting": "Card", "calls": [call(dry)], "rows": rows}))
+    result.write(path, rows, setting="Card", calls=[call(dry)])
 
 
 def test_tables_tell_what_was_found_and_nothing_else(tmp_path: Path) -> None:
     for name, lines in tables.TABLES.items():
-        assert tables.table(lines, tmp_path, "results") == reading.NOT_YET, name
+        assert tables.table(lines, tmp_path, "results") == NOT_YET, name
     case = {"part": "outer", "case": "tower-1", "tower": "tower", "size": 224, "batch": 40, "inner steps": 8}
     case |= {"gradient": "truncated"}
     ours = {"way": "ptmst captured, tf32", "ms": 125.0, "peak MB": 8192.0, "fraction of floor": 0.5}
@@ -299,18 +302,18 @@ def test_tables_tell_what_was_found_and_nothing_else(tmp_path: Path) -> None:
     assert "| ptmst captured, tf32 | 125.0 | 4.00 × | 8.0 GB | 50 % |" in shown
     assert "| unrolled | out of memory | | | |" in shown
     assert shown.endswith(
-        "on Card, driver 580, CUDA 13.0, torch 2.11; Processor, 16 cores ([raw](results/gpu-card.json))."
+        "on Card, driver 580, CUDA 13.0; torch 2.11; Processor, 16 cores ([raw](results/gpu-card.json))."
     )
     checked = tables.table(tables.checks, tmp_path, "results")
     assert "* 1 tests that need a device passed, 0 were skipped." in checked
     assert "* Failed: outer, bf16: cosine with eager float32: …\n" in checked
     for lines in (tables.flat, tables.contrastive, tables.runs, tables.profile):
-        assert tables.table(lines, tmp_path, "results") == reading.NOT_YET
+        assert tables.table(lines, tmp_path, "results") == NOT_YET
 
 
 def test_a_dry_run_has_no_table(tmp_path: Path) -> None:
     write(tmp_path / "gpu-card.json", True, {"part": "tests-1", "row": "tests/a.py::test", "seconds": 1.0})
-    assert tables.table(tables.checks, tmp_path, "results") == reading.NOT_YET
+    assert tables.table(tables.checks, tmp_path, "results") == NOT_YET
 
 
 # The bundle
