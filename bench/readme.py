@@ -14,6 +14,7 @@ from bench.adjoint import tables as adjoint
 from bench.adjoint.cells import DATA
 from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
 from bench.gpu import tables as gpu
+from ptmst.presets import experiment
 from ptmst.report.tables import HEADINGS
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,38 @@ def demo_table(name: str, folder: str) -> str:
         f"Recall in percent, mean ± standard deviation over {found['students']} students. `{found['command']}`, "
         f"{found['minutes']:.1f} minutes on {machine['cpu']}, {machine['cores']} cores, GPU: {machine['gpu']}; torch "
         f"{found['versions']['torch']} ([raw]({folder}/{name}.json)).",
+    ]
+    return "\n".join(lines)
+
+
+def headline(name: str, folder: str) -> str:
+    """What a demo shows, in two sentences."""
+    found: dict[str, Any] = _measured(name)
+    random, _, distilled, full = found["rows"]
+    means = {row["name"]: row["recall"]["mean"]["mean"] for row in found["rows"]}
+    reached = 100 * means[distilled["name"]] / means[full["name"]]
+    points = f"{means[distilled['name']]:.1f} of {means[full['name']]:.1f} points"
+    return (
+        f"**{distilled['pairs']:,} distilled pairs reach {reached:.0f} % of the recall that {full['pairs']:,} real "
+        f"pairs reach: {points}.** {random['pairs']:,} random real pairs reach {means[random['name']]:.1f} "
+        f"([the demo](docs/demo.md), [raw]({folder}/{name}.json))."
+    )
+
+
+def demo_summary(name: str, folder: str) -> str:
+    """Mean recall of a demo's rows, each with its share of what all real pairs reach."""
+    found: dict[str, Any] = _measured(name)
+    full = found["rows"][-1]["recall"]["mean"]["mean"]
+    lines = ["| trained on | pairs | IR@1 | TR@1 | mean recall | of all |", "|---|--:|--:|--:|--:|--:|"]
+    for row in found["rows"]:
+        cells = [f"{row['recall'][m]['mean']:.1f} ± {row['recall'][m]['std']:.1f}" for m in ("ir1", "tr1", "mean")]
+        share = row["recall"]["mean"]["mean"] / full
+        lines.append(f"| {row['name']} | {row['pairs']:,} | {' | '.join(cells)} | {100 * share:.0f} % |")
+    machine = found["machine"]
+    lines += [
+        "",
+        f"Percent, mean ± standard deviation over {found['students']} students. `{found['command']}` took "
+        f"{found['minutes']:.0f} minutes on {machine['cpu']}, {machine['cores']} cores ([raw]({folder}/{name}.json)).",
     ]
     return "\n".join(lines)
 
@@ -87,6 +120,40 @@ def outer_table(name: str, folder: str, gradient: str, frozen: bool = False) -> 
         f"{environment['gpu']}; torch {environment['torch']}{measured} ([raw]({folder}/{name}.json))."
     )
     return "\n".join(lines)
+
+
+def speed_table(folder: str) -> str:
+    """One line for every case of the outer step: clean double backward, and our fastest way."""
+    lines = [
+        "| tower | gradient | parameters | double backward | ptmst | times as fast | memory: theirs, ours |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in ("outer-nfnet-cpu", "outer-towers-cpu", "outer-system-allocator-cpu"):
+        cases: dict[tuple[str, bool, str], dict[str, tuple[dict[str, Any], float]]] = {}
+        for benchmark in _measured(name)["benchmarks"]:
+            extra = benchmark["extra_info"]
+            case = cases.setdefault((extra["tower"], extra["frozen"], extra["gradient"]), {})
+            case[extra["way"]] = extra, benchmark["stats"]["median"]
+        allocator = ", system's allocator" if "system" in name else ""
+        for (tower, frozen, gradient), ways in cases.items():
+            theirs, clean = ways[CLEAN]
+            ours, fastest = min((one for way, one in ways.items() if way.startswith("ptmst")), key=lambda one: one[1])
+            memory = f"{theirs['peak MB'] / 1024:.2f}, {ours['peak MB'] / 1024:.2f} GB"
+            lines.append(
+                f"| {tower}{', frozen' if frozen else ''} | {gradient}{allocator} | {theirs['parameters'] / 1e6:.1f} M "
+                f"| {clean:.2f} s | {fastest:.2f} s, {ours['way'].removeprefix('ptmst ')} | {clean / fastest:.2f} × "
+                f"| {memory} |"
+            )
+    environment = ours["environment"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"On {environment['cpu']}, {environment['threads']} threads, GPU: {environment['gpu']}; torch "
+            f"{environment['torch']}; 96 px, 8 pairs a batch. [The outer step](outer-step.md) has every way, with the "
+            "commands and the raw numbers.",
+        ]
+    )
 
 
 def students_table(name: str, folder: str) -> str:
@@ -278,6 +345,26 @@ def presets_table(name: str, folder: str) -> str:
     return "\n".join(lines)
 
 
+def settings_table(folder: str) -> str:
+    """The settings of every published row, from the presets."""
+    rate = "images · texts · η · S"
+    lines = [
+        f"| `--preset` | pairs | phases: pairs, span starts, end point | outer steps | n | B | rates: {rate} | tower |",
+        "|---|--:|---|--:|--:|--:|---|---|",
+    ]
+    for name in (name for name in presets.names() if "," not in name):
+        whole = experiment(name)
+        config, rates = whole.distill, whole.distill.rates
+        phases = "; ".join(f"{p.pairs}, {p.start[0]}–{p.start[1] - 1}, {p.endpoint}" for p in config.phases)
+        values = " · ".join(f"{value:g}" for value in (rates.images, rates.texts, rates.lr, rates.similarity))
+        tower = "frozen" if whole.teach.encoder.freeze_tower else "trained"
+        lines.append(
+            f"| `{name}` | {config.pairs} | {phases} | {len(config.phases)} × {config.steps:,} | {config.inner_steps} "
+            f"| {config.batch_size} | {values} | {tower} |"
+        )
+    return "\n".join(lines)
+
+
 def cuda_host_table(name: str, folder: str) -> str:
     """What the host's side of the CUDA path takes, tree by tree."""
     found: dict[str, Any] = _measured(name)
@@ -350,9 +437,12 @@ def questions_table(folder: str) -> str:
 
 Table = Callable[[str], str]
 TABLES: dict[str, Table] = {
+    "headline": partial(headline, "demo-scenes"),
+    "demo-summary": partial(demo_summary, "demo-scenes"),
     "demo-scenes": partial(demo_table, "demo-scenes"),
     "demo-digits": partial(demo_table, "demo-digits"),
     "retrieval": partial(recall_line, "retrieval"),
+    "speed": speed_table,
     "outer-nfnet": partial(outer_table, "outer-nfnet-cpu", gradient="truncated"),
     "outer-nfnet-exact": partial(outer_table, "outer-nfnet-cpu", gradient="exact"),
     "outer-nfnet-frozen": partial(outer_table, "outer-nfnet-cpu", gradient="truncated", frozen=True),
@@ -374,6 +464,7 @@ TABLES: dict[str, Table] = {
     "adjoint-alternatives": partial(adjoint_table, adjoint.alternatives),
     "adjoint-contest": partial(adjoint_table, adjoint.contest),
     "towers": partial(towers_table, "towers-cpu"),
+    "preset-settings": settings_table,
     "presets": partial(presets_table, "presets-cpu"),
     "ablation-scenes": partial(ablation_table, "scenes"),
     "ablation-digits": partial(ablation_table, "digits"),
@@ -389,6 +480,9 @@ TABLES: dict[str, Table] = {
 }
 PAGES = {
     "README.md": "bench/results",
+    "docs/demo.md": "../bench/results",
+    "docs/presets.md": "../bench/results",
+    "docs/speed.md": "../bench/results",
     "docs/outer-step.md": "../bench/results",
     "docs/kernels.md": "../bench/results",
     "docs/gpu.md": "../bench/results",
@@ -401,13 +495,13 @@ PAGES = {
 
 
 def written(page: str, folder: str) -> str:
-    """A page with every table between its `<!-- table: NAME -->` marks made anew."""
+    """A page with every table between its `<!-- table: NAME -->` marks made again."""
     marks = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
     return marks.sub(lambda m: f"{m[1]}{TABLES[m[2]](folder)}\n{m[3]}", page)
 
 
 def write(*pages: str) -> None:
-    """Make the tables of some pages anew, or of all."""
+    """Make the tables of some pages again, or of all."""
     for page in pages or PAGES:
         (ROOT / page).write_text(written((ROOT / page).read_text(), PAGES[page]))
 
