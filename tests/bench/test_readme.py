@@ -189,7 +189,7 @@ def test_the_examples_of_kernels_run() -> None:
     examples = [block for language, block in blocks(DOCUMENTS["docs/kernels.md"]) if language == "python"]
     assert len(examples) == 2
     losses: list[float] = []
-    step = "    optimiser.step()\n"
+    step = "    optimizer.step()\n"
     assert step in examples[0]
     names: dict[str, Any] = {"losses": losses}
     exec(examples[0].replace(step, f"{step}    losses.append(matched.loss.item())\n"), names)
