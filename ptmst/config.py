@@ -63,6 +63,7 @@ class RenderConfig:
 
     @property
     def folder(self) -> Path:
+        """The folder to write: `root`, or data/NAME."""
         return self.root if self.root is not None else Path("data") / self.name
 
     def problems(self) -> Iterator[str]:
@@ -92,6 +93,7 @@ class DataConfig:
 
     @property
     def folder(self) -> Path:
+        """The data's folder: `root`, or its default."""
         if self.root is not None:
             return self.root
         return Path() if ":" in self.name else Path("data") / self.name
@@ -173,6 +175,7 @@ class TeachConfig:
 
     @property
     def kept_endpoints(self) -> tuple[int, ...]:
+        """The stored epochs, sorted."""
         return kept(self.endpoints, self.epochs)
 
     def problems(self) -> Iterator[str]:
@@ -333,6 +336,7 @@ class DistillConfig:
 
     @property
     def pairs(self) -> int:
+        """Synthetic pairs of all phases together."""
         return sum(phase.pairs for phase in self.phases)
 
     def problems(self) -> Iterator[str]:

@@ -40,9 +40,11 @@ class Truncated:
 
     @property
     def moves(self) -> bool:
+        """λ never changes."""
         return False
 
     def begin(self, layers: LayerTable, steps: int, last: Tensor) -> Carry:
+        """The recursion that keeps λ_n."""
         return lambda i, adjoint, change: adjoint
 
 
@@ -67,9 +69,11 @@ class Damped:
 
     @property
     def moves(self) -> bool:
+        """λ changes at every inner step."""
         return True
 
     def begin(self, layers: LayerTable, steps: int, last: Tensor) -> Carry:
+        """The damped and clipped recursion; the clip is relative to ‖λ_n‖ of each group."""
         if self.clip is None:
             return lambda i, adjoint, change: torch.add(adjoint, change, alpha=self.share)
         largest = self.clip * layers.dot(last, last).sqrt()

@@ -79,7 +79,7 @@ def subset(
 
 
 def random_pairs(store: TrajectoryStore, count: int, lr: float, seed: int) -> DistilledSet:
-    """`subset` at random."""
+    """`subset` with random pairs. Raises InputError for a count that is not positive or more than the images."""
     return subset(store, "random", count, lr, seed)
 
 

@@ -69,6 +69,7 @@ class Student:
 
     @property
     def device(self) -> torch.device:
+        """The device of its modules."""
         return next(p for module in self._modules for p in module.parameters()).device
 
     def flatten(self) -> Tensor:
@@ -98,6 +99,7 @@ class Student:
         return self._call(1, theta.split(self.layers.group_sizes)[1], texts)
 
     def to(self, device: torch.device | str) -> Student:
+        """Move its modules to a device, in place; returns the student."""
         for module in self.modules:
             module.to(device)
         return self

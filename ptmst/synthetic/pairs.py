@@ -13,7 +13,10 @@ from ptmst.synthetic.soft_labels import Similarity
 
 @dataclass(frozen=True)
 class SyntheticPairs:
-    """N synthetic pairs: images [N, 3, H, W], texts [N, D], soft labels over [N, N], student learning rate [G]."""
+    """N synthetic pairs: images [N, 3, H, W], texts [N, D], soft labels over [N, N], student learning rate [G].
+
+    Raises InputError for leaves of different numbers of pairs.
+    """
 
     images: Tensor
     texts: Tensor

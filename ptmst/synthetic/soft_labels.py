@@ -17,12 +17,15 @@ class FullSimilarity:
 
     @classmethod
     def identity(cls, n: int) -> FullSimilarity:
+        """S = I: each of n pairs fits itself only."""
         return cls(torch.eye(n))
 
     def leaves(self) -> dict[str, Tensor]:
+        """What distillation optimizes, by name: `similarity` [N, N]."""
         return {"similarity": self.matrix}
 
     def replace(self, leaves: Mapping[str, Tensor]) -> FullSimilarity:
+        """Soft labels of this form with the values of `leaves`."""
         return FullSimilarity(leaves["similarity"])
 
     def batch(self, index: Tensor) -> Tensor:
@@ -34,6 +37,7 @@ class FullSimilarity:
         sums["similarity"].index_put_((index[:, None], index[None, :]), gradient, accumulate=True)
 
     def dense(self) -> Tensor:
+        """S [N, N]."""
         return self.matrix
 
 
@@ -52,9 +56,11 @@ class LowRankSimilarity:
         return cls(torch.ones(n), torch.randn(n, rank, generator=generator), torch.zeros(n, rank), alpha)
 
     def leaves(self) -> dict[str, Tensor]:
+        """What distillation optimizes, by name: `diag` [N], `left` and `right` [N, rank]."""
         return {"diag": self.diag, "left": self.left, "right": self.right}
 
     def replace(self, leaves: Mapping[str, Tensor]) -> LowRankSimilarity:
+        """Soft labels of this form and alpha with the values of `leaves`."""
         return LowRankSimilarity(leaves["diag"], leaves["left"], leaves["right"], self.alpha)
 
     def batch(self, index: Tensor) -> Tensor:
@@ -71,6 +77,7 @@ class LowRankSimilarity:
         sums["right"].index_add_(0, index, scaled.T @ self.left[index])
 
     def dense(self) -> Tensor:
+        """S [N, N], multiplied out."""
         return self.batch(torch.arange(len(self.diag), device=self.diag.device))
 
 

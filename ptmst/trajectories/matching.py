@@ -108,6 +108,10 @@ class TrajectoryMatchingLoss(nn.Module):
         start: Tensor | Sequence[Tensor] | MatchingSpan,
         target: Tensor | Sequence[Tensor] | None = None,
     ) -> Matched:
+        """The loss of θ [P] against the way from `start` to `target` [P], or against a span: scalar and terms [G].
+
+        Raises InputError for vectors of another network, and for a start that is the target.
+        """
         student = self._flat("theta", theta)
         if target is None:
             if isinstance(start, Tensor | Sequence):
