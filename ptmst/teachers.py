@@ -79,7 +79,7 @@ def _train(
     texts = embed_captions(tower, pairs.captions, device).to(device)
     with progress.bar("teach", config.experts * config.epochs, done) as bar:
         if not pairs.fits_in_memory:
-            bar.note("the decoded images are more than half of the free memory: decoding them anew in every epoch")
+            bar.note("the decoded images are more than half of the free memory: decoding them again in every epoch")
         for number in missing:
             student = store.student((config.seed, "expert", number)).to(device)
             recorder = Recorder(student.layers, config.kept_endpoints)
@@ -133,7 +133,7 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
 
 def _new_store(config: TeachConfig, recipe: Recipe, device: torch.device) -> TrajectoryStore:
     if not config.encoder.freeze_tower:
-        # Before minutes of warm-up, and before experts are taught for days that nothing could be distilled from.
+        # Before minutes of warm-up, and before experts are trained for days that nothing could be distilled from.
         _refuse_underivable(recipe.student((0,)), recipe)
     warn_of_random_weights(config.encoder, "--encoder.image-weights")
     weights = None

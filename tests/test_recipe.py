@@ -112,8 +112,8 @@ def test_a_recipe_comes_back() -> None:
     bare = replace(RECIPE, teaching=None)
     again = Recipe.from_json(bare.to_json())
     assert again.teaching is None and (again.seed, again.temperature, again.precision) == (0, 0.07, "fp32")
-    taught = replace(RECIPE, teaching=TeachConfig(seed=3, temperature=0.2, precision="tf32"))
-    again = Recipe.from_json(taught.to_json())
+    trained = replace(RECIPE, teaching=TeachConfig(seed=3, temperature=0.2, precision="tf32"))
+    again = Recipe.from_json(trained.to_json())
     assert (again.seed, again.temperature, again.precision) == (3, 0.2, "tf32")
 
 

@@ -15,7 +15,7 @@ from ptmst.support.progress import result
 
 @dataclass(frozen=True)
 class Import(Command):
-    """Convert published replay buffers into a trajectory store, or published distilled sets into a set of ours."""
+    """Convert published replay buffers into a store, or published distilled sets into a set."""
 
     examples: ClassVar = (
         "ptmst import --images img_replay_buffer_0.pt --texts txt_replay_buffer_0.pt --out runs/imported",

@@ -27,7 +27,7 @@ Line = tuple[str, str]
 def inspect(path: Path, verify: bool = False) -> list[Line]:
     """(what, finding) lines: kind, sizes, layers, end points, norms, hashes, provenance.
 
-    `verify` recomputes every hash that an index holds. Raises InputError for what is nothing of these, or damaged.
+    `verify` recomputes every hash in an index. Raises InputError for files that are damaged or of another kind.
     """
     if not path.exists():
         raise InputError(f"{path}: expected a file or folder, found none; check the path")
@@ -50,7 +50,7 @@ def _store(store: TrajectoryStore, verify: bool) -> Iterator[Line]:
     yield "kind", f"trajectory store, {store.coding}"
     yield "size", f"{store.bytes / 1e6:,.1f} MB in {len(store.hashes) + 1} files"
     yield "experts", ", ".join(map(str, sorted(store.experts))) or "none"
-    yield "epochs", f"{store.epochs}, end points kept: {', '.join(map(str, store.endpoints))}"
+    yield "epochs", f"{store.epochs}, end points stored: {', '.join(map(str, store.endpoints))}"
     yield from _layers(store.layers)
     yield from _settings(store.settings)
     for number in sorted(store.experts):
@@ -85,7 +85,7 @@ def _set(path: Path, verify: bool) -> Iterator[Line]:
 
 def _run(path: Path) -> Iterator[Line]:
     record = run_record(path)
-    yield "kind", "distillation that has not ended"
+    yield "kind", "unfinished distillation"
     yield "store_sha256", str(record["store_sha256"])
     yield "phases", _short(record["config"].get("phases"))
     yield "outer steps", f"{record['config'].get('steps')} a phase"
@@ -105,7 +105,7 @@ def _tensors_file(path: Path, verify: bool) -> Iterator[Line]:
     yield from lines
     if verify:
         files.read_tensors(path)
-        yield "verified", "its content is what it was written with, where it says so, and finite"
+        yield "verified", "the checksum, if there is one, matches, and all values are finite"
 
 
 def _published(path: Path) -> Iterator[Line]:
@@ -158,8 +158,8 @@ def _verified(folder: Path, hashes: Mapping[str, str]) -> Iterator[Line]:
         if found != expected:
             broken.append(f"{name} ({found[:12]} instead of {expected[:12]})")
     if broken:
-        raise InputError(f"{folder}: expected files as their index has them, found others: {', '.join(broken)}")
-    yield "verified", f"{len(hashes)} hashes are those of the index"
+        raise InputError(f"{folder}: checksum mismatch: {', '.join(broken)}")
+    yield "verified", f"{len(hashes)} files have the hashes of the index"
 
 
 def _described(value: Any) -> str:

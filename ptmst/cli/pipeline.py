@@ -181,7 +181,7 @@ class Subset(Command):
 
 @dataclass(frozen=True)
 class Evaluate(WithPreset):
-    """Train fresh students on a distilled set and measure their retrieval recall, or score the experts of a store."""
+    """Score fresh students of a distilled set, or experts of a store, by retrieval recall."""
 
     input = "set"
     examples: ClassVar = (
@@ -220,7 +220,7 @@ class Evaluate(WithPreset):
 
 @dataclass(frozen=True)
 class Report(Command):
-    """Show evaluated sets on one HTML page, or write their recalls as CSV, JSON, Markdown or LaTeX."""
+    """Show evaluated sets on an HTML page, or write recalls as CSV, JSON, Markdown or LaTeX."""
 
     examples: ClassVar = (
         "ptmst report runs/scenes-100 runs/random runs/store",

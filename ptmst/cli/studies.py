@@ -15,7 +15,7 @@ from ptmst.support.progress import result, table
 
 @dataclass(frozen=True)
 class Demo(Command):
-    """Run everything on an embedded data set: experts, distillation, students, and one HTML page of results."""
+    """Run everything on an embedded data set, from experts to an HTML page of results."""
 
     stopped = CONTINUES
     examples: ClassVar = ("ptmst demo --quick", "ptmst demo --data digits --out runs/demo-digits")
@@ -36,7 +36,7 @@ class Demo(Command):
 
 @dataclass(frozen=True)
 class Ablate(Command):
-    """Compare methods over sizes and seeds on a rendered data set, with rates tuned alike for every method."""
+    """Compare methods over sizes and seeds on a rendered data set, all tuned alike."""
 
     stopped = CONTINUES
     examples: ClassVar = (

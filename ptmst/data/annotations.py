@@ -1,4 +1,4 @@
-"""What annotations say, in whatever form they are written: images, captions, and where each image's bytes lie."""
+"""What annotations say, in whatever form they are written: images, captions, and where each image's bytes are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ptmst.errors import InputError
 T = TypeVar("T")
 SPLITS = ("train", "val", "test", "warmup")
 Fault = Callable[[str], None]
-"""Told, in one line, what is wrong with an entry, which is then left out."""
+"""Callback for a broken entry, which is skipped: it takes what is wrong, in one line."""
 
 
 class Place(NamedTuple):
@@ -49,7 +49,7 @@ class Annotations:
     image_names: tuple[str, ...]
     """Images as paths relative to the root, [I]; one in a tar file is TAR/MEMBER."""
     places: tuple[Place, ...]
-    """Where the bytes of each image lie, [I]."""
+    """Where the bytes of each image are, [I]."""
     captions: tuple[str, ...]
     """Captions as written, [T]."""
     image_of_text: tuple[int, ...]
@@ -82,7 +82,7 @@ class Source(Protocol):
         ...
 
     def read(self, root: Path, split: str, fault: Fault | None = None) -> Annotations:
-        """Annotations of a split, one of `splits`, whose images lie under `root`; no image is looked up.
+        """Annotations of a split, one of `splits`, whose images are under `root`; no image is looked up.
 
         Raises InputError where they are missing or broken as a whole. For a broken entry `fault` is called;
         without one it raises InputError too.
@@ -93,7 +93,7 @@ class Source(Protocol):
 def gather(
     entries: Iterable[T], item: Callable[[T], Item | None], fault: Fault | None, *, origin: str, remedy: str
 ) -> Annotations:
-    """Annotations of what `item` makes of each entry: none = it is of another split; InputError = it is broken."""
+    """Annotations of the entries: `item` returns None to skip one, and raises InputError if it is broken."""
     index: dict[str, int] = {}
     places: list[Place] = []
     captions: list[str] = []
@@ -123,7 +123,7 @@ def texts_of(caption: object, where: str) -> list[str]:
         raise InputError(f"{where}: expected at least one caption, found an empty list; add one or drop the entry")
     for text in captions:
         if not isinstance(text, str):
-            raise InputError(f"{where}: expected caption to be text or a list of texts, found {kind(text)}; mend it")
+            raise InputError(f"{where}: expected caption to be text or a list of texts, found {kind(text)}; fix it")
     return list(map(str, captions))
 
 

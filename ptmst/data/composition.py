@@ -121,7 +121,7 @@ def _draw_scene(vocabulary: Vocabulary, rng: np.random.Generator) -> Scene:
 
 
 class _Speaker:
-    """Words for one scene: each method is a kind of caption, and draws its wording anew."""
+    """Words for one scene: each method is a kind of caption, and draws its wording again."""
 
     def __init__(self, things: Sequence[Thing], vocabulary: Vocabulary, rng: np.random.Generator):
         self.things, self.vocabulary, self.rng = things, vocabulary, rng

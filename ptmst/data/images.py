@@ -30,7 +30,7 @@ class Picture:
 
 
 def decode(place: Place, path: Path) -> Picture:
-    """The picture whose bytes lie at `place`. Raises InputError that names `path` if it is no whole, readable one.
+    """The picture whose bytes are at `place`. Raises InputError that names `path` if it is no whole, readable one.
 
     Alpha is dropped, of 16 bits the upper 8 are kept, and more than PIL's `MAX_IMAGE_PIXELS` are refused.
     """

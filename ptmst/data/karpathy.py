@@ -86,7 +86,7 @@ def _read_whole(path: Path, folder: str, root: Path, split: str, fault: Fault | 
     def item(numbered: tuple[int, object]) -> Item | None:
         where, entry = f"{path}: image {numbered[0]} of {len(images)}", numbered[1]
         if not isinstance(entry, dict):
-            raise InputError(f"{where}: expected an object, found {kind(entry)}; mend the entry")
+            raise InputError(f"{where}: expected an object, found {kind(entry)}; fix the entry")
         for key in ("filename", "split", "sentences"):
             if key not in entry:
                 raise InputError(f'{where}: expected the key "{key}", found {sorted(entry)}; add it')
@@ -95,7 +95,7 @@ def _read_whole(path: Path, folder: str, root: Path, split: str, fault: Fault | 
             return None
         sentences, above = entry["sentences"], entry.get("filepath", folder)
         if not isinstance(sentences, list) or not all(isinstance(s, dict) and "raw" in s for s in sentences):
-            raise InputError(f'{where}: expected sentences to be a list of {{"raw": text}}, found others; mend them')
+            raise InputError(f'{where}: expected sentences to be a list of {{"raw": text}}, found others; fix them')
         name = f"{above}/{entry['filename']}" if above else entry["filename"]
         name, captions = _read_entry(
             {"image": name, "caption": [sentence["raw"] for sentence in sentences]}, root, where
@@ -117,16 +117,16 @@ def _read_json(path: Path) -> object:
         found = f"bytes that are not UTF-8 at offset {error.start}"
     except OSError as error:
         found = f"a file that cannot be read ({error.strerror})"
-    raise InputError(f"{path}: expected JSON, found {found}; mend the file or fetch it again")
+    raise InputError(f"{path}: expected JSON, found {found}; fix the file or fetch it again")
 
 
 def _read_entry(entry: object, root: Path, where: str) -> tuple[str, list[str]]:
     if not isinstance(entry, dict):
-        raise InputError(f'{where}: expected {{"image": …, "caption": …}}, found {kind(entry)}; mend the entry')
+        raise InputError(f'{where}: expected {{"image": …, "caption": …}}, found {kind(entry)}; fix the entry')
     for key in ("image", "caption"):
         if key not in entry:
             raise InputError(f'{where}: expected the key "{key}", found {sorted(entry)}; add it')
     name = entry["image"]
     if not isinstance(name, str):
-        raise InputError(f"{where}: expected image to be a path, found {kind(name)}; mend the entry")
+        raise InputError(f"{where}: expected image to be a path, found {kind(name)}; fix the entry")
     return inside(name, root, where), texts_of(entry["caption"], where)

@@ -41,7 +41,7 @@ class Pairs:
     image_names: tuple[str, ...]
     """Images as paths relative to the root, [I]; one in a tar file is TAR/MEMBER."""
     places: tuple[Place, ...]
-    """Where the bytes of each image lie, [I]."""
+    """Where the bytes of each image are, [I]."""
     captions: tuple[str, ...]
     """Cleaned captions, [T]."""
     image_of_text: Tensor
@@ -66,7 +66,7 @@ class Pairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of names, captions and image size: the same wherever the root lies; pixels are not read."""
+        """SHA-256 of names, captions and image size: the same wherever the root is; pixels are not read."""
         content = (self.image_names, self.captions, self.image_of_text.tolist(), self.image_size)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -78,7 +78,7 @@ class Pairs:
         return self.normalised(self.pixels(indices))
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """float32 images of pixels uint8 [..., 3, H, W], on the device where those lie."""
+        """float32 images of pixels uint8 [..., 3, H, W], on the device where those are."""
         return normalise(pixels, self.mean, self.std)
 
     def pixels(self, indices: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Pairs:
 
     @property
     def in_memory(self) -> bool:
-        """Whether every image lies decoded in memory."""
+        """Whether every image is decoded and in memory."""
         return self._cache is not None and bool(self._cache[1].all())
 
     @cached_property

@@ -62,7 +62,7 @@ class Shards:
             patterns = list(braceexpand(pattern))
         except ValueError as error:
             raise InputError(
-                f"wds:{self.pattern}: expected balanced braces, found others ({error}); mend it"
+                f"wds:{self.pattern}: expected balanced braces, found unbalanced ones ({error}); fix it"
             ) from error
         found = (glob.glob(os.path.join(above, pattern), recursive=True) for pattern in patterns)
         return sorted({Path(file) for files in found for file in files})

@@ -15,7 +15,7 @@ from ptmst.errors import InputError
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _KEYS = ("filepath", "title")
 _JSON_KEYS = ("image", "caption")
-_IMAGES = "lay the images there, or mend the paths"
+_IMAGES = "put the images there, or fix the paths"
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Table:
         try:
             value = json.loads(str(row))
         except json.JSONDecodeError as error:
-            raise InputError(f"{where}: expected a JSON object, found {error.msg}; mend the line") from None
+            raise InputError(f"{where}: expected a JSON object, found {error.msg}; fix the line") from None
         if not isinstance(value, dict):
-            raise InputError(f"{where}: expected a JSON object, found {kind(value)}; mend the line")
+            raise InputError(f"{where}: expected a JSON object, found {kind(value)}; fix the line")
         return value
 
     def _split(self, fields: dict[str, object], unmarked: str, where: str) -> str:
@@ -143,6 +143,6 @@ def _item(fields: dict[str, object], forms: tuple[tuple[str, str], ...], root: P
         raise InputError(f"{where}: expected the keys image and caption, found {sorted(fields)}; add them")
     name, caption = fields[keys[0]], fields[keys[1]]
     if not isinstance(name, str) or not name:
-        raise InputError(f"{where}: expected {keys[0]} to be a path, found {name!r}; mend it")
+        raise InputError(f"{where}: expected {keys[0]} to be a path, found {name!r}; fix it")
     name = inside(name, root, where)
     return Item(name, texts_of(caption, where), Place(root / name))

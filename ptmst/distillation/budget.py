@@ -20,7 +20,7 @@ from ptmst.trajectories.store import TrajectoryStore
 
 _LOG = logging.getLogger(__name__)
 _SHARE = 0.45
-"""Of the device's memory, for the inner steps; experts may take half of what is free (rotation.py)."""
+"""Of the device's memory, for the inner steps; experts may take half of what is free (trajectories/prefetch.py)."""
 _COMPILED = 0.35
 """Of an eager gradient's activations, what a compiled one needs at most where primals are not kept: 0.29 with nfnet_l0
 (docs/outer-step.md)."""

@@ -29,7 +29,7 @@ from ptmst.support.seeds import generator
 from ptmst.support.signals import interruptible
 from ptmst.synthetic.distilled_set import FOLDER, INDEX, DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
-from ptmst.trajectories.prefetch import Rotation
+from ptmst.trajectories.prefetch import ExpertCache
 from ptmst.trajectories.shortcut import Expert, Trajectory
 from ptmst.trajectories.spans import Span
 from ptmst.trajectories.store import TrajectoryStore
@@ -55,7 +55,7 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
         config = settled(checkpoints.settled or config, store, student)
         starts = _starts(config, student, real)
         checkpoints.begin(config)
-        distilled = _distil_phases(config, store, OuterStep.of(student, config), starts, real, checkpoints)
+        distilled = _distill_phases(config, store, OuterStep.of(student, config), starts, real, checkpoints)
         if out is not None:
             distilled.save(out)
             checkpoints.clear()
@@ -85,14 +85,14 @@ def distill_with(outer_step: TakesOuterStep, config: DistillConfig, store: Traje
     student = store.student((config.seed, "student"))
     real = store.recipe.at(config.root).training_pairs(devices.pick(config.device))
     checkpoints = Checkpoints(None, config, store, resume=False)
-    return _distil_phases(config, store, outer_step, _starts(config, student, real), real, checkpoints)
+    return _distill_phases(config, store, outer_step, _starts(config, student, real), real, checkpoints)
 
 
 def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor]) -> list[SyntheticPairs]:
     return [initial_pairs(config, n, *real, student.layers.num_groups) for n in range(len(config.phases))]
 
 
-def _distil_phases(
+def _distill_phases(
     config: DistillConfig,
     store: TrajectoryStore,
     outer_step: TakesOuterStep,
@@ -132,11 +132,11 @@ def _distill_phase(
         checkpoints.save(number, state)
     if outer_step.compiles and state.step < config.steps:
         bar.note("compiling the outer step: once, for minutes with a big tower")
-    with interruptible() as interrupted, _rotation(config, phase, store, device) as rotation:
+    with interruptible() as interrupted, _expert_cache(config, phase, store, device) as cache:
 
         def drawn(step: int) -> tuple[Span, Tensor, Tensor | None]:
             """What an outer step is taken on: its span, batches and mixing."""
-            return _drawn(number, step, config, store, rotation)
+            return _drawn(number, step, config, store, cache)
 
         eta = state.pairs.lr.tolist()
         ahead = [drawn(state.step)] if state.step < config.steps else []
@@ -166,7 +166,7 @@ def _distill_phase(
 
 
 def _drawn(
-    number: int, step: int, config: DistillConfig, store: TrajectoryStore, rotation: Rotation
+    number: int, step: int, config: DistillConfig, store: TrajectoryStore, cache: ExpertCache
 ) -> tuple[Span, Tensor, Tensor | None]:
     """Span, batches and mixing of an outer step, by its number alone; the expert of the next one is read meanwhile."""
     experts, phase = sorted(store.experts), config.phases[number]
@@ -178,10 +178,10 @@ def _drawn(
     here, draw = expert(step)
     following = expert(step + 1)[0] if step + 1 < config.steps else None
     first = int(torch.randint(*phase.start, (1,), generator=draw))
-    span = rotation.take(here, following).span(first, first + config.expert_epochs)
+    span = cache.get(here, prefetch=following).span(first, first + config.expert_epochs)
     batches = draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw)
     mixing = draw_mixing(config.batch_size, config.inner_steps, config.blend, draw) if config.blend else None
-    return span, sent(batches, rotation.device), None if mixing is None else sent(mixing, rotation.device)
+    return span, sent(batches, cache.device), None if mixing is None else sent(mixing, cache.device)
 
 
 @dataclass(frozen=True)
@@ -233,11 +233,11 @@ def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:
     )
 
 
-def _rotation(config: DistillConfig, phase: Phase, store: TrajectoryStore, device: torch.device) -> Rotation:
+def _expert_cache(config: DistillConfig, phase: Phase, store: TrajectoryStore, device: torch.device) -> ExpertCache:
     def make(expert: Expert) -> Trajectory:
         return expert.shortcut(phase.endpoint) if config.trajectory == "shortcut" else expert.raw()
 
-    return Rotation(store, make, tuple(sorted(_needed_endpoints(config, phase))), device)
+    return ExpertCache(store, make, tuple(sorted(_needed_endpoints(config, phase))), device)
 
 
 def _needed_endpoints(config: DistillConfig, phase: Phase) -> set[int]:

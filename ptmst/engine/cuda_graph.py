@@ -32,11 +32,11 @@ def cuda_graph(function: Callable[[], Tensors]) -> tuple[Callable[[], None], Ten
 
 
 class Captured:
-    """A function that is recorded at its first call; then inputs are copied into static buffers and it is repeated.
+    """A function that is captured at its first call; later calls copy their inputs into static buffers and replay it.
 
-    What it returns are static buffers as well: the next call overwrites them. Inputs of other names, shapes, types or
-    devices are recorded anew, with the function that comes with them, and the old recording goes first, with its
-    memory; so are other `constants`, whatever else the function depends on.
+    It returns static buffers as well: the next call overwrites them. The function is captured again when names,
+    shapes, dtypes or devices of the inputs change, or `constants`, which are whatever else it depends on; the old graph
+    and its memory are freed first.
     """
 
     def __init__(self, record: Record = cuda_graph) -> None:

@@ -61,7 +61,7 @@ class Derivatives(Protocol):
     """How inner steps, and their gradients, are computed."""
 
     def step(self, theta: Tensor, lr: Tensor, draw: Callable[[], Batch]) -> Step:
-        """An inner step from θ [P] with learning rates lr [G]. A batch is drawn anew when it is needed again."""
+        """An inner step from θ [P] with learning rates lr [G]. A batch is drawn again when it is needed again."""
 
 
 def derivatives(

@@ -12,10 +12,10 @@ from ptmst.students.student import Student
 
 
 def drawn(pairs: int, batches: Tensor) -> tuple[Tensor, Tensor]:
-    """Which pairs to embed for `batches` int64 [n, B], and where each drawn pair is among them: [R], [n, B].
+    """The pairs to embed for `batches` (int64 [n, B]), and the row of each batch entry among them: [R], [n, B].
 
-    R depends on shapes alone, so that it is known before the numbers are: all pairs, or one row a drawn pair where
-    that is fewer. Each pair of `drawn` that appears twice is embedded twice and counts by its rows' sum.
+    R is known from shapes alone: all pairs, or one row for each batch entry where that is fewer. Then a pair that is
+    drawn twice is embedded twice, and its gradient is the sum over its rows.
     """
     if pairs <= batches.numel():
         return torch.arange(pairs, device=batches.device), batches

@@ -28,7 +28,7 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
     if image_of_text.shape != (texts,):
         raise InputError(f"image_of_text: expected one image for each of {texts} texts, found {image_of_text.shape}")
     if not images or not texts or int(image_of_text.min()) < 0 or int(image_of_text.max()) >= images:
-        raise InputError(f"image_of_text: expected numbers of {images} images, found others; pass the set's own")
+        raise InputError(f"image_of_text: expected numbers of {images} images, found other numbers; pass the set's own")
     if not bool(torch.isfinite(image_embeds).all() and torch.isfinite(text_embeds).all()):
         raise InputError("retrieval_recall: expected finite embeddings, found NaN or infinity; lower the student's η")
     image_of_text = image_of_text.to(image_embeds.device)

@@ -20,7 +20,7 @@ _HELD_BYTES = 4 << 30
 
 
 class RetrievalScorer:
-    """A split to be scored: its images and text embeddings."""
+    """A split with cached images and text embeddings, for students to be scored on."""
 
     def __init__(self, pairs: Pairs, tower: TextTower, device: torch.device) -> None:
         self._pairs, self._device = pairs, device

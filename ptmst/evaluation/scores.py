@@ -57,5 +57,5 @@ def read_scores(path: Path) -> Scores:
     except (KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise InputError(f"{path}: expected the recalls of students and how they came about, found others; score anew")
+        raise InputError(f"{path}: expected a score file, found other contents; run `ptmst evaluate` again")
     return scores

@@ -19,7 +19,7 @@ from ptmst.synthetic.distilled_set import DistilledSet
 _LOG = logging.getLogger(__name__)
 _GIB = 1 << 30
 _SHARE = 0.9
-"""Of a CUDA device's memory that students may take; the rest is CUDA's own, and what lies between blocks."""
+"""Of a CUDA device's memory that students may take; the rest is CUDA's own, and the gaps between blocks."""
 
 
 def students_at_once(

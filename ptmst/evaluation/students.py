@@ -92,7 +92,7 @@ def _features(student: Student, images: Tensor) -> Tensor:
 
 
 def _per_phase_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterator[tuple[int, Tensor, bool]]:
-    """Per epoch: phase, η [G], and whether the momentum starts anew. Each phase uses its own η and a whole schedule."""
+    """Per epoch: phase, η [G], whether momentum restarts. Each phase uses its own η and a whole schedule."""
     for number, pairs in enumerate(distilled):
         for epoch in range(config.epochs + 1):
             yield number, pairs.lr * (0.1 if epoch > config.lr_drop else 1.0), epoch == 0

@@ -24,7 +24,7 @@ from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Simil
 
 RESIDUAL = 1e-3
 """A published matrix may differ from its own factors by this much, relative to its norm."""
-_GET_ANEW = "get a published distilled set anew"
+_GET_AGAIN = "get the published distilled set again"
 
 
 def import_distilled(
@@ -85,17 +85,17 @@ def _dictionary(path: Path, content: bytes) -> dict[Any, Any]:
     except Exception as error:  # on a pickle of somebody else's making torch raises nearly anything
         raise InputError(
             f"{path}: expected a dictionary of tensors, found a pickle that asks for more, none of which was run; "
-            f"{_GET_ANEW}"
+            f"{_GET_AGAIN}"
         ) from error
     if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}; {_GET_ANEW}")
+        raise InputError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}; {_GET_AGAIN}")
     return found
 
 
 def _checked(path: Path, content: bytes) -> bytes:
-    """A file of torch.save, each entry compared with its CRC and packed anew.
+    """A file of torch.save, each entry compared with its CRC and packed again.
 
-    torch compares none; packed anew, it reads the entries that were compared, however oddly they lay in the file.
+    torch does not verify CRCs, so verified entries are packed again before they are loaded.
     """
     buffer = io.BytesIO()
     try:
@@ -108,7 +108,7 @@ def _checked(path: Path, content: bytes) -> bytes:
                 packed.writestr(name, archive.read(entry))
     except Exception as error:  # on broken bytes zipfile raises nearly anything
         raise InputError(
-            f"{path}: expected a whole file of torch.save, found a damaged file or another kind; {_GET_ANEW}"
+            f"{path}: expected a whole file of torch.save, found a damaged file or another kind; {_GET_AGAIN}"
         ) from error
     return buffer.getvalue()
 
@@ -125,14 +125,14 @@ def _pairs(path: Path, found: dict[Any, Any]) -> SyntheticPairs:
 def _similarity(path: Path, found: dict[Any, Any], n: int) -> Similarity:
     params, matrix = (_value(found, name) for name in ("similarity_params", "similarity_mat"))
     if params is None and matrix is None:
-        raise InputError(f"{path}: expected similarity_params or similarity_mat, found neither; {_GET_ANEW}")
+        raise InputError(f"{path}: expected similarity_params or similarity_mat, found neither; {_GET_AGAIN}")
     if matrix is not None:
         matrix = _tensor(path, "similarity_mat", matrix, n, n)
     if params is None:
         return FullSimilarity(matrix)
     if not isinstance(params, list | tuple) or len(params) not in (1, 3):
         count = len(params) if isinstance(params, list | tuple) else type(params).__name__
-        raise InputError(f"{path}: expected a list of 1 or 3 tensors as similarity_params, found {count}; {_GET_ANEW}")
+        raise InputError(f"{path}: expected a list of 1 or 3 tensors as similarity_params, found {count}; {_GET_AGAIN}")
     if len(params) == 1:
         return FullSimilarity(_tensor(path, "similarity_params", params[0], n, n))
     diag = _tensor(path, "similarity_params", params[0], n)
@@ -149,7 +149,7 @@ def _similarity(path: Path, found: dict[Any, Any], n: int) -> Similarity:
     if not residual <= RESIDUAL * norm:  # NaN, too, is refused
         raise InputError(
             f"{path}: expected a similarity_mat that its similarity_params make, found one that differs from the "
-            f"nearest by {residual:.3g} of {norm:.3g}; {_GET_ANEW}"
+            f"nearest by {residual:.3g} of {norm:.3g}; {_GET_AGAIN}"
         )
     return similarity
 
@@ -163,15 +163,15 @@ def _tensor(path: Path, name: str, value: Any, *shape: int | str) -> Tensor:
     """A float32 tensor of `shape`, where letters stand for any number from 1."""
     expected = f"{path}: expected {name} of shape [{', '.join(map(str, shape))}]"
     if value is None:
-        raise InputError(f"{expected}, found none; {_GET_ANEW}")
+        raise InputError(f"{expected}, found none; {_GET_AGAIN}")
     if not isinstance(value, Tensor):
-        raise InputError(f"{expected}, found {type(value).__name__}; {_GET_ANEW}")
+        raise InputError(f"{expected}, found {type(value).__name__}; {_GET_AGAIN}")
     if (
         value.layout != torch.strided
         or value.device.type != "cpu"
         or value.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     ):
-        raise InputError(f"{expected}, found {value.dtype}, {value.layout}, {value.device}; {_GET_ANEW}")
+        raise InputError(f"{expected}, found {value.dtype}, {value.layout}, {value.device}; {_GET_AGAIN}")
     # A file may give a parameter attributes, which would stand before its methods.
     tensor: Tensor = Tensor.detach(value)
     fits = len(tensor.shape) == len(shape) and all(
@@ -179,10 +179,10 @@ def _tensor(path: Path, name: str, value: Any, *shape: int | str) -> Tensor:
     )
     # A tensor with strides of zero claims more than its file holds.
     if not fits or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise InputError(f"{expected}, found {list(tensor.shape)}; {_GET_ANEW}")
+        raise InputError(f"{expected}, found {list(tensor.shape)}; {_GET_AGAIN}")
     tensor = tensor.float().contiguous()
     if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{path}: expected finite {name}, found NaN or infinity; {_GET_ANEW}")
+        raise InputError(f"{path}: expected finite {name}, found NaN or infinity; {_GET_AGAIN}")
     return tensor
 
 

@@ -62,7 +62,8 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
         for name, leaf in {**phase.pairs.leaves(), "last_lr": phase.last_lr}.items():
             if not bool(torch.isfinite(leaf).all()):
                 raise InputError(
-                    f"phase {number}: expected finite {name}, found NaN or infinity, and wrote nothing; distil anew"
+                    f"phase {number}: expected finite {name}, found NaN or infinity, and wrote nothing; "
+                    "run `ptmst distill` again"
                 )
     written: list[Path] = []
     try:

@@ -46,10 +46,7 @@ class Row:
 
     @property
     def evaluation(self) -> dict[str, str | int]:
-        """How many students of which seeds, scored on what, by which protocol and selection; what is not the default.
-
-        Of students of another tower than the set's: its name, and the weights that they begin with.
-        """
+        """Columns that describe the evaluation; of another image tower than the set's, its name and initial weights."""
         provenance = self.scores.provenance
         config: Mapping[str, Any] = provenance.get("config", {})
         seeds = provenance.get("seeds", [config["seed"]] if "seed" in config else [])
@@ -58,7 +55,7 @@ class Row:
         if "scored" in provenance:
             found["images"] = provenance["scored"]["images"]
         if self.is_full:
-            return found | {"protocol": "as taught", "selection": "last"}
+            return found | {"protocol": "as trained", "selection": "last"}
         found |= {"protocol": config["protocol"], "selection": config["select"]}
         if config.get("loss"):
             found["loss"] = config["loss"]
@@ -119,9 +116,9 @@ def read_row(path: Path) -> Row:
 
 
 def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
-    """A row's mean recall over that of all real pairs, percent: of the same data and split, and students made alike.
+    """A row's mean recall as percent of the matching full-data row's; None without exactly one such row.
 
-    None where no row, or more than one, is of these.
+    It matches where data, split and encoder are the same.
     """
     full = [other for other in rows if other.is_full and _measured_on(other) == _measured_on(row)]
     return 100 * row.scores.mean() / full[0].scores.mean() if len(full) == 1 and full[0].scores.mean() else None

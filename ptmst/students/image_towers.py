@@ -93,7 +93,7 @@ def _no_tower(found: str) -> InputError:
     import timm
 
     prefix = "timm" if timm.is_model(found) else "open_clip" if found in open_clip.list_models() else None
-    advice = f"did you mean {prefix}:{found}?" if prefix else "mend the name"
+    advice = f"did you mean {prefix}:{found}?" if prefix else "check the name"
     return InputError(f"image_tower: expected convnet, timm:NAME or open_clip:NAME, found {found}; {advice}")
 
 

@@ -18,7 +18,7 @@ from ptmst.support.devices import sent
 
 @dataclass(frozen=True)
 class LayerTable:
-    """How θ [P] is cut: L layers (tensors) in order, each in one of G groups; a group's layers lie side by side."""
+    """How θ [P] is cut: L layers (tensors) in order, each in one of G groups; a group's layers are adjacent."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -33,7 +33,7 @@ class LayerTable:
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.shapes) == len(self.group_of_layer):
-            raise InputError("LayerTable: expected as many names as shapes and groups; mend the table")
+            raise InputError("LayerTable: expected as many names as shapes and groups; fix the table")
         if list(self.group_of_layer) != sorted(self.group_of_layer):
             raise InputError("LayerTable: expected the layers of a group side by side; sort the layers by group")
         if set(self.group_of_layer) != set(range(len(self.group_names))):

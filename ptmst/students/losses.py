@@ -54,7 +54,7 @@ def student_loss(student: Student, kind: LossKind, temperature: float) -> Studen
 
 def _refuse_unknown(kind: LossKind) -> None:
     if kind not in LOSSES:
-        raise InputError(f"loss: expected {', '.join(LOSSES)}, found {kind!r}; mend the name")
+        raise InputError(f"loss: expected {', '.join(LOSSES)}, found {kind!r}; check the name")
 
 
 def hard_label_loss(logits: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class SoftContrastiveLoss(nn.Module):
 
     `forward(image_embeds [N, H], text_embeds [N, H], similarity=None) -> scalar`, similarity dense [N, N], a
     `LowRankSimilarity` that is never formed, or none: then the pairs are matched one to one (S = identity).
-    Embeddings are float32 or bfloat16 and need not be normalised. `temperature` and `bias` may be set anew at each
+    Embeddings are float32 or bfloat16 and need not be normalised. `temperature` and `bias` may be set at each
     call (`forward(…, temperature=…, bias=…)`), as parameters that are learned are. Differentiable once; inside a
     torch.func transform use `ptmst.kernels.reference.soft_contrastive`, which is plain torch.
     """

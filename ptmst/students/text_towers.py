@@ -49,9 +49,7 @@ def text_tower(config: EncoderConfig) -> TextTower:
         return HuggingFaceText(name)
     if kind == "open_clip":
         return OpenClipText(name, config.text_weights)
-    raise InputError(
-        f"text_tower: expected hashed, hf:NAME or open_clip:NAME, found {config.text_tower}; fix the name"
-    )
+    raise InputError(f"text_tower: expected hashed, hf:NAME or open_clip:NAME, found {config.text_tower}; fix the name")
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,9 @@ REAL_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
 REAL_LR = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Losses and student learning rates that are tried for real pairs."""
 COLUMNS = (
-    "Tuned on val: the factor of all leaf rates but η's, or loss and η of real pairs; (end) is an end of what was "
-    "tried. Lost: students that diverged, which count as 0. CPU seconds of a distillation or selection, without "
-    "compilation, and the most memory of its process."
+    "Tuned on val: the factor of all leaf rates but η's, or loss and η of real pairs; (edge): the best value "
+    "is at the edge of the grid. Diverged: students that count as recall 0. CPU seconds of a distillation or "
+    "selection, without compilation, and the most memory of its process."
 )
 """What the columns of its own are."""
 _FULL, _FULL_HEADS = "all real pairs", "all real pairs, heads alone"
@@ -158,7 +158,7 @@ class _Grid:
         return {method: max(runs, key=recall) for method, runs in tried.items()}
 
     def forget_other_rates(self, best: dict[str, Run]) -> None:
-        """Drop what was measured on test at rates that are no longer the best: a new middle size is tuned anew."""
+        """Drop what was measured on test at rates that are no longer the best: a new middle size is tuned again."""
         tested = [run for run in self.found if run.split == "test" and run.method in best]
         others = [r for r in tested if r != replace(best[r.method], pairs=r.pairs, seed=r.seed, split="test")]
         for run in others:
@@ -191,10 +191,10 @@ class _Grid:
         for pairs, method in product(self._config.pairs, self._config.methods):
             mine = [self.found[run] for run in runs if (run.method, run.pairs) == (method, pairs)]
             students = [student for row in mine for student in row["students"]]
-            lost = sum(row["lost"] for row in mine)
-            students += [dict.fromkeys(measured, 0.0)] * lost
+            diverged = sum(row["lost"] for row in mine)
+            students += [dict.fromkeys(measured, 0.0)] * diverged
             (run, *_) = (run for run in runs if (run.method, run.pairs) == (method, pairs))
-            more = {"tuned": tuned(run, FACTORS, REAL_LR), "lost": lost, **_cost(mine)}
+            more = {"tuned": tuned(run, FACTORS, REAL_LR), "diverged": diverged, **_cost(mine)}
             found.append(Row(method, Scores(tuple(students), self._provenance(mine)), pairs, more=more))
         for name in dict.fromkeys(run.method for run in full):
             mine = [self.found[run] for run in full if run.method == name]
@@ -209,10 +209,10 @@ class _Grid:
 
 
 def tuned(run: Run, factors: Sequence[float], rates: Sequence[float]) -> str:
-    """What was tuned of a method, and whether the best lies at an end of the factors or rates that were tried."""
+    """What was tuned of a method, and whether the best is at an end of the factors or rates that were tried."""
     if run.method in methods():
-        return f"rates × {run.factor:.2g}{' (end)' if run.factor in (factors[0], factors[-1]) else ''}"
-    return f"{run.loss}, η {run.lr:g}{' (end)' if run.lr in (rates[0], rates[-1]) else ''}"
+        return f"rates × {run.factor:.2g}{' (edge)' if run.factor in (factors[0], factors[-1]) else ''}"
+    return f"{run.loss}, η {run.lr:g}{' (edge)' if run.lr in (rates[0], rates[-1]) else ''}"
 
 
 def _cost(rows: Sequence[dict[str, Any]]) -> dict[str, str | float]:
@@ -261,7 +261,7 @@ def settings(base: Experiment, run: Run) -> Experiment:
 
 
 def evaluation(base: Experiment, made: Sequence[int]) -> EvaluateConfig:
-    """The experiment's, so long that students of phases of these sizes take as many steps as those of its own phases.
+    """The experiment's evaluation settings, rescaled to equal student steps for phases of the sizes `made`.
 
     Epochs are by phase: as they are, two phases would train students for twice as long as one of all their pairs.
     """

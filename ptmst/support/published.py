@@ -18,7 +18,7 @@ def load_published(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if broken := archive.testzip():
-                    raise InputError(f"{path}: expected a whole file, found a damaged one ({broken}); fetch it anew")
+                    raise InputError(f"{path}: expected a whole file, found a damaged one ({broken}); fetch it again")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

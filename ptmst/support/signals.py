@@ -12,8 +12,8 @@ from contextlib import contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Hold back Ctrl-C (and SIGTERM) until the caller asks; a second one interrupts at once.
 
-    The leaves are updated in place, so a step must not be cut in half before its state is saved. What comes after the
-    caller has asked for the last time interrupts at the end.
+    The leaves are updated in place, so a step must not be cut in half before its state is saved. A signal that
+    arrives after the last time the caller has asked is raised on exit.
     """
     asked = told = False
 

@@ -136,7 +136,7 @@ class DistilledSet(Sequence[SyntheticPairs]):
             distilled = cls(tuple(phases), index["provenance"], index["settings"], tower)
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"{path / INDEX}: expected a whole index, found a damaged one ({error}); distil anew"
+                f"{path / INDEX}: expected a whole index, found a damaged one ({error}); run `ptmst distill` again"
             ) from error
         if distilled.settings:
             try:

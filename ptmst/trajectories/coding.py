@@ -1,4 +1,4 @@
-"""How a displacement lies on disk: in half precision, or in bytes with a scale for each block (docs/method.md §2)."""
+"""Storage types of displacements: half precision, or bytes with a scale for each block (docs/method.md §2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ptmst.students.layers import LayerTable
 from ptmst.trajectories.shortcut import Displacement
 
 BLOCK = 256
-"""Parameters that share a scale in int8; blocks begin anew with each layer."""
+"""Parameters that share a scale in int8; blocks start again with each layer."""
 
 
 def packed(displacement: Displacement, layers: LayerTable, coding: Coding) -> dict[str, Tensor]:

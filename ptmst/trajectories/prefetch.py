@@ -1,4 +1,4 @@
-"""The experts of a distillation, in memory where they fit, else read one step ahead of their use."""
+"""Expert trajectories in memory where they fit, else prefetched one outer step ahead."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SHARE = 0.5
 """Of the free memory that experts may take."""
 
 
-class Rotation:
-    """Trajectories by the experts' numbers; a context manager, since it may read on a thread.
+class ExpertCache:
+    """Trajectories by the numbers of their experts; a context manager, since it may read on a thread.
 
-    Where all experts fit into half of the device's free memory each is read once and stays there. Elsewhere one is
-    read, in the background, while the one before it is used.
+    If all experts fit into half of the device's free memory, each is read once and stays there. If not, the next one is
+    read in the background while the current one is used.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Rotation:
     ) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def take(self, number: int, following: int | None = None) -> Trajectory:
-        """The trajectory of an expert; `following` is the one that will be asked for next.
+    def get(self, number: int, *, prefetch: int | None = None) -> Trajectory:
+        """The trajectory of an expert; `prefetch` is the number of the next one.
 
         Raises InputError for a damaged or missing file.
         """
@@ -63,8 +63,8 @@ class Rotation:
             if not self.resident:
                 self._kept.clear()
             self._kept[number] = trajectory
-        if following is not None and following not in self._kept and following not in self._ahead:
-            self._ahead[following] = self._thread.submit(self._read, following)
+        if prefetch is not None and prefetch not in self._kept and prefetch not in self._ahead:
+            self._ahead[prefetch] = self._thread.submit(self._read, prefetch)
         return trajectory
 
     def _read(self, number: int) -> Trajectory:

@@ -41,7 +41,7 @@ class TrajectoryStore:
     endpoints: tuple[int, ...]
     settings: dict[str, Any]
     coding: Coding = "fp16"
-    """How displacements lie on disk."""
+    """Storage type of displacements."""
     experts: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By number: the expert's file, its base files by group, and the training losses of its epochs."""
     hashes: dict[str, str] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class TrajectoryStore:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
-                f"{path / INDEX}: expected a whole index, found a damaged one ({error}); teach anew"
+                f"{path / INDEX}: expected a whole index, found a damaged one ({error}); run `ptmst teach` again"
             ) from error
         if store.settings:
             try:
@@ -141,7 +141,7 @@ class TrajectoryStore:
             norms = tensors["step_norms"]
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"{self.path / INDEX}: expected a whole index, found a damaged one ({error}); teach anew"
+                f"{self.path / INDEX}: expected a whole index, found a damaged one ({error}); run `ptmst teach` again"
             ) from error
         try:
             if base.shape != (self.layers.num_params,) or norms.shape != (self.epochs, self.layers.num_layers):
@@ -152,7 +152,8 @@ class TrajectoryStore:
             }
         except ValueError as error:
             raise InputError(
-                f"{self.path / entry['file']}: expected the layers of {INDEX}, found others ({error}); teach anew"
+                f"{self.path / entry['file']}: expected the layers of {INDEX}, found different ones ({error}); "
+                "run `ptmst teach` again"
             ) from error
         return Expert(self.layers, base, displacements, norms)
 
@@ -213,7 +214,7 @@ class TrajectoryStore:
     def _read(self, name: str, wanted: Collection[str] | None = None) -> dict[str, Tensor]:
         """A file's tensors by name. Raises KeyError for one that is not in it."""
         if name not in self.hashes:
-            raise InputError(f"{self.path / name}: expected a hash in {INDEX}, found none; teach anew")
+            raise InputError(f"{self.path / name}: expected a hash in {INDEX}, found none; run `ptmst teach` again")
         path = self.path / name
         try:
             now = (path.stat().st_size, path.stat().st_mtime_ns)

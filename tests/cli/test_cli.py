@@ -438,6 +438,7 @@ def test_without_arguments_the_commands_are_listed() -> None:
         code, out, err = finish(python(*arguments))
         assert (code, err) == (0, "")
         assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in COMMANDS)
+        assert max(map(len, out.splitlines())) <= 100
 
 
 def _flags(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

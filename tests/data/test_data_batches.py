@@ -54,7 +54,7 @@ def reading() -> list[str]:
 
 @pytest.mark.parametrize("free", [0, 2 * BYTES])
 def test_batches_are_those_of_the_indices(pairs: Pairs, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the bit and in their order: read anew, read the first time, and held."""
+    """To the bit and in their order: read again, read the first time, and held."""
     monkeypatch.setattr(devices, "free_bytes", lambda device: free)
     for _ in range(2):
         found = list(image_batches(pairs, iter(INDICES), CPU))

@@ -156,7 +156,7 @@ def test_nothing_stops_it(sound: Path) -> None:
     assert problems[3].startswith("ROOT/cut.png: expected a whole image, found ")
     assert problems[4:] == [
         "ROOT/flickr8k_train.json: 2 captions without a word once cleaned, of b.png; fix them",
-        "ROOT/flickr8k_val.json: expected JSON, found Expecting value in line 1; mend the file or fetch it again",
+        "ROOT/flickr8k_val.json: expected JSON, found Expecting value in line 1; fix the file or fetch it again",
         "train and test: 1 image in each of them: c.png; keep each in one",
         "train and test: 1 image of the same bytes: same.png = c.png; keep one of each",
     ]

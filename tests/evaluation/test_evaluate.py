@@ -129,7 +129,7 @@ def test_an_image_without_a_caption_is_not_found() -> None:
     [
         ([0, 1], r"^image_of_text: expected one image for each of 3 texts, found torch\.Size\(\[2\]\)"),
         ([[0, 1, 0]], "expected one image for each of 3 texts"),
-        ([0, 2, 1], "^image_of_text: expected numbers of 2 images, found others; pass the set's own"),
+        ([0, 2, 1], "^image_of_text: expected numbers of 2 images, found other numbers; pass the set's own"),
         ([0, -1, 1], "expected numbers of 2 images"),
     ],
 )
@@ -378,7 +378,7 @@ def student_of_set(given: DistilledSet) -> Student:
 def test_a_student_behind_a_frozen_tower_is_trained_as_torch_would(
     frozen: DistilledSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss written out, with the tower asked anew at every step."""
+    """The loss written out, with the tower asked again at every step."""
     one = replace(frozen, phases=frozen.phases[:1])
     config = replace(SHORT, epochs=1, momentum=0.8, weight_decay=0.01)
     student = student_of_set(one)
@@ -638,10 +638,10 @@ def test_the_temperature_is_the_sets_own_unless_another_is_asked_for(distilled: 
     short = EvaluateConfig(students=1, epochs=1, batch_size=5, device="cpu")
     asked = {t: evaluate(distilled, replace(short, temperature=t)).students for t in (0.07, 0.2, 0.9)}
     assert len({str(students) for students in asked.values()}) == 3
-    taught = replace(distilled, provenance={}, settings={**distilled.settings, "temperature": 0.2})
-    hot = replace(taught, provenance={"config": {"temperature": 0.9}})
+    trained = replace(distilled, provenance={}, settings={**distilled.settings, "temperature": 0.2})
+    hot = replace(trained, provenance={"config": {"temperature": 0.9}})
     bare = {key: value for key, value in distilled.settings.items() if key != "temperature"}
-    for one, own in ((taught, 0.2), (hot, 0.9), (replace(distilled, provenance={}, settings=bare), 0.07)):
+    for one, own in ((trained, 0.2), (hot, 0.9), (replace(distilled, provenance={}, settings=bare), 0.07)):
         scores = evaluate(one, short)
         assert scores.students == asked[own] and scores.provenance["config"]["temperature"] == own
         assert evaluate(one, replace(short, temperature=0.2)).students == asked[0.2]
@@ -699,5 +699,5 @@ def test_a_changed_score_is_seen(tmp_path: Path) -> None:
 def test_scores_without_all_that_a_report_needs_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     whole = {"students": [dict.fromkeys(METRICS, 1.0)], "provenance": PROVENANCE}
     files.write_json(tmp_path / "s.json", {"format": "ptmst-score-file", "version": 1, **whole, **change})
-    with pytest.raises(InputError, match=r"s\.json: expected the recalls of students .*, found others; score anew"):
+    with pytest.raises(InputError, match=r"s\.json: expected the recalls of students .*, found others; score again"):
         read_scores(tmp_path / "s.json")

@@ -88,7 +88,7 @@ def refused(path: Path, message: str) -> None:
     """One line that begins with the file's name and ends with what to do."""
     with pytest.raises(InputError) as caught:
         import_distilled([path], RECIPE)
-    assert str(caught.value) == f"{path}: {message}; get a published distilled set anew"
+    assert str(caught.value) == f"{path}: {message}; get the published distilled set again"
     assert "\n" not in str(caught.value)
 
 
@@ -361,7 +361,7 @@ def test_leaves_that_are_not_finite_are_refused(tmp_path: Path, form: Form, leaf
     given = distilled()
     leaves = {**given[1].leaves(), "last_lr": given.phases[1].last_lr}
     leaves[leaf].view(-1)[-1] = torch.nan
-    message = f"phase 2: expected finite {leaf}, found NaN or infinity, and wrote nothing; distil anew"
+    message = f"phase 2: expected finite {leaf}, found NaN or infinity, and wrote nothing; run `ptmst distill` again"
     assert_writes_nothing(given, tmp_path / "out", form, message)
 
 
@@ -558,7 +558,7 @@ def test_a_matrix_of_other_leaves_is_refused(tmp_path: Path, off: float, fits: b
     with pytest.raises(
         InputError,
         match=r"a\.pt: expected a similarity_mat that its similarity_params make, found one that differs from the "
-        r"nearest by [\d.]+ of [\d.]+; get a published distilled set anew$",
+        r"nearest by [\d.]+ of [\d.]+; get the published distilled set again$",
     ):
         import_distilled([path], RECIPE)
 

@@ -329,7 +329,8 @@ def test_a_store_of_one_network_serves_no_students(tmp_path: Path, capsys: pytes
     ):
         assert main(command) == 2
         err = capsys.readouterr().err
-        assert "expected a store or set with an encoder and data, found one without" in err and len(err.splitlines()) == 1
+        assert "expected a store or set with an encoder and data, found one without" in err
+        assert len(err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -364,9 +365,9 @@ def test_a_store_is_described(files_of: Any) -> None:
     store = import_buffers(replace(config, endpoints=(2, 3)))
     found = shown(config.out, verify=True)
     assert found["kind"] == "trajectory store, fp16"
-    assert (found["experts"], found["epochs"]) == ("0, 1", "4, end points kept: 2, 3")
+    assert (found["experts"], found["epochs"]) == ("0, 1", "4, end points stored: 2, 3")
     assert found["parameters"] == f"{store.layers.num_params:,} in {store.layers.num_layers} layers"
-    assert found["verified"] == f"{len(store.hashes)} hashes are those of the index"
+    assert found["verified"] == f"{len(store.hashes)} files have the hashes of the index"
     assert found["sha256"] == store.fingerprint
     walked = store.expert(0).step_norms.double().sum(0)
     of_images = walked[[g == 0 for g in store.layers.group_of_layer]].square().sum().sqrt()
@@ -386,9 +387,9 @@ def test_a_set_and_a_run_are_described(tmp_path_factory: pytest.TempPathFactory,
     assert (found["kind"], found["pairs"]) == ("distilled set", "18 in 2 phases")
     assert re.match(r"8 pairs, images 3×\d+×\d+, texts 32|8 pairs, images 3×", found["phase 1"])
     assert found["store_sha256"] == store.fingerprint
-    assert found["verified"].endswith("hashes are those of the index")
+    assert found["verified"].endswith("files have the hashes of the index")
     (tmp_path / "set" / "distilled.json").unlink()
-    assert shown(tmp_path / "set")["kind"] == "distillation that has not ended"
+    assert shown(tmp_path / "set")["kind"] == "unfinished distillation"
 
 
 def test_published_files_are_described(files_of: Any, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from ptmst.evaluation.baselines import subset
 from ptmst.evaluation.evaluate import evaluate_experts
 from ptmst.students.heads import ProjectionHead
 from ptmst.students.image_towers import ConvNet
-from ptmst.trajectories.prefetch import Rotation
+from ptmst.trajectories.prefetch import ExpertCache
 from ptmst.trajectories.shortcut import Displacement, Expert
 from ptmst.trajectories.spans import Span
 
@@ -237,8 +237,8 @@ def _reading_while_recording() -> Iterator[list[bool]]:
     met: list[bool] = []
     asked, recording, done = threading.Event(), threading.Event(), threading.Event()
     begin, end = torch.cuda.CUDAGraph.capture_begin, torch.cuda.CUDAGraph.capture_end
-    made: Any = Rotation.__init__
-    read = Rotation._read
+    made: Any = ExpertCache.__init__
+    read = ExpertCache._read
 
     def at_begin(self: Any, *args: Any, **named: Any) -> None:
         begin(self, *args, **named)
@@ -266,8 +266,8 @@ def _reading_while_recording() -> Iterator[list[bool]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda.CUDAGraph, "capture_begin", at_begin)
         patch.setattr(torch.cuda.CUDAGraph, "capture_end", at_end)
-        patch.setattr(Rotation, "__init__", at_phase)
-        patch.setattr(Rotation, "_read", at_reading)
+        patch.setattr(ExpertCache, "__init__", at_phase)
+        patch.setattr(ExpertCache, "_read", at_reading)
         yield met
 
 
@@ -289,9 +289,9 @@ def rotation(folder: Path) -> Found:
 
     reserved = []
     store: Any = Store()
-    with Rotation(store, lambda expert: expert.shortcut(1), (1,), torch.device("cuda", 0), room=0) as experts:
+    with ExpertCache(store, lambda expert: expert.shortcut(1), (1,), torch.device("cuda", 0), room=0) as experts:
         for number in range(30):
-            experts.take(number % 4, (number + 1) % 4)
+            experts.get(number % 4, (number + 1) % 4)
             reserved.append(torch.cuda.memory_reserved())
     return {"after 3": reserved[2], "after 30": reserved[-1]}
 

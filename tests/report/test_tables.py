@@ -84,7 +84,7 @@ def test_records_hold_every_number_and_how_it_was_got(tmp_path: Path, suffix: st
             assert float(record["percent of all real pairs"]) == pytest.approx(100 * share)
         assert (int(record["pairs"]), int(record["students"])) == (row.pairs, len(row.scores.students))
         assert record["split"] == "test"
-    assert [record["protocol"] for record in found] == ["per-phase", "reference", "per-phase", "as taught"]
+    assert [record["protocol"] for record in found] == ["per-phase", "reference", "per-phase", "as trained"]
     assert [record["selection"] for record in found] == ["last", "best-test", "last", "last"]
     assert [record.get("tower", "") for record in found] == ["", "", "timm:nf_resnet50", ""]
 
@@ -131,7 +131,7 @@ def test_latex_has_what_an_ablation_tunes(tmp_path: Path) -> None:
     told = [replace(row, more={"tuned": how}) for row, how in zip(rows(), tuned, strict=False)]
     write_table(tmp_path / "table.tex", told)
     text = (tmp_path / "table.tex").read_text("utf-8")
-    assert r"rates $\times$ 3 (end)" in text and r"wbce, $\eta$ 0.03" in text
+    assert r"rates $\times$ 3 (edge)" in text and r"wbce, $\eta$ 0.03" in text
     assert all(line.isascii() for line in text.splitlines() if not line.startswith("%"))
 
 
@@ -142,7 +142,7 @@ def test_how_rows_were_evaluated_is_told() -> None:
         "ours: 3 students, scenes test, reference, selection best-test, loss wbce",
         "elsewhere: 3 students of timm:nf_resnet50 (warmed up for 3 epochs), scenes test, per-phase, selection last, "
         "loss wbce",
-        "all: 2 experts, scenes test, as taught, selection last",
+        "all: 2 experts, scenes test, as trained, selection last",
     ]
     assert recall_table(rows()).caption == "\n".join(how(rows()))
     # Sizes of one method have one name.

@@ -17,7 +17,7 @@ from ptmst import teachers
 from ptmst.config import DataConfig, DistillConfig, EncoderConfig, Keep, KeepOrAuto, LeafRates, Phase, TeachConfig
 from ptmst.data import MEAN, STD, load_split, write_scenes
 from ptmst.distillation.distill import distill
-from ptmst.engine.derivatives import MixedDerivatives, Batch, derivatives, why_not_differentiable
+from ptmst.engine.derivatives import Batch, MixedDerivatives, derivatives, why_not_differentiable
 from ptmst.errors import InputError
 from ptmst.students import image_towers
 from ptmst.students.heads import ProjectionHead

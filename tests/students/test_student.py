@@ -70,7 +70,7 @@ def test_json_round_trip() -> None:
 @pytest.mark.parametrize(
     ("groups", "names", "message"),
     [
-        ((0, 0, 1), ("image", "text"), "expected as many names as shapes and groups; mend the table"),
+        ((0, 0, 1), ("image", "text"), "expected as many names as shapes and groups; fix the table"),
         ((0, 1, 0, 1), ("image", "text"), "expected the layers of a group side by side; sort the layers by group"),
         ((0, 0, 0, 0), ("image", "text"), r"groups image, text, found groups \[0\]; drop the empty group or give it"),
         ((0, 0, 1, 2), ("image", "text"), r"groups image, text, found groups \[0, 1, 2\]"),

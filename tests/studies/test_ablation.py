@@ -188,7 +188,7 @@ def test_a_lost_student_recalls_nothing(grid: AblateConfig, monkeypatch: pytest.
     full = Run("all real pairs", 0, 1)
     (found, _) = one.rows([run], [full])
     assert [student["mean"] for student in found.scores.students] == [30.0, 0.0]
-    assert found.more["lost"] == 1 and found.scores.mean() == 15.0
+    assert found.more["diverged"] == 1 and found.scores.mean() == 15.0
     assert table.recalls([half]) == [30.0, 0.0]
 
 
@@ -273,10 +273,10 @@ def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest
         expected = 100 * row.scores.mean() / whole.scores.mean() if whole.scores.mean() else None
         assert fraction_of_full(row, rows) == (expected if expected is None else pytest.approx(expected))
         assert row.scores.provenance["seeds"] == [0, 1] and "4 students of 2 seeds" in how([row])[0]
-        assert row.more["lost"] == 0 and float(row.more["CPU s"]) > 0 and float(row.more["peak GB"]) > 0.1
+        assert row.more["diverged"] == 0 and float(row.more["CPU s"]) > 0 and float(row.more["peak GB"]) > 0.1
     (factor,) = {row["run"]["factor"] for row in lost}
     assert str(lors.more["tuned"]).startswith(f"rates × {factor:.2g}")
-    assert str(lors.more["tuned"]).endswith("(end)") == (factor in (FACTORS[0], FACTORS[-1]))
+    assert str(lors.more["tuned"]).endswith("(edge)") == (factor in (FACTORS[0], FACTORS[-1]))
     assert lors.scores.mean() == pytest.approx(mean(s["mean"] for row in lost for s in row["students"]))
 
 
@@ -336,7 +336,7 @@ def test_more_rates_may_be_tried(grid: AblateConfig, tmp_path: Path, monkeypatch
     # On the page, what is an end of what was tried is told by method.
     file = json.loads((tmp_path / RESULTS).read_text())
     ends = {
-        method: table._tuned(file, {"run": to_json(Run(method, 8, 0, factor=FACTORS[-1]))}).endswith("(end)")
+        method: table._tuned(file, {"run": to_json(Run(method, 8, 0, factor=FACTORS[-1]))}).endswith("(edge)")
         for method in ("lors", "ptm-st")
     }
     assert ends == {"lors": False, "ptm-st": True}

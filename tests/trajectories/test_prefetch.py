@@ -12,7 +12,7 @@ import torch
 from ptmst.errors import InputError
 from ptmst.students.layers import LayerTable
 from ptmst.support import devices
-from ptmst.trajectories.prefetch import Rotation, expert_bytes
+from ptmst.trajectories.prefetch import ExpertCache, expert_bytes
 from ptmst.trajectories.shortcut import Displacement, Expert, Trajectory
 from ptmst.trajectories.store import TrajectoryStore
 
@@ -44,46 +44,46 @@ class Reads:
 ORDER = [0, 2, 2, 1, 3, 0, 1, 1, 2]
 
 
-def walk(rotation: Rotation, store: TrajectoryStore) -> None:
+def walk(cache: ExpertCache, store: TrajectoryStore) -> None:
     for here, following in zip(ORDER, [*ORDER[1:], None], strict=True):
-        found = rotation.take(here, following).point(3)
+        found = cache.get(here, prefetch=following).point(3)
         assert torch.equal(found, store.expert(here).shortcut(3).point(3))
 
 
 def test_where_all_fit_each_is_read_once(store: TrajectoryStore) -> None:
     reads = Reads()
-    with Rotation(store, reads, (3,), CPU, room=4 * expert_bytes(500, 1)) as rotation:
-        assert rotation.resident
-        walk(rotation, store)
+    with ExpertCache(store, reads, (3,), CPU, room=4 * expert_bytes(500, 1)) as cache:
+        assert cache.resident
+        walk(cache, store)
     assert reads.count == 4
 
 
 def test_where_they_do_not_fit_one_is_read_ahead(store: TrajectoryStore) -> None:
     reads = Reads()
-    with Rotation(store, reads, (3,), CPU, room=4 * expert_bytes(500, 1) - 1) as rotation:
-        assert not rotation.resident
-        walk(rotation, store)
-        assert len(rotation._kept) == 1 and len(rotation._ahead) <= 1
+    with ExpertCache(store, reads, (3,), CPU, room=4 * expert_bytes(500, 1) - 1) as cache:
+        assert not cache.resident
+        walk(cache, store)
+        assert len(cache._kept) == 1 and len(cache._ahead) <= 1
     assert reads.count == sum(a != b for a, b in itertools.pairwise(ORDER)) + 1
     assert any(name.startswith("expert") for name in reads.threads)
 
 
 def test_the_next_is_there_when_it_is_asked_for(store: TrajectoryStore) -> None:
     reads = Reads()
-    with Rotation(store, reads, (3,), CPU, room=0) as rotation:
-        rotation.take(0, following=1)
-        rotation._ahead[1].result(timeout=30)
+    with ExpertCache(store, reads, (3,), CPU, room=0) as cache:
+        cache.get(0, prefetch=1)
+        cache._ahead[1].result(timeout=30)
         before = reads.count
-        rotation.take(1)
+        cache.get(1)
         assert reads.count == before == 2
 
 
 def test_a_damaged_expert_is_named_where_it_is_used(store: TrajectoryStore) -> None:
     (store.path / "expert-001.safetensors").write_bytes(b"nothing")
-    with Rotation(store, Reads(), (3,), CPU) as rotation:
-        rotation.take(0, following=1)
+    with ExpertCache(store, Reads(), (3,), CPU) as cache:
+        cache.get(0, prefetch=1)
         with pytest.raises(InputError, match=r"expert-001.safetensors: expected SHA-256"):
-            rotation.take(1)
+            cache.get(1)
 
 
 def test_free_memory_is_that_of_the_host() -> None:
