@@ -1,10 +1,10 @@
-"""The outer step as its field computes it, written cleanly: what ptmst is measured against.
+"""The outer step as other systems compute it, written cleanly: the opponents of ptmst.
 
 `double_backward` is the truncated gradient of LoRS, TESLA, RepBlend and PTM-ST: an inner loop whose parameters are
-constants, then every step once more with a graph, and back through its gradient. `unrolled` is MTT's exact gradient,
-back through all inner steps at once. Both use one flat vector and the same loss as ptmst, and do nothing needless.
-`Waste` is what the published loop does besides, at every outer step: it builds both encoders anew and reads a replay
-buffer of whole parameter vectors from disk.
+constants, then every step once more with a graph, and a backward pass through its gradient. `unrolled` is the exact
+gradient of MTT: one backward pass through all inner steps. Both use one flat vector and the same loss as ptmst, without
+needless work. `Waste` is what the published loop does in addition at every outer step: it builds both encoders and
+reads a replay buffer of whole parameter vectors from disk.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def unrolled(
     for index in batches:
         (g,) = torch.autograd.grad(loss_of(theta, *_batch(synthetic, index)), theta, create_graph=True)
         theta = theta - rate * g
-    found = torch.autograd.grad(_matching_loss(theta, start, target, layers), list(leaves.values()))
-    return dict(zip(leaves, found, strict=True))
+    gradients = torch.autograd.grad(_matching_loss(theta, start, target, layers), list(leaves.values()))
+    return dict(zip(leaves, gradients, strict=True))
 
 
 class Waste:
-    """The published loop's work besides: `encoders` are built, and `buffer` is read, at every call."""
+    """The additional work of the published loop: every call builds the encoders and reads `buffer`."""
 
     def __init__(self, build_tower: Callable[[], nn.Module], buffer: Path, points: Sequence[Tensor]) -> None:
         self._build_tower, self._buffer = build_tower, buffer

@@ -1,9 +1,9 @@
-"""`python -m bench.cuda_host --json FILE`: what a machine without a GPU can measure of the CUDA path.
+"""`python -m bench.cuda_host --json FILE`: what can be measured of the CUDA path without a GPU.
 
-On the null device of the tests, whose kernels do nothing: launches, nodes of graphs, bytes of the allocator and of
-copies, blocking calls, and what the host itself spends. Nothing of it is a speed of a GPU. `--tree FOLDER --as NAME`
-measures another checkout, to compare with; what FILE holds of other trees is kept. The large tower takes minutes to
-compile; `--only PART` measures a part.
+It runs on the null device of the tests, whose kernels do nothing, and counts launches, nodes of graphs, bytes of the
+allocator and of copies, blocking calls, and the time of the host. None of it is the speed of a GPU. `--tree FOLDER --as
+NAME` measures another checkout for comparison; the rows of other trees in FILE stay. The large tower takes minutes to
+compile; `--only PART` measures one part.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _GIB = 2**30
 
 
 def code(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
-    """The captured step, compiled as for a GPU but for what Triton would compile."""
+    """The captured step, compiled as for a GPU, without what Triton would compile."""
     from torch._inductor import codecache
 
     from ptmst.engine.outer_step import OuterStep
@@ -54,16 +54,16 @@ def code(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
         return load(key, path, *args, **named)
 
     codecache.PyCodeCache.load_by_key_path = read  # type: ignore[method-assign]
-    found = _setting(tower, size, batch, pairs)
-    inputs = found.trajectory.span(0, 1), found.pairs, found.batches
-    step = OuterStep(found.student, compile="on")
+    setting = _setting(tower, size, batch, pairs)
+    inputs = setting.trajectory.span(0, 1), setting.pairs, setting.batches
+    step = OuterStep(setting.student, compile="on")
     before, began = _counts(), time.process_time()
     with _peak() as peak:
         step(*inputs)
     after = _counts()
     yield _row("CPU time until the step is recorded, without what Triton compiles", time.process_time() - began, "s")
     yield _row("allocator's peak, compiled", peak[0] / _GIB, "GiB")
-    again = OuterStep(found.student, keep="nothing", compile="on")
+    again = OuterStep(setting.student, keep="nothing", compile="on")
     again._derivatives = step._derivatives  # whose functions are the same, and compiled by now
     with _peak() as peak:
         again(*inputs)
@@ -80,22 +80,22 @@ def code(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
 
 
 def memory(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
-    """Peaks of an eager step and of its opponent, beside what was there before."""
+    """Peaks of an eager step and of its opponent, without what existed before."""
     import torch
 
     from bench.baselines import double_backward
     from ptmst.engine.outer_step import OuterStep
 
-    found = _setting(tower, size, batch, pairs)
-    ways: dict[str, Callable[[], object]] = {"clean double backward": lambda: found.opponent(double_backward)}
+    setting = _setting(tower, size, batch, pairs)
+    calls: dict[str, Callable[[], object]] = {"clean double backward": lambda: setting.opponent(double_backward)}
     for name, how in (
         ("eager", {}),
         ("eager, nothing kept", {"keep": "nothing"}),
         ("eager, exact", {"adjoint": 1.0}),
         ("eager, primals kept", {"keep": "primals"}),
     ):
-        ways[name] = lambda how=how: found.step(OuterStep(found.student, **how))  # type: ignore[misc]
-    for name, call in ways.items():
+        calls[name] = lambda how=how: setting.step(OuterStep(setting.student, **how))  # type: ignore[misc]
+    for name, call in calls.items():
         try:
             with _peak() as peak:
                 call()
@@ -109,17 +109,17 @@ def launches(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
     """Of an eager step."""
     from ptmst.engine.outer_step import OuterStep
 
-    found = _setting(tower, size, batch, pairs)
-    step = OuterStep(found.student)
-    found.step(step)
+    setting = _setting(tower, size, batch, pairs)
+    step = OuterStep(setting.student)
+    setting.step(step)
     before = _counts()
-    found.step(step)
+    setting.step(step)
     done = {name: value - before[name] for name, value in _counts().items()}
     yield _row("launches of an eager outer step", done["launches"] + done["fills"] + done["copies_on_device"])
 
 
 def distil(*of: Any) -> Iterator[Row]:
-    """Outer steps of a distillation, captured, one after another; what they compute is left out of the compilation."""
+    """Captured outer steps of a distillation, one after another, without compiling what they compute."""
     import ptmst.distillation.distill
     from ptmst import DistillConfig, LeafRates, Phase, TeachConfig
     from ptmst.engine.outer_step import OuterStep
@@ -152,7 +152,7 @@ def distil(*of: Any) -> Iterator[Row]:
 
 
 def teach(size: int, batch: int) -> Iterator[Row]:
-    """Batches of real images as an expert sees them."""
+    """Batches of real images while an expert trains."""
     import torch
 
     import ptmst
@@ -223,7 +223,7 @@ def _scenes(size: int, images: int) -> Iterator[Any]:
 
 
 def _without_triton() -> None:
-    """Compile as for a GPU, but leave Triton's own compilation out: its kernels are launched as nothing."""
+    """Compile as for a GPU but without Triton's own compilation: its kernels are launched as empty ones."""
     import ctypes
 
     from torch._inductor import async_compile, config
@@ -255,17 +255,17 @@ def _counts() -> dict[str, int]:
 
 @contextmanager
 def _peak() -> Iterator[list[int]]:
-    """Most bytes of tensors in the block beside those there before: the list's one entry after it."""
+    """Most bytes of tensors in the block without those that existed before: the only entry of the list after it."""
     import torch
 
-    # Graphs hang in cycles, with the tensors that they keep.
+    # Graphs and their tensors are in reference cycles.
     gc.collect()
     torch.cuda.empty_cache()
-    found: list[int] = []
+    peak: list[int] = []
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    yield found
-    found.append(torch.cuda.max_memory_allocated() - before)
+    yield peak
+    peak.append(torch.cuda.max_memory_allocated() - before)
 
 
 def _row(what: str, value: float, unit: str = "") -> Row:
@@ -286,11 +286,11 @@ PARTS: dict[str, tuple[str, Callable[..., Iterator[Row]], tuple[Any, ...]]] = {
     "teach": ("224 px", teach, (224, 32)),
     "evaluate": ("nfnet_l0, 224 px, B 128", evaluate, ("nfnet_l0", 224, 128)),
 }
-"""What each measures, how and of what; in the order of the table."""
+"""Part → what it is about, its function and arguments; in the order of the table."""
 
 
 def work(part: str) -> None:
-    """Measure a part in this process, which is on the null device; a row is a line of JSON on standard output."""
+    """Measure a part in this process, on the null device; each row is a line of JSON on standard output."""
     # An editable installation finds its own checkout first.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
     sys.path.append(str(ROOT / "tests"))
@@ -307,7 +307,7 @@ def work(part: str) -> None:
 
 
 def measured(part: str, tree: Path, environment: dict[str, str]) -> list[Row]:
-    """The rows of a part, from a process of its own that imports what lies in `tree`."""
+    """The rows of a part, from a separate process that imports from `tree`."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "ptmst"
         package.mkdir()
@@ -331,8 +331,8 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="python -m bench.cuda_host", description=__doc__)
     options.add_argument("--json", type=Path, required=True, metavar="FILE", help="results")
     options.add_argument("--tree", type=Path, default=ROOT, metavar="FOLDER", help="the checkout that is measured")
-    options.add_argument("--as", dest="name", default="now", metavar="NAME", help="what its rows are called")
-    options.add_argument("--only", choices=PARTS, action="append", help="a part alone; may be given again")
+    options.add_argument("--as", dest="name", default="now", metavar="NAME", help="name of its rows")
+    options.add_argument("--only", choices=PARTS, action="append", help="measure this part only; can be repeated")
     options.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     asked = options.parse_args()
     if asked.part:

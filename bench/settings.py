@@ -95,9 +95,9 @@ def forward_operations(case: Case) -> int:
     return int(counter.get_total_flops())
 
 
-def cosines(found: Gradients, expected: Gradients) -> dict[str, float]:
+def cosines(gradients: Gradients, expected: Gradients) -> dict[str, float]:
     """By leaf."""
-    pairs = {name: (found[name].double().flatten(), value.double().flatten()) for name, value in expected.items()}
+    pairs = {name: (gradients[name].double().flatten(), value.double().flatten()) for name, value in expected.items()}
     return {name: float(a @ b / (a.norm() * b.norm())) for name, (a, b) in pairs.items()}
 
 

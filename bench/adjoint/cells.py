@@ -12,26 +12,26 @@ Data = Literal["scenes", "digits"]
 DATA: tuple[Data, ...] = ("scenes", "digits")
 Tower = Literal["convnet", "timm"]
 Form = Literal["per-phase", "reference", "fixed", "first", "second", "at once"]
-"""Of evaluation: the two protocols with the learned η; per-phase with the η that every set began with, on the first or
-the second phase alone, and on the pairs of all phases as one."""
+"""A protocol of evaluation: per-phase and reference, with the learned η; per-phase with the initial η (fixed), on the
+first or the second phase only, and on the pairs of all phases at once."""
 STUDENTS = 3
-"""Fresh students a set."""
+"""Fresh students per set."""
 IMAGES = RenderConfig(train=1000, val=200, test=200, warmup=2000)
-"""The two data sets; 5 captions an image."""
+"""The two data sets; 5 captions per image."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """How the adjoint is carried back through the inner loop: what the study compares."""
+    """A setting of the adjoint, which the study compares: how it is carried back through the inner loop."""
 
     recursion: Literal["damped", "window", "random-window", "per-layer", "bounded"] = "damped"
-    """damped is the engine's own; the others are in estimators.py."""
+    """damped is that of the engine; the others are in estimators.py."""
     adjoint: float = 0.0
-    """Share of the recursion: of all groups, or of the image group where texts has its own."""
+    """Share of the recursion: in all groups, or in the image group if `texts` is set."""
     texts: float | None = None
-    """Share in the text group, where it has its own."""
+    """Share in the text group, if it differs."""
     clip: float | None = None
-    """Largest ‖λ_i‖/‖λ_n‖: per group; with per-layer, per layer."""
+    """Largest ‖λ_i‖/‖λ_n‖, per group; for per-layer, per layer."""
     steps: int | None = None
     """Length of a window, inner steps."""
 
@@ -54,24 +54,24 @@ class Cell:
 
     data: Data
     seed: int
-    """Of the experts, the initial pairs, the batches and the students: cells that differ only in side are paired."""
+    """Seed of experts, initial pairs, batches and students: cells that differ only in `side` are paired."""
     setting: str
-    """Name of what is varied besides the side."""
+    """Name of everything else that is varied."""
     side: Side
     distill: DistillConfig
     forms: tuple[Form, ...] = ("per-phase",)
     tower: Tower = "convnet"
     measure: Literal["recall", "experts", "why"] = "recall"
-    """recall distils and scores students; experts scores the teachers at every epoch; why follows the adjoint."""
+    """recall distills and scores students; experts scores the experts at every epoch; why follows the adjoint."""
 
 
 def images(tower: Tower) -> RenderConfig:
-    """The pictures a tower is taught on: 32 px, or 64 for the real one."""
+    """The pictures for a tower: 32 px, or 64 for the timm tower."""
     return IMAGES if tower == "convnet" else replace(IMAGES, image_size=64)
 
 
 def teach_config(seed: int, tower: Tower) -> TeachConfig:
-    """The experts of a seed, but for their folders."""
+    """The experts of a seed, without their folders."""
     demo = experiment("demo").teach
     if tower == "convnet":
         return replace(demo, encoder=replace(demo.encoder, image_width=32), lr=0.1, experts=4, seed=seed)
@@ -100,12 +100,12 @@ BASE = DistillConfig(
 
 
 def with_rates(config: DistillConfig, factor: float) -> DistillConfig:
-    """All leaf rates but η's times `factor`."""
+    """All leaf rates except η's times `factor`."""
     return replace(config, rates=config.rates.scaled(factor))
 
 
 def cell(data: Data, seed: int, setting: str, side: Side, distill: DistillConfig, **more: Any) -> Cell:
-    """A cell whose distillation has its seed and the side's dials."""
+    """A cell whose distillation has the cell's seed and its share and clip of the adjoint."""
     own = side.recursion == "damped" and side.texts is None
     share, clip = (side.adjoint, side.clip) if own else (1.0, None)
     distill = replace(distill, seed=seed, adjoint=share, adjoint_clip=clip)

@@ -1,4 +1,4 @@
-"""One cell of the study, run: experts, distillation, students under every form of evaluation."""
+"""Run one cell of the study: experts, distillation, students under every protocol of evaluation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ptmst.synthetic.soft_labels import FullSimilarity
 
 SPLITS = ("val", "test")
 LAST = 20
-"""Outer steps whose mean loss counts as the final one."""
+"""Number of outer steps that the final loss averages."""
 
 
 def data_config(data: Data, tower: Tower, work: Path) -> DataConfig:
@@ -41,49 +41,49 @@ def data_config(data: Data, tower: Tower, work: Path) -> DataConfig:
 
 
 def prepare(data: Data, tower: Tower, work: Path) -> None:
-    """Write a data set's files, where they are not there."""
+    """Write the files of a data set unless they exist."""
     write_rendered(replace(images(tower), name=data, root=data_config(data, tower, work).root))
 
 
 def store_path(cell: Cell, work: Path) -> Path:
-    """Folder of a cell's experts, which cells of one seed share."""
+    """Folder of a cell's experts, shared by all cells of one seed."""
     return work / cell.data / f"{cell.tower}-{cell.seed}"
 
 
-def taught(cell: Cell, work: Path) -> TrajectoryStore:
-    """The experts of a cell; taught where they are not there."""
+def trained_experts(cell: Cell, work: Path) -> TrajectoryStore:
+    """The experts of a cell, trained unless they exist."""
     config, data = teach_config(cell.seed, cell.tower), data_config(cell.data, cell.tower, work)
     return train_teachers(replace(config, out=store_path(cell, work), data=data, device="cpu"))
 
 
 def teach(asked: tuple[Cell, Path]) -> str:
-    """Make the experts of a cell, before cells share them; returns their name."""
-    taught(*asked)
+    """Train the experts of a cell before cells share them; returns their name."""
+    trained_experts(*asked)
     return store_path(*asked).name
 
 
 def measure(asked: tuple[Cell, Path]) -> dict[str, Any]:
-    """A cell with what it measured."""
+    """A cell with its results."""
     return {"cell": schema.to_json(asked[0])} | run(*asked)
 
 
 def run(cell: Cell, work: Path) -> dict[str, Any]:
-    """Distil, evaluate, and tell what is worth keeping."""
-    store = taught(cell, work)
+    """Distill and evaluate; returns the entries of a row."""
+    store = trained_experts(cell, work)
     if cell.measure == "experts":
         return {"recall": experts(store)}
     if cell.measure == "why":
         step_of = partial(_outer_step, cell.distill, seed=cell.seed, store=store)
         return {"states": why.measure(cell, store, step_of)}
     step = _outer_step(cell.distill, cell.side, seed=cell.seed, store=store)
-    found: dict[str, Any] = {"diverged at": None}
+    row: dict[str, Any] = {"diverged at": None}
     began = time.process_time()
     try:
         distilled = distill_with(step, cell.distill, store)
     except Diverged as error:
-        return found | {"diverged at": len(step.seconds), "why": str(error), "students": {}}
+        return row | {"diverged at": len(step.seconds), "why": str(error), "students": {}}
     losses = [phase.history["loss"].sum(1) for phase in distilled.phases]
-    return found | {
+    return row | {
         "cpu s": time.process_time() - began,
         "cpu s of a step": median(step.seconds),
         "loss": [float(values[-LAST:].mean()) for values in losses],
@@ -94,15 +94,15 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
 
 
 def _outer_step(config: DistillConfig, side: Side, *, seed: int, store: TrajectoryStore) -> TimedStep:
-    """One outer step for all sides that need θ's derivative, and one for the one that does not."""
+    """One outer step for all settings that need the derivative in θ, and one for the truncated gradient."""
     config = replace(config, adjoint=0.0 if side == TRUNCATED else 1.0, adjoint_clip=None)
     return TimedStep(shared_outer_step(config, store), side, seed)
 
 
 def evaluations(cell: Cell, distilled: DistilledSet) -> dict[Form, list[dict[str, float] | None]]:
-    """Mean recall of every student on val and test, by form of evaluation; none for a student that diverged."""
+    """Mean recall of every student on val and test, by protocol; None for a student that diverged."""
     config = EvaluateConfig(seed=cell.seed, device="cpu")
-    ways: dict[Form, Callable[[], tuple[DistilledSet, EvaluateConfig]]] = {
+    protocols: dict[Form, Callable[[], tuple[DistilledSet, EvaluateConfig]]] = {
         "per-phase": lambda: (distilled, config),
         "reference": lambda: (distilled, replace(config, protocol="reference")),
         "fixed": lambda: (_at_rate(distilled, cell.distill.student_lr), config),
@@ -110,7 +110,7 @@ def evaluations(cell: Cell, distilled: DistilledSet) -> dict[Form, list[dict[str
         "second": lambda: (replace(distilled, phases=distilled.phases[1:]), config),
         "at once": lambda: (at_once(distilled), config),
     }
-    return {form: _students(*ways[form]()) for form in cell.forms}
+    return {form: _students(*protocols[form]()) for form in cell.forms}
 
 
 def _at_rate(distilled: DistilledSet, student_lr: float) -> DistilledSet:
@@ -120,7 +120,7 @@ def _at_rate(distilled: DistilledSet, student_lr: float) -> DistilledSet:
 
 
 def at_once(distilled: DistilledSet) -> DistilledSet:
-    """The pairs of all phases as one: none matches one of another phase; η is the phases' mean."""
+    """The pairs of all phases as one: no pair matches one of another phase; η is the mean over phases."""
     phases, pairs = distilled.phases, list(distilled)
     merged = SyntheticPairs(
         torch.cat([one.images for one in pairs]),
@@ -145,7 +145,7 @@ def experts(store: TrajectoryStore) -> list[list[float]]:
 
 
 def _students(distilled: DistilledSet, config: EvaluateConfig) -> list[dict[str, float] | None]:
-    found: list[dict[str, float] | None] = []
+    recalls: list[dict[str, float] | None] = []
     for number in range(STUDENTS):
         draw = (config.seed, "student", number)
         student = distilled.student(draw)
@@ -154,11 +154,11 @@ def _students(distilled: DistilledSet, config: EvaluateConfig) -> list[dict[str,
             for _, trained in train_students(student, theta, distilled, config, [draw]):
                 theta = trained
         except Diverged:
-            found.append(None)
+            recalls.append(None)
             continue
         scored = {split: _scorer(distilled.recipe, split).score(student, theta[0]) for split in SPLITS}
-        found.append({split: round(scores["mean"], 3) for split, scores in scored.items()})
-    return found
+        recalls.append({split: round(scores["mean"], 3) for split, scores in scored.items()})
+    return recalls
 
 
 _SPLITS: dict[tuple[str, str], RetrievalScorer] = {}

@@ -1,4 +1,4 @@
-"""What the adjoint does on its way back, and what its gradients are worth: numbers behind the recalls."""
+"""How the adjoint grows on its way back, and what its gradients are worth: numbers behind the recalls."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ SIDES = (
 )
 DRAWS, EIGEN_TOLERANCE = 48, 1e-2
 FIXED, BATCHES = (0, 2, 5), 64
-"""Start points at which gradients of one expert are averaged over batches alone, half of them against the others."""
+"""Start points at which gradients of one expert are averaged over batches only, one half against the other."""
 WALKED, CURVED = 4, 2
-"""Draws that are walked along a trajectory; draws of each start whose curvature is measured."""
+"""Draws that are repeated from every start point; draws of each start whose curvature is measured."""
 STEP = 0.02
-"""Length of the trial step: root mean square over a leaf's entries, as one of Adam's."""
+"""Length of the trial step: root mean square over the entries of a leaf, about that of Adam."""
 LEAVES = ("images", "texts")
 
 
 @dataclass(frozen=True)
 class Draw:
-    """An outer step's fortune: which expert, from where, with which batches."""
+    """The random choices of an outer step: expert, start point and batches."""
 
     expert: int
     start: int
@@ -55,15 +55,15 @@ Spans = Callable[[Draw], RawSpan]
 
 
 def measure(cell: Cell, store: TrajectoryStore, step_of: Callable[[Side], TimedStep]) -> dict[str, Any]:
-    """At the pairs of step 0 and at what each of two forms made of them."""
+    """On the initial pairs and on those distilled with two of the gradients."""
     config = cell.distill
     pairs, texts = store.recipe.training_pairs()
     first = initial_pairs(config, 0, pairs, texts, store.layers.num_groups)
-    found = {"initial": _at(first, cell, store, step_of)}
+    states = {"initial": _at(first, cell, store, step_of)}
     for name, side in (("truncated", TRUNCATED), ("c = 0.5", Side(adjoint=0.5))):
         made = distill_with(step_of(side), config, store)
-        found[f"distilled, {name}"] = _at(made.phases[0].pairs, cell, store, step_of)
-    return found
+        states[f"distilled, {name}"] = _at(made.phases[0].pairs, cell, store, step_of)
+    return states
 
 
 def _at(
@@ -92,8 +92,8 @@ def _at(
     before = _typical_loss(step_of(TRUNCATED), span, pairs, held)
     starts = [draw.start for draw in draws]
     curved = [draw for start in sorted(set(starts)) for draw in [d for d in draws if d.start == start][:CURVED]]
-    found: dict[str, Any] = {"loss": before, "starts": starts, "curved starts": [draw.start for draw in curved]}
-    found["curvature"] = _curvature(pairs, config, store, span, curved)
+    state: dict[str, Any] = {"loss": before, "starts": starts, "curved starts": [draw.start for draw in curved]}
+    state["curvature"] = _curvature(pairs, config, store, span, curved)
     for side in SIDES:
         mine, norms = gradients(side, draws)
         moved = pairs.replace(pairs.leaves() | {leaf: _moved(pairs, leaf, mine[leaf][fit].mean(0)) for leaf in LEAVES})
@@ -106,9 +106,9 @@ def _at(
             str(start): _averaged(gradients(side, batches[: BATCHES // 2])[0]["images"], expected[start])
             for start, batches in fixed.items()
         }
-        row["neighbours"] = _neighbours(gradients, side, draws, store.epochs, config)
-        found[side.label] = row
-    return found
+        row["neighbours"] = _neighbors(gradients, side, draws, store.epochs, config)
+        state[side.label] = row
+    return state
 
 
 def _rounded(values: Tensor) -> Any:
@@ -118,34 +118,34 @@ def _rounded(values: Tensor) -> Any:
 
 def _draws(config: DistillConfig, experts: list[int], count: int) -> list[Draw]:
     phase = config.phases[0]
-    found = []
+    draws = []
     for number in range(count):
         draw = generator(config.seed, "why", number)
         expert = experts[int(torch.randint(len(experts), (1,), generator=draw))]
         start = int(torch.randint(*phase.start, (1,), generator=draw))
-        found.append(Draw(expert, start, draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw)))
-    return found
+        draws.append(Draw(expert, start, draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw)))
+    return draws
 
 
 def _batches(config: DistillConfig, expert: int, start: int) -> list[Draw]:
-    """Outer steps that differ in their batches alone."""
-    pairs, found = config.phases[0].pairs, []
+    """Outer steps that differ in their batches only."""
+    pairs, draws = config.phases[0].pairs, []
     for number in range(BATCHES):
         draw = generator(config.seed, "why", "fixed", start, number)
-        found.append(Draw(expert, start, draw_batches(pairs, config.batch_size, config.inner_steps, draw)))
-    return found
+        draws.append(Draw(expert, start, draw_batches(pairs, config.batch_size, config.inner_steps, draw)))
+    return draws
 
 
 def _averaged(mine: Tensor, expected: Tensor) -> dict[str, float]:
-    """Gradients [M, D] by batches, against the exact average [D] of other batches: bias, and variance.
+    """Bias and variance of gradients [M, D] over batches, against the exact average [D] of other batches.
 
-    The squared norm of an average holds a share 1/M of the variance, which is taken out of the signal.
+    The squared norm of an average contains 1/M of the variance, which is subtracted from the signal.
     """
-    centre = mine.mean(0)
+    center = mine.mean(0)
     noise = float(mine.var(0).sum())
-    signal = float(centre.square().sum()) - noise / len(mine)
+    signal = float(center.square().sum()) - noise / len(mine)
     return {
-        "cosine of averages": float(torch.cosine_similarity(centre, expected, dim=0)),
+        "cosine of averages": float(torch.cosine_similarity(center, expected, dim=0)),
         "noise": noise,
         "signal": signal,
         "cosine between batches": _between(mine),
@@ -170,16 +170,16 @@ def _typical_loss(
     return median(losses)
 
 
-def _neighbours(
+def _neighbors(
     gradients: Callable[[Side, Sequence[Draw]], tuple[dict[str, Tensor], Any]],
     side: Side,
     draws: Sequence[Draw],
     epochs: int,
     config: DistillConfig,
 ) -> dict[str, list[float]]:
-    """By start point: the cosine of its gradient with the next one's, batches alike, and its norm (the paper's Fig. 2).
+    """By start point: cosine of the gradient with the next one's on the same batches, and norm (the paper's Fig. 2).
 
-    The medians over some draws, of the images' gradients.
+    Of the images; means of the cosines and medians of the norms over some draws.
     """
     starts = range(epochs - config.expert_epochs + 1)
     cosines, norms = [], []
@@ -200,28 +200,28 @@ def _curvature(
     span: Spans,
     draws: Sequence[Draw],
 ) -> dict[str, list[list[float]]]:
-    """By draw and inner step: the ends of the spectrum of √η H √η. A step is stable where they lie in [0, 2]."""
+    """Ends of the spectrum of √η H √η, by draw and inner step. A step is stable if they lie in [0, 2]."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     student = store.student((config.seed, "student"))
     gradient = grad(student_loss(student, config.loss, config.temperature))
     root = store.layers.expand(pairs.lr).sqrt()
-    found: dict[str, list[list[float]]] = {"largest": [], "smallest": []}
+    spectrum: dict[str, list[list[float]]] = {"largest": [], "smallest": []}
     for draw in draws:
         theta, ends = span(draw).start, []
         for index in draw.batches:
             batch = (pairs.images[index], pairs.texts[index], pairs.similarity.batch(index))
 
-            def turned(v: Any, theta: Tensor = theta, batch: tuple[Tensor, ...] = batch) -> Any:
+            def product(v: Any, theta: Tensor = theta, batch: tuple[Tensor, ...] = batch) -> Any:
                 direction = root * torch.as_tensor(v.reshape(-1), dtype=torch.float32)
                 pushed = jvp(lambda theta: gradient(theta, *batch), (theta,), (direction,))[1]
                 return (root * pushed).numpy()
 
-            operator = LinearOperator((len(theta), len(theta)), matvec=turned, dtype=np.float32)
+            operator = LinearOperator((len(theta), len(theta)), matvec=product, dtype=np.float32)
             begin = torch.randn(len(theta), generator=generator(config.seed, "eigen")).numpy()
             values = eigsh(operator, k=2, which="BE", tol=EIGEN_TOLERANCE, v0=begin, return_eigenvectors=False)
             ends.append((float(values.max()), float(values.min())))
             theta = theta - store.layers.expand(pairs.lr) * gradient(theta, *batch)
-        found["largest"].append([high for high, _ in ends])
-        found["smallest"].append([low for _, low in ends])
-    return found
+        spectrum["largest"].append([high for high, _ in ends])
+        spectrum["smallest"].append([low for _, low in ends])
+    return spectrum
