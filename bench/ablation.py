@@ -54,7 +54,7 @@ def methods(results: Path, data: str) -> str:
     order = [*get_args(Selection), *result["methods"]]
     names = sorted({name for name, pairs in cells if pairs}, key=order.index)
     full = {name: mean(recalls(rows)) for (name, pairs), rows in cells.items() if not pairs}
-    columns = ["method", *(f"{size} pairs" for size in sizes), "of all", "tuned", "lost", "s", "GB"]
+    columns = ["method", *(f"{size} pairs" for size in sizes), "of all", "tuned", "diverged", "s", "GB"]
     table = Table(columns, left=(0, columns.index("tuned")))
     best = {size: max(mean(recalls(cells[name, size])) for name in names) for size in sizes}
     for name in names:
@@ -63,8 +63,8 @@ def methods(results: Path, data: str) -> str:
         largest = cells[name, sizes[-1]]
         frozen = largest[0]["provenance"]["encoder"]["freeze_tower"]
         whole = full["all real pairs, heads alone" if frozen else "all real pairs"]
-        lost = sum(row["lost"] for size in sizes for row in cells[name, size])
-        shown += [f"{100 * mean(values[-1]) / whole:.0f} %", _tuned(result, largest[0]), str(lost)]
+        diverged = sum(row["lost"] for size in sizes for row in cells[name, size])
+        shown += [f"{100 * mean(values[-1]) / whole:.0f} %", _tuned(result, largest[0]), str(diverged)]
         table.add(name, *shown, _mean(largest, "seconds", 1, ".0f"), _mean(largest, "peak bytes", 1e9, ".2f"))
     for name in full:
         table.add(name, *[None] * (len(sizes) - 1), spread(recalls(cells[name, 0])), "100 %", *[None] * 4)

@@ -151,7 +151,7 @@ def _sides(result: Result, sides: Sequence[Side], title: str, more: str = "", ag
         cells = [bold(spread(recalls), bool(recalls) and mean(recalls) == best[case]) for case, recalls in values]
         ended = [row for row in mine if row["diverged at"] is None]
         worst = min(recall for _, recalls in values for recall in recalls)
-        lost = mean(s is None for row in mine for s in row["students"].get("per-phase", [None] * STUDENTS))
+        diverged = mean(s is None for row in mine for s in row["students"].get("per-phase", [None] * STUDENTS))
         loss = f"{mean(mean(row['loss']) for row in ended):.2f}" if ended else "–"
         step = f"{1e3 * mean(row['cpu s of a step'] for row in ended):.0f} ms" if ended else "–"
         if against:
@@ -159,7 +159,7 @@ def _sides(result: Result, sides: Sequence[Side], title: str, more: str = "", ag
             seeds = sorted(by[0][cases[0]])
             differences = [mean(by[0][case][seed] - by[1][case][seed] for case in cases) for seed in seeds]
             cells.append(str(Interval.of(differences)) if side != against else "")
-        table.add(side.label, *cells, f"{worst:.1f}", loss, f"{100 * lost:.0f} %", step)
+        table.add(side.label, *cells, f"{worst:.1f}", loss, f"{100 * diverged:.0f} %", step)
     about = (
         "Mean recall on test in percent, mean ± standard deviation over all students of all seeds (3 each); the worst "
         "of all students; matching loss L of the last 20 outer steps; share of students that diverged (recall 0); CPU "
@@ -196,7 +196,7 @@ def confirmation(results: Path) -> str:
     best, rows = best_side(screened["rows"]), result["rows"]
     sides = (TRUNCATED, best, EXACT)
     columns = ["setting", "data", "seeds", "truncated", best.label, "exact"]
-    columns += [f"{best.label} − truncated", "in equal seconds", "exact − truncated", "lost"]
+    columns += [f"{best.label} − truncated", "in equal seconds", "exact − truncated", "diverged"]
     table = Table(columns, left=(0, 1))
     for name, title in (("adam", "all with Adam"), ("sgd", "all with SGD")):
         together = [pooled(rows, [*SETTINGS[name]], side) for side in sides]
@@ -206,8 +206,8 @@ def confirmation(results: Path) -> str:
         by_side = runs(rows, data, setting)
         mine = [by_side.get((side, False), {}) for side in sides]
         if set.intersection(*(set(one) for one in mine)):
-            lost = "/".join(str(_lost(rows, data, setting, side)) for side in sides)
-            table.add(setting, data, *_compared(mine, by_side.get((TRUNCATED, True), {})), lost)
+            diverged = "/".join(str(_diverged(rows, data, setting, side)) for side in sides)
+            table.add(setting, data, *_compared(mine, by_side.get((TRUNCATED, True), {})), diverged)
     initial = part(results, "undistilled")
     for data in DATA if initial is not None else ():
         recall = by_seed(row for row in (initial or {})["rows"] if row["cell"]["data"] == data)
@@ -215,8 +215,8 @@ def confirmation(results: Path) -> str:
     about = (
         "Mean recall on test in percent of 3 students a seed; differences paired by seed, with the 95 % interval of "
         "Student's t (of the first two lines: of the seeds' means over all settings and both data sets). In equal "
-        "seconds: above the truncated gradient with 1.2 times the outer steps. Lost: students that diverged, or whose "
-        "distillation did, of truncated/damped/exact; they count as 0."
+        "seconds: above the truncated gradient with 1.2 times the outer steps. Diverged: students that diverged, or "
+        "whose distillation did, of truncated/damped/exact; they count as 0."
     )
     return table.markdown(_about(result, about))
 
@@ -242,7 +242,7 @@ def _compared(sides: Sequence[Mapping[int, float]], longer: Mapping[int, float])
     return [str(len(seeds)), *means, *against]
 
 
-def _lost(rows: Rows, data: str, setting: str, side: Side) -> int:
+def _diverged(rows: Rows, data: str, setting: str, side: Side) -> int:
     mine = [row for row in _case(rows, data, setting) if side_of(row) == side]
     steps = min(row["cell"]["distill"]["steps"] for row in mine)
     mine = [row for row in mine if row["cell"]["distill"]["steps"] == steps]
