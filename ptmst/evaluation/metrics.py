@@ -23,6 +23,9 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
     image_embeds [N, H] and text_embeds [T, H] are compared by inner product: normalise them for cosines.
     image_of_text int64 [T] names each text's image. A rank is the number of strictly higher scores, so ties never
     depend on an order. Memory stays bounded whatever N and T. Images without a text count as not found.
+
+    Raises InputError for embeddings that are not finite, and where `image_of_text` does not name an image for each
+    text.
     """
     images, texts = len(image_embeds), len(text_embeds)
     if image_of_text.shape != (texts,):

@@ -30,6 +30,7 @@ class Scores:
         return (*METRICS, *([ZERO_SHOT] if ZERO_SHOT in self.students[0] else []))
 
     def mean(self, metric: str = "mean") -> float:
+        """Mean of a metric over students, percent; by default of the mean recall."""
         return mean(student[metric] for student in self.students)
 
     def std(self, metric: str = "mean") -> float:
@@ -37,6 +38,7 @@ class Scores:
         return stdev(student[metric] for student in self.students) if len(self.students) > 1 else 0.0
 
     def to_json(self) -> dict[str, Any]:
+        """The content of a score file: summary, students and provenance (format: docs/formats.md)."""
         summary = {metric: {"mean": self.mean(metric), "std": self.std(metric)} for metric in self.metrics}
         return {"summary": summary, "students": [dict(s) for s in self.students], "provenance": dict(self.provenance)}
 

@@ -18,7 +18,10 @@ from ptmst.support.devices import sent
 
 @dataclass(frozen=True)
 class LayerTable:
-    """How θ [P] is cut: L layers (tensors) in order, each in one of G groups; a group's layers are adjacent."""
+    """How θ [P] is cut: L layers (tensors) in order, each in one of G groups; a group's layers are adjacent.
+
+    Raises InputError for a group without layers, and for layers that are not sorted by group.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -75,14 +78,17 @@ class LayerTable:
 
     @property
     def num_layers(self) -> int:
+        """L."""
         return len(self.names)
 
     @property
     def num_params(self) -> int:
+        """P."""
         return sum(self.sizes)
 
     @property
     def num_groups(self) -> int:
+        """G."""
         return len(self.group_names)
 
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
@@ -96,7 +102,10 @@ class LayerTable:
         return tuple(layer.view(shape) for layer, shape in pairs)
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
-        """L tensors as one new vector [P]."""
+        """L tensors as one new vector [P].
+
+        Raises InputError for tensors of other shapes than the table has.
+        """
         found = tuple(tuple(t.shape) for t in tensors)
         if found != self.shapes:
             wrong = next((i for i, (a, b) in enumerate(zip(found, self.shapes, strict=False)) if a != b), None)
@@ -138,6 +147,7 @@ class LayerTable:
         return torch.stack([part.double().norm() for part in theta.split(self.sizes)]).float()
 
     def to_json(self) -> dict[str, Any]:
+        """The table as JSON values, as a store's index has it."""
         return {
             "names": list(self.names),
             "shapes": [list(shape) for shape in self.shapes],
@@ -147,6 +157,7 @@ class LayerTable:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> LayerTable:
+        """The table that `to_json` wrote. Raises KeyError where a part is missing."""
         return cls(
             names=tuple(value["names"]),
             shapes=tuple(tuple(shape) for shape in value["shapes"]),

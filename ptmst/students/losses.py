@@ -71,6 +71,8 @@ class SoftContrastiveLoss(nn.Module):
     Embeddings are float32 or bfloat16 and need not be normalised. `temperature` and `bias` may be set at each
     call (`forward(…, temperature=…, bias=…)`), as parameters that are learned are. Differentiable once; inside a
     torch.func transform use `ptmst.kernels.reference.soft_contrastive`, which is plain torch.
+
+    Raises InputError for an unknown kind.
     """
 
     def __init__(self, kind: LossKind = "wbce", temperature: float = 0.07, bias: float = 0.0) -> None:
@@ -89,6 +91,10 @@ class SoftContrastiveLoss(nn.Module):
         temperature: float | Tensor | None = None,
         bias: float | Tensor | None = None,
     ) -> Tensor:
+        """The loss of N image and N text embeddings [N, H] under soft labels [N, N], a scalar.
+
+        Raises ValueError for shapes that do not match.
+        """
         return kernels.soft_contrastive(
             image_embeds,
             text_embeds,

@@ -86,6 +86,7 @@ class DistilledSet(Sequence[SyntheticPairs]):
 
     @property
     def num_pairs(self) -> int:
+        """Synthetic pairs of all phases together."""
         return sum(len(phase.pairs) for phase in self.phases)
 
     def save(self, path: str | Path) -> None:

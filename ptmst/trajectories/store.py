@@ -53,7 +53,10 @@ class TrajectoryStore:
 
     @classmethod
     def open(cls, path: str | Path) -> TrajectoryStore:
-        """Open a store by its index; the tensors are read, and their hashes compared, when an expert is asked for."""
+        """Open a store by its index; the tensors are read, and their hashes compared, when an expert is asked for.
+
+        Raises InputError for a folder that is not a store, a damaged index, and a format of a later release.
+        """
         path = Path(path)
         if not (path / INDEX).exists():
             raise InputError(f"{path}: expected a trajectory store, found no {INDEX}; make one with `ptmst teach`")
@@ -183,6 +186,7 @@ class TrajectoryStore:
         self.hashes[name] = files.write_tensors(self.path / name, tensors)
 
     def read_file(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a file of the store, by name. Raises InputError for a damaged file and one without a hash."""
         return self._read(name)
 
     def discard(self) -> None:
@@ -191,6 +195,7 @@ class TrajectoryStore:
             (self.path / name).unlink(missing_ok=True)
 
     def save_index(self) -> None:
+        """Write the index, which names every file of the store and its hash."""
         files.write_json(
             self.path / INDEX,
             {
