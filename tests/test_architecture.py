@@ -33,7 +33,8 @@ RANK = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in en
 def on_disk() -> dict[str, Path]:
     """Module, without its leading `ptmst.`, → file."""
     paths = {path.relative_to(ROOT / "ptmst"): path for path in (ROOT / "ptmst").rglob("*.py")}
-    paths |= {path.relative_to(ROOT): path for path in (ROOT / "kernels").rglob("*.py")}
+    sources = ROOT / "kernels" / "python"
+    paths |= {path.relative_to(sources): path for path in sources.rglob("*.py")}
     return {".".join(name.with_suffix("").parts).removesuffix(".__init__"): path for name, path in paths.items()}
 
 

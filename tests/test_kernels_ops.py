@@ -22,7 +22,6 @@ from oracles import relative_error
 from ptmst import doctor, kernels
 from ptmst.kernels import dispatch, native, reference
 
-ROOT = Path(__file__).parents[1]
 OFFSETS, GROUPS = torch.tensor([0, 5, 5, 12]), torch.tensor([0, 1, 1])
 needs_native = pytest.mark.skipif(native.library() is None, reason="the native library was not built")
 
@@ -375,15 +374,6 @@ def test_triton_where_it_is_not_installed(
     with pytest.raises(OSError, match=r"^PTMST_KERNELS=triton: expected triton, found none; pip install triton$"):
         dispatch.on_device("cuda", "triton")
     assert dispatch.on_device("cuda", None) is reference
-
-
-def test_the_folder_is_not_a_package_of_its_own() -> None:
-    tried = subprocess.run(
-        [sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert tried.returncode == 1
-    assert "ImportError: expected to be imported as ptmst.kernels, found kernels; " in tried.stderr
-    assert tried.stderr.endswith("write `from ptmst import kernels`\n")
 
 
 def test_triton_is_not_imported_for_the_cpu() -> None:

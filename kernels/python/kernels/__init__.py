@@ -7,10 +7,7 @@ derivatives would be lost. Installed as `ptmst.kernels`; depends on torch and tr
 """
 
 if __name__ != "ptmst.kernels":
-    raise ImportError(
-        f"expected to be imported as ptmst.kernels, found {__name__}; the folder lies in the repository's root, so "
-        "write `from ptmst import kernels`"
-    )
+    raise ImportError(f"expected to be imported as ptmst.kernels, found {__name__}; write `from ptmst import kernels`")
 
 from ptmst.kernels.contrast import soft_contrastive
 from ptmst.kernels.dispatch import active
