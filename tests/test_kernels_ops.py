@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -302,7 +303,7 @@ def test_triton_runs_on_cuda(choose: Callable[[str | None], None]) -> None:
     choose(None)
     if dispatch.lacks_triton():
         pytest.skip("Triton cannot run here")
-    assert dispatch.on_device("cuda", None).__name__ == "ptmst.kernels.triton_kernels"
+    assert dispatch.on_device("cuda", None) is importlib.import_module("ptmst.kernels.triton_kernels")
 
 
 def test_reference_is_chosen_by_the_environment(choose: Callable[[str | None], None]) -> None:
@@ -313,7 +314,7 @@ def test_reference_is_chosen_by_the_environment(choose: Callable[[str | None], N
 
 def test_an_unknown_choice_is_refused(choose: Callable[[str | None], None]) -> None:
     choose("nonsense")
-    message = r"^PTMST_KERNELS: expected reference, native, triton, found nonsense; mend it or unset it$"
+    message = r"^PTMST_KERNELS: expected reference, native, triton, found nonsense; correct it or unset it$"
     with pytest.raises(OSError, match=message):
         kernels.active()
     with pytest.raises(OSError, match=message):

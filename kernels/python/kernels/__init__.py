@@ -1,9 +1,9 @@
 """Kernels over flat parameter vectors, and of the contrastive loss: one contract, three implementations.
 
-`reference.py` is the definition, in plain torch; `native.py` runs C++ on the CPU and `triton_kernels/` Triton on
-CUDA (`active()` says which runs and why). All are torch ops: they trace under torch.compile, are differentiable once
-where they have a gradient at all, and refuse to run inside a function transform (`jvp`, `grad`), where their
-derivatives would be lost. Installed as `ptmst.kernels`; depends on torch and triton alone.
+`reference.py` is the definition, in plain torch; `native.py` calls C++ on the CPU, and `triton_kernels/` runs on CUDA.
+dispatch.py has the contract and chooses; `active()` says which runs and why. All are torch ops: they trace under
+torch.compile, those with a gradient are differentiable once, and inside a function transform (`jvp`, `grad`), where
+their derivatives would be lost, they refuse to run. Installed as `ptmst.kernels`; depends on torch and triton alone.
 """
 
 if __name__ != "ptmst.kernels":

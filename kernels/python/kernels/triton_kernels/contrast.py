@@ -1,30 +1,45 @@
-"""Tiles of the soft-label contrastive losses; see ptmst.kernels.contrast for what each kernel gives and is given."""
+"""Tiles of the soft-label contrastive losses. The contract is dispatch.py's `TiledImplementation`.
+
+The five statistics and coefficients of rows and columns, their slots and formulas are those of steps.py.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ptmst.kernels.steps import EPS, SMALLEST_NORM
+from ptmst.kernels import reference, steps
 from ptmst.kernels.triton_kernels.tiles import OPTIONS
 
 _ROWS, _COLUMNS = 8, 128
-"""Of logits that one program owns."""
-_LINE = 1024
+"""Logits per program."""
+_CHUNK = 1024
 """Logits of a row, or numbers of an embedding, that are summed at once."""
 _VECTORS = 4
-"""Embeddings that one program owns."""
-_STRIP, _STEP = 64, 64
-"""Columns and rows of logits whose column sums one program makes."""
-_LINES = 128
-"""Rows, or columns, whose numbers one program makes."""
+"""Embeddings per program."""
+_STEP, _STRIP = 64, 64
+"""Rows and columns of logits per program of the statistics of columns."""
+_COEFFICIENTS = 128
+"""Rows, or columns, per program of the coefficients."""
 _SUMMED = 4096
 """Numbers that are summed at once."""
-_EPS, _SMALLEST_NORM = tl.constexpr(EPS), tl.constexpr(SMALLEST_NORM)
+
+EPS, SHARPNESS, LOG_FLOOR = (tl.constexpr(v) for v in (reference.EPS, reference.SHARPNESS, reference.LOG_FLOOR))
+LOWEST, SMALLEST_NORM = tl.constexpr(steps.LOWEST), tl.constexpr(steps.SMALLEST_NORM)
+NUM_STATS, LOGIT_MAX, LOGIT_SCALE = (tl.constexpr(v) for v in (steps.NUM_STATS, steps.LOGIT_MAX, steps.LOGIT_SCALE))
+LABEL_MAX, EXP_SUM, LABEL_SUM = (tl.constexpr(v) for v in (steps.LABEL_MAX, steps.EXP_SUM, steps.LABEL_SUM))
+CROSS_SUM, LABEL_WEIGHT, OFFSET = (tl.constexpr(v) for v in (steps.CROSS_SUM, steps.LABEL_WEIGHT, steps.OFFSET))
+SHARP_MAX, SHARP_SCALE = tl.constexpr(steps.SHARP_MAX), tl.constexpr(steps.SHARP_SCALE)
+SHARP_OFFSET = tl.constexpr(steps.SHARP_OFFSET)
+
+
+@triton.jit
+def own_vectors(num_rows, width, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+    """The rows of a program → offsets in a chunk [1, CHUNK], numbers [ROWS], mask [ROWS, 1] and begins [ROWS, 1]."""
+    o, o_row = tl.arange(0, CHUNK)[None, :], tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    return o, o_row, (o_row < num_rows)[:, None], (o_row.to(tl.int64) * width)[:, None]
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -37,23 +52,23 @@ def unit_pairs_kernel(
     num_rows,
     width,
     ROWS: tl.constexpr,
-    LINE: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
-    """A program owns ROWS rows of the images or of the texts."""
-    i_side, o, o_row = tl.program_id(1), tl.arange(0, LINE)[None, :], tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    m_row, begin = (o_row < num_rows)[:, None], (o_row.to(tl.int64) * width)[:, None]
+    """u = v / scale; scale = |v|, of images times the temperature. A program owns ROWS rows of images or of texts."""
+    i_side = tl.program_id(1)
+    o, o_row, m_row, begin = own_vectors(num_rows, width, ROWS, CHUNK)
     p_vectors = p_images
     if i_side == 1:
         p_vectors, p_units, p_scales = p_texts, p_units + num_rows.to(tl.int64) * width, p_scales + num_rows
-    b_squares = tl.zeros([ROWS, LINE], tl.float32)
-    for i in range(0, width, LINE):
+    b_squares = tl.zeros([ROWS, CHUNK], tl.float32)
+    for i in range(0, width, CHUNK):
         b_vector = tl.load(p_vectors + begin + i + o, mask=m_row & (i + o < width), other=0.0).to(tl.float32)
         b_squares += b_vector * b_vector
-    b_scale = tl.maximum(tl.sqrt(tl.sum(b_squares, axis=1)), _SMALLEST_NORM)
+    b_scale = tl.maximum(tl.sqrt(tl.sum(b_squares, axis=1)), SMALLEST_NORM)
     if i_side == 0:
         b_scale *= tl.load(p_temperature).to(tl.float32)
     tl.store(p_scales + o_row, b_scale, mask=o_row < num_rows)
-    for i in range(0, width, LINE):
+    for i in range(0, width, CHUNK):
         m = m_row & (i + o < width)
         b_vector = tl.load(p_vectors + begin + i + o, mask=m, other=0.0).to(tl.float32)
         tl.store(p_units + begin + i + o, b_vector / b_scale[:, None], mask=m)
@@ -71,27 +86,36 @@ def through_norms_kernel(
     num_rows,
     width,
     ROWS: tl.constexpr,
-    LINE: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
-    """A program owns ROWS rows: (g − u ⟨g, u⟩/|u|²) over the scale. |u| is 1 of texts and 1/temperature of images."""
-    i_side, o, o_row = tl.program_id(1), tl.arange(0, LINE)[None, :], tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    m_row, begin = (o_row < num_rows)[:, None], (o_row.to(tl.int64) * width)[:, None]
+    """(g − u ⟨g, u⟩ / |u|²) / scale; |u| = 1 of texts, 1/temperature of images. A program owns ROWS rows of either."""
+    i_side = tl.program_id(1)
+    o, o_row, m_row, begin = own_vectors(num_rows, width, ROWS, CHUNK)
     p_out, p_slopes, length = p_of_images, p_image_slopes, 1.0 / tl.load(p_temperature).to(tl.float32)
     if i_side == 1:
         p_out, p_slopes, length = p_of_texts, p_text_slopes, 1.0
         p_units, p_scales = p_units + num_rows.to(tl.int64) * width, p_scales + num_rows
-    b_along = tl.zeros([ROWS, LINE], tl.float32)
-    for i in range(0, width, LINE):
+    b_along = tl.zeros([ROWS, CHUNK], tl.float32)
+    for i in range(0, width, CHUNK):
         m = m_row & (i + o < width)
         b_unit = tl.load(p_units + begin + i + o, mask=m, other=0.0).to(tl.float32)
         b_along += tl.load(p_slopes + begin + i + o, mask=m, other=0.0) * b_unit
     b_along = tl.sum(b_along, axis=1, keep_dims=True) / (length * length)
     b_scale = tl.load(p_scales + o_row, mask=o_row < num_rows, other=1.0)[:, None]
-    for i in range(0, width, LINE):
+    for i in range(0, width, CHUNK):
         m = m_row & (i + o < width)
         b_unit = tl.load(p_units + begin + i + o, mask=m, other=0.0).to(tl.float32)
         b_slope = tl.load(p_slopes + begin + i + o, mask=m, other=0.0)
         tl.store(p_out + begin + i + o, (b_slope - b_unit * b_along) / b_scale, mask=m)
+
+
+@triton.jit
+def own_pairs(num_rows, num_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The pairs of a program → rows [ROWS, 1], columns [1, COLUMNS], a mask of each, and offsets [ROWS, COLUMNS]."""
+    i_column, i_row = tl.program_id(0), tl.program_id(1)
+    o_row = (i_row * ROWS + tl.arange(0, ROWS))[:, None]
+    o_column = (i_column * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    return o_row, o_column, o_row < num_rows, o_column < num_columns, o_row.to(tl.int64) * num_columns + o_column
 
 
 @triton.jit
@@ -106,7 +130,7 @@ def labels_of(p_labels, o_row, o_column, m, first, label_stride, IDENTITY: tl.co
 
 @triton.jit
 def log_1p(b_u):
-    """log(1 + u) for 0 ≤ u ≤ 1: the rounding of 1 + u is put back."""
+    """log(1 + u) for 0 ≤ u ≤ 1, corrected for the rounding of 1 + u."""
     b_w = 1.0 + b_u
     return tl.log(b_w) + (b_u - (b_w - 1.0)) / b_w
 
@@ -117,22 +141,32 @@ def sum_of_all(b_value):
 
 
 @triton.jit
+def own_sum(p_sums):
+    """The place of a program's sum."""
+    i_column, i_row = tl.program_id(0), tl.program_id(1)
+    return p_sums + i_row * tl.num_programs(0) + i_column
+
+
+@triton.jit
 def pair_weights(p_positives, num_columns, KIND: tl.constexpr, IDENTITY: tl.constexpr):
-    """Of N² pairs those with S > ½, and the rest."""
+    """The weights of pairs with S > ½ and of the others; n = num_columns.
+
+    wbce  ½ / (count + ε), ½ / (n² − count + ε), with the count of pairs with S > ½      siglip  1/n      else  1/n²
+    """
     n = tl.full([], num_columns, tl.float64)
     if KIND == "wbce":
         if IDENTITY:
             count = n
         else:
             count = tl.load(p_positives).to(tl.float64)
-        of_positive, of_rest = 0.5 / (count + _EPS), 0.5 / (n * n - count + _EPS)
+        positive, negative = 0.5 / (count + EPS), 0.5 / (n * n - count + EPS)
     else:
         if KIND == "siglip":
-            of_positive = 1.0 / n
+            positive = 1.0 / n
         else:
-            of_positive = 1.0 / (n * n)
-        of_rest = of_positive
-    return of_positive.to(tl.float32), of_rest.to(tl.float32)
+            positive = 1.0 / (n * n)
+        negative = positive
+    return positive.to(tl.float32), negative.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["first", "num_rows"])
@@ -156,45 +190,50 @@ def pairwise_kernel(
 ):
     """A program owns ROWS × COLUMNS pairs.
 
-    wbce  −S log(σ + ε) − (1−S) log(1 − σ + ε)       bce, siglip  −S log σ − (1−S) log(1 − σ)       mse  (σ − S)²
+    Of each pair, before its weight, with σ = 1 / (1 + exp(−z)):
+               ℓ                                        ∂ℓ/∂z                                    ∂ℓ/∂S
+    wbce       −S log(σ + ε) − (1−S) log(1 − σ + ε)     σ(1−σ) ((1−S)/(1−σ+ε) − S/(σ+ε))         log(1−σ+ε) − log(σ+ε)
+    siglip     −S log σ − (1−S) log(1 − σ)              σ − S                                    log(1−σ) − log σ
+    bce        as siglip, with logarithms clamped at LOG_FLOOR, where they have no gradient
+    mse        (σ − S)²                                 2 (σ − S) σ (1 − σ)                      −2 (σ − S)
     """
-    i_column, i_row = tl.program_id(0), tl.program_id(1)
-    o_row = (i_row * ROWS + tl.arange(0, ROWS))[:, None]
-    o_column = (i_column * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    m = (o_row < num_rows) & (o_column < num_columns)
-    o = o_row.to(tl.int64) * num_columns + o_column
+    o_row, o_column, m_row, m_column, o = own_pairs(num_rows, num_columns, ROWS, COLUMNS)
+    m = m_row & m_column
     b_cosine = tl.load(p_z + o, mask=m, other=0.0)
     b_z = b_cosine + tl.load(p_bias).to(tl.float32)
     b_s = labels_of(p_labels, o_row, o_column, m, first, label_stride, IDENTITY)
+    # σ(|z|) and σ(−|z|): positive is σ, negative 1 − σ.
     b_e = tl.exp(-tl.abs(b_z))
     b_near = 1.0 / (1.0 + b_e)
     b_far = b_e * b_near
-    b_yes, b_no = tl.where(b_z < 0.0, b_far, b_near), tl.where(b_z < 0.0, b_near, b_far)
+    b_positive, b_negative = tl.where(b_z < 0.0, b_far, b_near), tl.where(b_z < 0.0, b_near, b_far)
     if KIND == "mse":
-        b_off = b_yes - b_s
+        b_off = b_positive - b_s
         b_loss = b_off * b_off
-        b_slope = 2.0 * b_off * b_yes * b_no
+        b_slope = 2.0 * b_off * b_positive * b_negative
         b_of_label = -2.0 * b_off
     else:
         if KIND == "wbce":
-            b_log_yes, b_log_no = tl.log(b_yes + 1e-6), tl.log(b_no + 1e-6)
-            b_slope = b_yes * b_no * ((1.0 - b_s) / (b_no + 1e-6) - b_s / (b_yes + 1e-6))
+            b_log_positive, b_log_negative = tl.log(b_positive + EPS), tl.log(b_negative + EPS)
+            b_slope = b_positive * b_negative * ((1.0 - b_s) / (b_negative + EPS) - b_s / (b_positive + EPS))
         else:
             b_tail = log_1p(b_e)
-            b_log_yes, b_log_no = tl.minimum(b_z, 0.0) - b_tail, tl.minimum(-b_z, 0.0) - b_tail
+            b_log_positive, b_log_negative = tl.minimum(b_z, 0.0) - b_tail, tl.minimum(-b_z, 0.0) - b_tail
             if KIND == "bce":
-                # torch's binary cross-entropy cuts logarithms off at −100.
-                b_slope = tl.where(b_log_no > -100.0, (1.0 - b_s) * b_yes, 0.0)
-                b_slope -= tl.where(b_log_yes > -100.0, b_s * b_no, 0.0)
-                b_log_yes, b_log_no = tl.maximum(b_log_yes, -100.0), tl.maximum(b_log_no, -100.0)
+                b_slope = tl.where(b_log_negative > LOG_FLOOR, (1.0 - b_s) * b_positive, 0.0)
+                b_slope -= tl.where(b_log_positive > LOG_FLOOR, b_s * b_negative, 0.0)
+                b_log_positive, b_log_negative = (
+                    tl.maximum(b_log_positive, LOG_FLOOR),
+                    tl.maximum(b_log_negative, LOG_FLOOR),
+                )
             else:
-                b_slope = b_yes - b_s
-        b_loss = -b_s * b_log_yes - (1.0 - b_s) * b_log_no
-        b_of_label = b_log_no - b_log_yes
-    of_positive, of_rest = pair_weights(p_positives, num_columns, KIND, IDENTITY)
-    b_weight = tl.where(m, tl.where(b_s > 0.5, of_positive, of_rest), 0.0)
+                b_slope = b_positive - b_s
+        b_loss = -b_s * b_log_positive - (1.0 - b_s) * b_log_negative
+        b_of_label = b_log_negative - b_log_positive
+    positive_weight, negative_weight = pair_weights(p_positives, num_columns, KIND, IDENTITY)
+    b_weight = tl.where(m, tl.where(b_s > 0.5, positive_weight, negative_weight), 0.0)
     num_programs = tl.num_programs(0) * tl.num_programs(1)
-    p_sum = p_sums + i_row * tl.num_programs(0) + i_column
+    p_sum = own_sum(p_sums)
     tl.store(p_sum, sum_of_all(b_weight * b_loss))
     if DIFFERENTIATE:
         b_slope *= b_weight
@@ -205,9 +244,19 @@ def pairwise_kernel(
             tl.store(p_d_labels + o, b_weight * b_of_label, mask=m)
 
 
+@triton.jit
+def store_stats(p, stride, b_logit_max, b_label_max, b_exp_sum, b_label_sum, b_cross_sum, m):
+    """The five statistics, at p and strides from there."""
+    tl.store(p + LOGIT_MAX * stride, b_logit_max, mask=m)
+    tl.store(p + LABEL_MAX * stride, b_label_max, mask=m)
+    tl.store(p + EXP_SUM * stride, b_exp_sum, mask=m)
+    tl.store(p + LABEL_SUM * stride, b_label_sum, mask=m)
+    tl.store(p + CROSS_SUM * stride, b_cross_sum, mask=m)
+
+
 @triton.jit(do_not_specialize=["first"])
-def row_numbers_kernel(
-    p_numbers,  # [rows, 5] float64 out
+def softmax_stats_rows_kernel(
+    p_stats,  # [rows, 5] float64 out
     p_z,  # [rows, columns]
     p_labels,  # [rows, columns]
     first,
@@ -215,49 +264,58 @@ def row_numbers_kernel(
     num_columns,
     SHARPENED: tl.constexpr,
     IDENTITY: tl.constexpr,
-    LINE: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
-    """A program owns a row."""
+    """The statistics of a row, which a program owns: maxima first, then the sums, in float64.
+
+               LOGIT_MAX    LABEL_MAX    EXP_SUM         LABEL_SUM         CROSS_SUM
+    linear     m = max z    LOWEST       Σ exp(z − m)    Σ S               Σ S (z − m)
+    kl         m = max z    m′ = max x   Σ exp(z − m)    Σ exp(x − m′)     Σ exp(x − m′) ((x − m′) − (z − m))
+    """
     i_row = tl.program_id(0)
-    o = tl.arange(0, LINE)
+    o = tl.arange(0, CHUNK)
     p_row = p_z + i_row.to(tl.int64) * num_columns
-    b_peak = tl.full([LINE], -3.4e38, tl.float32)
-    b_sharp_peak = tl.full([LINE], -3.4e38, tl.float32)
-    for i in range(0, num_columns, LINE):
+    b_logit_max = tl.full([CHUNK], LOWEST, tl.float32)
+    b_label_max = tl.full([CHUNK], LOWEST, tl.float32)
+    for i in range(0, num_columns, CHUNK):
         o_column = i + o
         m = o_column < num_columns
-        b_peak = tl.maximum(b_peak, tl.load(p_row + o_column, mask=m, other=-3.4e38))
+        b_logit_max = tl.maximum(b_logit_max, tl.load(p_row + o_column, mask=m, other=LOWEST))
         if SHARPENED:
             b_s = labels_of(p_labels, i_row, o_column, m, first, label_stride, IDENTITY)
-            b_sharp_peak = tl.maximum(b_sharp_peak, tl.where(m, 10.0 * b_s, -3.4e38))
-    peak, sharp_peak = tl.max(b_peak, axis=0), tl.max(b_sharp_peak, axis=0)
-    b_first = tl.zeros([LINE], tl.float64)
-    b_second = tl.zeros([LINE], tl.float64)
-    b_third = tl.zeros([LINE], tl.float64)
-    for i in range(0, num_columns, LINE):
+            b_label_max = tl.maximum(b_label_max, tl.where(m, SHARPNESS * b_s, LOWEST))
+    logit_max, label_max = tl.max(b_logit_max, axis=0), tl.max(b_label_max, axis=0)
+    b_exp_sum = tl.zeros([CHUNK], tl.float64)
+    b_label_sum = tl.zeros([CHUNK], tl.float64)
+    b_cross_sum = tl.zeros([CHUNK], tl.float64)
+    for i in range(0, num_columns, CHUNK):
         o_column = i + o
         m = o_column < num_columns
-        b_below = tl.load(p_row + o_column, mask=m, other=0.0) - peak
+        b_z = tl.load(p_row + o_column, mask=m, other=0.0) - logit_max
         b_s = labels_of(p_labels, i_row, o_column, m, first, label_stride, IDENTITY)
-        b_first += tl.where(m, tl.exp(b_below), 0.0)
+        b_exp_sum += tl.where(m, tl.exp(b_z), 0.0)
         if SHARPENED:
-            b_sharp_below = 10.0 * b_s - sharp_peak
-            b_sharp = tl.where(m, tl.exp(b_sharp_below), 0.0)
-            b_second += b_sharp
-            b_third += b_sharp * (b_sharp_below - b_below)
+            b_x = SHARPNESS * b_s - label_max
+            b_exp_x = tl.where(m, tl.exp(b_x), 0.0)
+            b_label_sum += b_exp_x
+            b_cross_sum += b_exp_x * (b_x - b_z)
         else:
-            b_second += tl.where(m, b_s, 0.0)
-            b_third += tl.where(m, b_s * b_below, 0.0)
-    p_out = p_numbers + i_row.to(tl.int64) * 5
-    tl.store(p_out, peak.to(tl.float64))
-    tl.store(p_out + 1, sharp_peak.to(tl.float64))
-    tl.store(p_out + 2, tl.sum(b_first, axis=0))
-    tl.store(p_out + 3, tl.sum(b_second, axis=0))
-    tl.store(p_out + 4, tl.sum(b_third, axis=0))
+            b_label_sum += tl.where(m, b_s, 0.0)
+            b_cross_sum += tl.where(m, b_s * b_z, 0.0)
+    store_stats(
+        p_stats + i_row.to(tl.int64) * NUM_STATS,
+        1,
+        logit_max.to(tl.float64),
+        label_max.to(tl.float64),
+        tl.sum(b_exp_sum, axis=0),
+        tl.sum(b_label_sum, axis=0),
+        tl.sum(b_cross_sum, axis=0),
+        None,
+    )
 
 
 @triton.jit(do_not_specialize=["first", "num_rows"])
-def column_numbers_kernel(
+def softmax_stats_columns_kernel(
     p_partial,  # [row blocks, 5, columns] out
     p_z,  # [rows, columns]
     p_labels,  # [rows, columns]
@@ -270,38 +328,34 @@ def column_numbers_kernel(
     ROWS: tl.constexpr,
     STRIP: tl.constexpr,
 ):
-    """A program owns STRIP columns of ROWS rows."""
+    """The statistics of columns, as those of rows. A program owns STRIP columns of a block of ROWS rows."""
     i_column, i_row = tl.program_id(0), tl.program_id(1)
     o_row = (i_row * ROWS + tl.arange(0, ROWS))[:, None]
     o_column = i_column * STRIP + tl.arange(0, STRIP)
     m_column = o_column < num_columns
     m = (o_row < num_rows) & m_column[None, :]
-    b_z = tl.load(p_z + o_row.to(tl.int64) * num_columns + o_column[None, :], mask=m, other=-3.4e38)
+    b_z = tl.load(p_z + o_row.to(tl.int64) * num_columns + o_column[None, :], mask=m, other=LOWEST)
     b_s = labels_of(p_labels, o_row, o_column[None, :], m, first, label_stride, IDENTITY)
-    b_peak = tl.max(b_z, axis=0)
-    b_below = tl.where(m, b_z - b_peak[None, :], 0.0)
-    b_first = tl.sum(tl.where(m, tl.exp(b_below), 0.0), axis=0)
+    b_logit_max = tl.max(b_z, axis=0)
+    b_z = tl.where(m, b_z - b_logit_max[None, :], 0.0)
+    b_exp_sum = tl.sum(tl.where(m, tl.exp(b_z), 0.0), axis=0)
     if SHARPENED:
-        b_sharp_peak = tl.max(tl.where(m, 10.0 * b_s, -3.4e38), axis=0)
-        b_sharp_below = 10.0 * b_s - b_sharp_peak[None, :]
-        b_sharp = tl.where(m, tl.exp(b_sharp_below), 0.0)
-        b_second = tl.sum(b_sharp, axis=0)
-        b_third = tl.sum(b_sharp * (b_sharp_below - b_below), axis=0)
+        b_label_max = tl.max(tl.where(m, SHARPNESS * b_s, LOWEST), axis=0)
+        b_x = SHARPNESS * b_s - b_label_max[None, :]
+        b_exp_x = tl.where(m, tl.exp(b_x), 0.0)
+        b_label_sum = tl.sum(b_exp_x, axis=0)
+        b_cross_sum = tl.sum(b_exp_x * (b_x - b_z), axis=0)
     else:
-        b_sharp_peak = tl.full([STRIP], -3.4e38, tl.float32)
-        b_second = tl.sum(tl.where(m, b_s, 0.0), axis=0)
-        b_third = tl.sum(tl.where(m, b_s * b_below, 0.0), axis=0)
-    p_own = p_partial + i_row.to(tl.int64) * 5 * num_columns + o_column
-    tl.store(p_own, b_peak, mask=m_column)
-    tl.store(p_own + num_columns, b_sharp_peak, mask=m_column)
-    tl.store(p_own + 2 * num_columns, b_first, mask=m_column)
-    tl.store(p_own + 3 * num_columns, b_second, mask=m_column)
-    tl.store(p_own + 4 * num_columns, b_third, mask=m_column)
+        b_label_max = tl.full([STRIP], LOWEST, tl.float32)
+        b_label_sum = tl.sum(tl.where(m, b_s, 0.0), axis=0)
+        b_cross_sum = tl.sum(tl.where(m, b_s * b_z, 0.0), axis=0)
+    p_own = p_partial + i_row.to(tl.int64) * NUM_STATS * num_columns + o_column
+    store_stats(p_own, num_columns, b_logit_max, b_label_max, b_exp_sum, b_label_sum, b_cross_sum, m_column)
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
-def merge_columns_kernel(
-    p_state,  # [5, columns] float64 in and out
+def softmax_stats_merge_kernel(
+    p_stats,  # [5, columns] float64 in and out
     p_partial,  # [row blocks, 5, columns]
     num_blocks,
     num_columns,
@@ -309,52 +363,108 @@ def merge_columns_kernel(
     SHARPENED: tl.constexpr,
     STRIP: tl.constexpr,
 ):
-    """A program owns STRIP columns, and merges their row blocks in order: sums against lower peaks shrink."""
+    """Adds the statistics of row blocks to those so far, in order. A program owns STRIP columns.
+
+    Sums relative to maxima m, m′ become sums relative to larger ones, M, M′, with f = m − M and g = m′ − M′:
+               EXP_SUM           LABEL_SUM           CROSS_SUM
+    linear     EXP_SUM exp f     LABEL_SUM           CROSS_SUM + LABEL_SUM f
+    kl         EXP_SUM exp f     LABEL_SUM exp g     (CROSS_SUM + LABEL_SUM (g − f)) exp g
+    """
     o_column = tl.program_id(0) * STRIP + tl.arange(0, STRIP)
     m = o_column < num_columns
-    p_own = p_state + o_column
+    p_own = p_stats + o_column
     if FIRST:
-        b_peak = tl.full([STRIP], -3.4e38, tl.float64)
-        b_sharp_peak = b_peak
-        b_first = tl.zeros([STRIP], tl.float64)
-        b_second, b_third = b_first, b_first
+        b_logit_max = tl.full([STRIP], LOWEST, tl.float64)
+        b_label_max = b_logit_max
+        b_exp_sum = tl.zeros([STRIP], tl.float64)
+        b_label_sum, b_cross_sum = b_exp_sum, b_exp_sum
     else:
-        b_peak = tl.load(p_own, mask=m, other=0.0)
-        b_sharp_peak = tl.load(p_own + num_columns, mask=m, other=0.0)
-        b_first = tl.load(p_own + 2 * num_columns, mask=m, other=0.0)
-        b_second = tl.load(p_own + 3 * num_columns, mask=m, other=0.0)
-        b_third = tl.load(p_own + 4 * num_columns, mask=m, other=0.0)
+        b_logit_max = tl.load(p_own + LOGIT_MAX * num_columns, mask=m, other=0.0)
+        b_label_max = tl.load(p_own + LABEL_MAX * num_columns, mask=m, other=0.0)
+        b_exp_sum = tl.load(p_own + EXP_SUM * num_columns, mask=m, other=0.0)
+        b_label_sum = tl.load(p_own + LABEL_SUM * num_columns, mask=m, other=0.0)
+        b_cross_sum = tl.load(p_own + CROSS_SUM * num_columns, mask=m, other=0.0)
     p_new = p_partial + o_column
     for _ in range(num_blocks):
-        b_new = tl.load(p_new, mask=m, other=0.0).to(tl.float64)
-        b_new_sharp = tl.load(p_new + num_columns, mask=m, other=0.0).to(tl.float64)
-        b_top, b_sharp_top = tl.maximum(b_peak, b_new), tl.maximum(b_sharp_peak, b_new_sharp)
-        # How far each side's peak lies below the common one.
-        b_fall, b_new_fall = b_peak - b_top, b_new - b_top
-        b_new_first = tl.load(p_new + 2 * num_columns, mask=m, other=0.0).to(tl.float64)
-        b_new_second = tl.load(p_new + 3 * num_columns, mask=m, other=0.0).to(tl.float64)
-        b_new_third = tl.load(p_new + 4 * num_columns, mask=m, other=0.0).to(tl.float64)
-        b_first = b_first * tl.exp(b_fall) + b_new_first * tl.exp(b_new_fall)
+        b_new_logit_max = tl.load(p_new + LOGIT_MAX * num_columns, mask=m, other=0.0).to(tl.float64)
+        b_new_label_max = tl.load(p_new + LABEL_MAX * num_columns, mask=m, other=0.0).to(tl.float64)
+        b_top, b_label_top = tl.maximum(b_logit_max, b_new_logit_max), tl.maximum(b_label_max, b_new_label_max)
+        b_f, b_new_f = b_logit_max - b_top, b_new_logit_max - b_top
+        b_new_exp_sum = tl.load(p_new + EXP_SUM * num_columns, mask=m, other=0.0).to(tl.float64)
+        b_new_label_sum = tl.load(p_new + LABEL_SUM * num_columns, mask=m, other=0.0).to(tl.float64)
+        b_new_cross_sum = tl.load(p_new + CROSS_SUM * num_columns, mask=m, other=0.0).to(tl.float64)
+        b_exp_sum = b_exp_sum * tl.exp(b_f) + b_new_exp_sum * tl.exp(b_new_f)
         if SHARPENED:
-            b_sharp_fall, b_new_sharp_fall = b_sharp_peak - b_sharp_top, b_new_sharp - b_sharp_top
-            b_shrunk, b_new_shrunk = tl.exp(b_sharp_fall), tl.exp(b_new_sharp_fall)
-            b_third = (b_third + b_second * (b_sharp_fall - b_fall)) * b_shrunk
-            b_third += (b_new_third + b_new_second * (b_new_sharp_fall - b_new_fall)) * b_new_shrunk
-            b_second = b_second * b_shrunk + b_new_second * b_new_shrunk
+            b_g, b_new_g = b_label_max - b_label_top, b_new_label_max - b_label_top
+            b_exp_g, b_new_exp_g = tl.exp(b_g), tl.exp(b_new_g)
+            b_cross_sum = (b_cross_sum + b_label_sum * (b_g - b_f)) * b_exp_g
+            b_cross_sum += (b_new_cross_sum + b_new_label_sum * (b_new_g - b_new_f)) * b_new_exp_g
+            b_label_sum = b_label_sum * b_exp_g + b_new_label_sum * b_new_exp_g
         else:
-            b_third += b_second * b_fall + b_new_third + b_new_second * b_new_fall
-            b_second += b_new_second
-        b_peak, b_sharp_peak = b_top, b_sharp_top
-        p_new += 5 * num_columns
-    tl.store(p_own, b_peak, mask=m)
-    tl.store(p_own + num_columns, b_sharp_peak, mask=m)
-    tl.store(p_own + 2 * num_columns, b_first, mask=m)
-    tl.store(p_own + 3 * num_columns, b_second, mask=m)
-    tl.store(p_own + 4 * num_columns, b_third, mask=m)
+            b_cross_sum += b_label_sum * b_f + b_new_cross_sum + b_new_label_sum * b_new_f
+            b_label_sum += b_new_label_sum
+        b_logit_max, b_label_max = b_top, b_label_top
+        p_new += NUM_STATS * num_columns
+    store_stats(p_own, num_columns, b_logit_max, b_label_max, b_exp_sum, b_label_sum, b_cross_sum, m)
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def softmax_coefficients_kernel(
+    p_of_rows,  # [pairs, 5] out
+    p_of_columns,  # [5, pairs] out
+    p_losses,  # [2, pairs] float64 out
+    p_rows,  # [pairs, 5] float64
+    p_columns,  # [5, pairs] float64
+    num_pairs,
+    KIND: tl.constexpr,
+    STRIP: tl.constexpr,
+):
+    """From statistics to coefficients and terms of the loss. A program owns STRIP rows, or columns; n = num_pairs.
+
+    infonce    a = LABEL_SUM / n      u = 1/n         v = m + log EXP_SUM                  loss −u/2 Σ S log p
+    cwcl       a = LABEL_SUM u        u = 1/(n w)     v = m + log EXP_SUM + Σ S log p / w  loss −u/2 Σ S log p
+    kl         a = 1/n²     v = CROSS_SUM / LABEL_SUM + m′ − m     loss a/2 (CROSS_SUM / LABEL_SUM − log LABEL_SUM
+                                                                             + log EXP_SUM)
+    with Σ S log p = CROSS_SUM − LABEL_SUM log EXP_SUM and w = LABEL_SUM + ε.
+    """
+    i_side, o = tl.program_id(1), tl.program_id(0) * STRIP + tl.arange(0, STRIP)
+    m = o < num_pairs
+    p_own, p_out, step, stride = p_rows, p_of_rows, NUM_STATS, 1
+    if i_side == 1:
+        p_own, p_out, step, stride = p_columns, p_of_columns, 1, num_pairs
+    p_own, p_out = p_own + o * step, p_out + o * step
+    b_logit_max = tl.load(p_own + LOGIT_MAX * stride, mask=m, other=0.0)
+    b_exp_sum = tl.load(p_own + EXP_SUM * stride, mask=m, other=1.0)
+    b_label_sum = tl.load(p_own + LABEL_SUM * stride, mask=m, other=1.0)
+    b_cross_sum = tl.load(p_own + CROSS_SUM * stride, mask=m, other=0.0)
+    b_log_exp_sum, n = tl.log(b_exp_sum), num_pairs.to(tl.float64)
+    if KIND == "kl":
+        b_label_max = tl.load(p_own + LABEL_MAX * stride, mask=m, other=0.0)
+        a, b_mean = 1.0 / (n * n), b_cross_sum / b_label_sum
+        b_loss = 0.5 * a * (b_mean - tl.log(b_label_sum) + b_log_exp_sum)
+        b_slot_2, b_slot_3, b_slot_4 = b_label_max, a / b_label_sum, b_mean + b_label_max - b_logit_max
+        b_scale = a / b_exp_sum
+    else:
+        b_sum_log = b_cross_sum - b_label_sum * b_log_exp_sum
+        b_v = b_logit_max + b_log_exp_sum
+        if KIND == "cwcl":
+            b_u = 1.0 / (n * (b_label_sum + EPS))
+            b_v += b_sum_log / (b_label_sum + EPS)
+        else:
+            b_u = tl.zeros([STRIP], tl.float64) + 1.0 / n
+        b_slot_2, b_slot_3, b_slot_4 = b_u, b_v, b_u
+        b_loss = -0.5 * b_u * b_sum_log
+        b_scale = b_label_sum * b_u / b_exp_sum
+    tl.store(p_losses + i_side * num_pairs + o, b_loss, mask=m)
+    tl.store(p_out + LOGIT_MAX * stride, b_logit_max.to(tl.float32), mask=m)
+    tl.store(p_out + LOGIT_SCALE * stride, b_scale.to(tl.float32), mask=m)
+    tl.store(p_out + 2 * stride, b_slot_2.to(tl.float32), mask=m)
+    tl.store(p_out + 3 * stride, b_slot_3.to(tl.float32), mask=m)
+    tl.store(p_out + 4 * stride, b_slot_4.to(tl.float32), mask=m)
 
 
 @triton.jit(do_not_specialize=["first", "num_rows"])
-def softmax_kernel(
+def softmax_gradient_kernel(
     p_z,  # [rows, columns] logits in, ∂ℓ/∂z out
     p_d_labels,  # [rows, columns] out
     p_sums,  # [programs] out: Σ z ∂ℓ/∂z
@@ -371,92 +481,52 @@ def softmax_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A program owns ROWS × COLUMNS pairs. linear: ∂ℓ/∂z = (a p − u S)/2; kl: a (p − q)/2; rows and columns add up."""
-    i_column, i_row = tl.program_id(0), tl.program_id(1)
-    o_row = (i_row * ROWS + tl.arange(0, ROWS))[:, None]
-    o_column = (i_column * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    m_row, m_column = o_row < num_rows, o_column < num_columns
+    """A program owns ROWS × COLUMNS pairs. The gradient of a pair is the sum of its row's and its column's:
+
+               ∂ℓ/∂z             ∂ℓ/∂S                          p, q: softmaxes of z and of x = SHARPNESS · S
+    linear     (a p − u S)/2     −u (z − v)/2                   a p = LOGIT_SCALE exp(z − LOGIT_MAX)
+    kl         a (p − q)/2       SHARPNESS a q (x − z − v)/2    a q = SHARP_SCALE exp(x − SHARP_MAX)
+    """
+    o_row, o_column, m_row, m_column, o = own_pairs(num_rows, num_columns, ROWS, COLUMNS)
     m = m_row & m_column
-    o = o_row.to(tl.int64) * num_columns + o_column
     b_z = tl.load(p_z + o, mask=m, other=0.0)
     b_s = labels_of(p_labels, o_row, o_column, m, first, label_stride, IDENTITY)
-    p_row, p_column = p_rows + o_row * 5, p_columns + o_column
-    b_p = tl.load(p_row + 1, mask=m_row, other=0.0) * tl.exp(b_z - tl.load(p_row, mask=m_row, other=0.0))
-    b_p += tl.load(p_column + num_columns, mask=m_column, other=0.0) * tl.exp(
-        b_z - tl.load(p_column, mask=m_column, other=0.0)
-    )
-    b_r2, b_r3 = tl.load(p_row + 2, mask=m_row, other=0.0), tl.load(p_row + 3, mask=m_row, other=0.0)
-    b_c2 = tl.load(p_column + 2 * num_columns, mask=m_column, other=0.0)
-    b_c3 = tl.load(p_column + 3 * num_columns, mask=m_column, other=0.0)
+    p_row, p_column = p_rows + o_row * NUM_STATS, p_columns + o_column
+    b_row_scale = tl.load(p_row + LOGIT_SCALE, mask=m_row, other=0.0)
+    b_p = b_row_scale * tl.exp(b_z - tl.load(p_row + LOGIT_MAX, mask=m_row, other=0.0))
+    b_column_scale = tl.load(p_column + LOGIT_SCALE * num_columns, mask=m_column, other=0.0)
+    b_p += b_column_scale * tl.exp(b_z - tl.load(p_column + LOGIT_MAX * num_columns, mask=m_column, other=0.0))
     if SHARPENED:
-        b_x = 10.0 * b_s
-        b_q, b_t = b_r3 * tl.exp(b_x - b_r2), b_c3 * tl.exp(b_x - b_c2)
-        b_slope = 0.5 * (b_p - (b_q + b_t))
+        b_row_max = tl.load(p_row + SHARP_MAX, mask=m_row, other=0.0)
+        b_row_scale = tl.load(p_row + SHARP_SCALE, mask=m_row, other=0.0)
+        b_column_max = tl.load(p_column + SHARP_MAX * num_columns, mask=m_column, other=0.0)
+        b_column_scale = tl.load(p_column + SHARP_SCALE * num_columns, mask=m_column, other=0.0)
+        b_x = SHARPNESS * b_s
+        b_row_q, b_column_q = b_row_scale * tl.exp(b_x - b_row_max), b_column_scale * tl.exp(b_x - b_column_max)
+        b_slope = 0.5 * (b_p - (b_row_q + b_column_q))
         if OF_LABELS:
             b_off = b_x - b_z
-            b_r4 = tl.load(p_row + 4, mask=m_row, other=0.0)
-            b_c4 = tl.load(p_column + 4 * num_columns, mask=m_column, other=0.0)
-            tl.store(p_d_labels + o, 5.0 * (b_q * (b_off - b_r4) + b_t * (b_off - b_c4)), mask=m)
+            b_row_v = tl.load(p_row + SHARP_OFFSET, mask=m_row, other=0.0)
+            b_column_v = tl.load(p_column + SHARP_OFFSET * num_columns, mask=m_column, other=0.0)
+            b_of_label = 0.5 * SHARPNESS * (b_row_q * (b_off - b_row_v) + b_column_q * (b_off - b_column_v))
+            tl.store(p_d_labels + o, b_of_label, mask=m)
     else:
-        b_slope = 0.5 * (b_p - b_s * (b_r2 + b_c2))
+        b_row_u = tl.load(p_row + LABEL_WEIGHT, mask=m_row, other=0.0)
+        b_row_v = tl.load(p_row + OFFSET, mask=m_row, other=0.0)
+        b_column_u = tl.load(p_column + LABEL_WEIGHT * num_columns, mask=m_column, other=0.0)
+        b_column_v = tl.load(p_column + OFFSET * num_columns, mask=m_column, other=0.0)
+        b_slope = 0.5 * (b_p - b_s * (b_row_u + b_column_u))
         if OF_LABELS:
-            tl.store(p_d_labels + o, -0.5 * (b_r2 * (b_z - b_r3) + b_c2 * (b_z - b_c3)), mask=m)
+            b_of_label = -0.5 * (b_row_u * (b_z - b_row_v) + b_column_u * (b_z - b_column_v))
+            tl.store(p_d_labels + o, b_of_label, mask=m)
     b_slope = tl.where(m, b_slope, 0.0)
     tl.store(p_z + o, b_slope, mask=m)
-    tl.store(p_sums + i_row * tl.num_programs(0) + i_column, sum_of_all(b_slope * b_z))
-
-
-@triton.jit(do_not_specialize=["num_lines"])
-def line_numbers_kernel(
-    p_of_rows,  # [lines, 5] out
-    p_of_columns,  # [5, lines] out
-    p_losses,  # [2, lines] float64 out
-    p_rows,  # [lines, 5] float64
-    p_columns,  # [5, lines] float64
-    num_lines,
-    KIND: tl.constexpr,
-    STRIP: tl.constexpr,
-):
-    """A program owns STRIP rows, or columns; see steps.py, whose names these are."""
-    i_side, o = tl.program_id(1), tl.program_id(0) * STRIP + tl.arange(0, STRIP)
-    m = o < num_lines
-    p_numbers, p_out, line_stride, number_stride = p_rows, p_of_rows, 5, 1
-    if i_side == 1:
-        p_numbers, p_out, line_stride, number_stride = p_columns, p_of_columns, 1, num_lines
-    p_own, p_out = p_numbers + o * line_stride, p_out + o * line_stride
-    b_peak = tl.load(p_own, mask=m, other=0.0)
-    b_total = tl.load(p_own + 2 * number_stride, mask=m, other=1.0)
-    b_second = tl.load(p_own + 3 * number_stride, mask=m, other=1.0)
-    b_third = tl.load(p_own + 4 * number_stride, mask=m, other=0.0)
-    b_log_total, n = tl.log(b_total), num_lines.to(tl.float64)
-    if KIND == "kl":
-        b_sharp_peak = tl.load(p_own + number_stride, mask=m, other=0.0)
-        a, b_mean = 1.0 / (n * n), b_third / b_second
-        b_loss = 0.5 * a * (b_mean - tl.log(b_second) + b_log_total)
-        b_2, b_3, b_4 = b_sharp_peak, a / b_second, b_mean + b_sharp_peak - b_peak
-        b_weight = a / b_total
-    else:
-        # The line's loss is −u Σ S log p.
-        b_sum_log = b_third - b_second * b_log_total
-        b_3 = b_peak + b_log_total
-        if KIND == "cwcl":
-            b_2 = 1.0 / (n * (b_second + _EPS))
-            b_3 += b_sum_log / (b_second + _EPS)
-        else:
-            b_2 = tl.zeros([STRIP], tl.float64) + 1.0 / n
-        b_4, b_loss = b_2, -0.5 * b_2 * b_sum_log
-        b_weight = b_second * b_2 / b_total
-    tl.store(p_losses + i_side * num_lines + o, b_loss, mask=m)
-    tl.store(p_out, b_peak.to(tl.float32), mask=m)
-    tl.store(p_out + number_stride, b_weight.to(tl.float32), mask=m)
-    tl.store(p_out + 2 * number_stride, b_2.to(tl.float32), mask=m)
-    tl.store(p_out + 3 * number_stride, b_3.to(tl.float32), mask=m)
-    tl.store(p_out + 4 * number_stride, b_4.to(tl.float32), mask=m)
+    tl.store(own_sum(p_sums), sum_of_all(b_slope * b_z))
 
 
 @triton.jit
 def add_up(p_value, count, SUMMED: tl.constexpr):
-    """In float64, in an order that is always the same."""
+    """Σ in float64, in a fixed order."""
     o = tl.arange(0, SUMMED)
     b_total = tl.zeros([SUMMED], tl.float64)
     for i in range(0, count, SUMMED):
@@ -469,7 +539,7 @@ def store_number(p, number):
     if p.dtype.element_ty == tl.float64:
         tl.store(p, number)
     else:
-        # To a half there is no way but through float32.
+        # float64 converts to bfloat16 only through float32.
         tl.store(p, number.to(tl.float32))
 
 
@@ -488,7 +558,7 @@ def totals_kernel(
     BIASED: tl.constexpr,
     SUMMED: tl.constexpr,
 ):
-    """One program: the loss, and its gradients in temperature and bias."""
+    """ℓ = Σ losses; ∂ℓ/∂τ = −Σ along / τ; ∂ℓ/∂b = Σ slopes, or 0. There is one program."""
     store_number(p_value, add_up(p_losses, num_losses, SUMMED))
     if DIFFERENTIATE:
         of_temperature = -add_up(p_along, num_slopes, SUMMED) / tl.load(p_temperature).to(tl.float64)
@@ -511,7 +581,7 @@ def unit_pairs(images: Tensor, texts: Tensor, temperature: Tensor, dtype: torch.
         num_rows=rows,
         width=width,
         ROWS=_VECTORS,
-        LINE=_LINE,
+        CHUNK=_CHUNK,
         **OPTIONS,
     )
     return units, scales
@@ -521,10 +591,10 @@ def through_norms(
     gradients: tuple[Tensor, Tensor], units: Tensor, scales: Tensor, temperature: Tensor, dtype: torch.dtype
 ) -> list[Tensor]:
     _, rows, width = units.shape
-    found = [v if v.dtype == dtype else torch.empty_like(v, dtype=dtype) for v in gradients]
+    results = [v if v.dtype == dtype else torch.empty_like(v, dtype=dtype) for v in gradients]
     through_norms_kernel[(triton.cdiv(rows, _VECTORS), 2)](
-        p_of_images=found[0],
-        p_of_texts=found[1],
+        p_of_images=results[0],
+        p_of_texts=results[1],
         p_image_slopes=gradients[0],
         p_text_slopes=gradients[1],
         p_units=units,
@@ -533,10 +603,10 @@ def through_norms(
         num_rows=rows,
         width=width,
         ROWS=_VECTORS,
-        LINE=_LINE,
+        CHUNK=_CHUNK,
         **OPTIONS,
     )
-    return found
+    return results
 
 
 def pairwise(
@@ -558,55 +628,82 @@ def pairwise(
         p_labels=z if labels is None else labels,
         p_bias=bias,
         p_positives=bias if positives is None else positives,
+        first=first,
+        label_stride=_stride(labels),
+        num_rows=z.shape[0],
+        num_columns=z.shape[1],
         KIND=kind,
+        IDENTITY=labels is None,
         DIFFERENTIATE=differentiate,
         OF_LABELS=d_labels is not None,
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
-        **_common(z, labels, first),
+        **OPTIONS,
     )
     return sums[0], sums[1], sums[2]
 
 
-def lines(kind: str, z: Tensor, labels: Tensor | None, first: int, rows: Tensor, columns: Tensor) -> None:
-    common = _common(z, labels, first)
-    tensors: dict[str, Any] = {"p_z": z, "p_labels": z if labels is None else labels, "SHARPENED": kind == "kl"}
+def softmax_stats(form: str, z: Tensor, labels: Tensor | None, first: int, rows: Tensor, columns: Tensor) -> None:
+    sharpened, identity = form == "kl", labels is None
+    softmax_stats_rows_kernel[(len(z),)](
+        p_stats=rows,
+        p_z=z,
+        p_labels=z if labels is None else labels,
+        first=first,
+        label_stride=_stride(labels),
+        num_columns=z.shape[1],
+        SHARPENED=sharpened,
+        IDENTITY=identity,
+        CHUNK=_CHUNK,
+        **OPTIONS,
+    )
     grid = triton.cdiv(z.shape[1], _STRIP), triton.cdiv(z.shape[0], _STEP)
-    partial = z.new_empty(grid[1], 5, z.shape[1])
-    column_numbers_kernel[grid](p_partial=partial, ROWS=_STEP, STRIP=_STRIP, **tensors, **common)
-    merge_columns_kernel[(grid[0],)](
-        p_state=columns,
+    partial = z.new_empty(grid[1], steps.NUM_STATS, z.shape[1])
+    softmax_stats_columns_kernel[grid](
+        p_partial=partial,
+        p_z=z,
+        p_labels=z if labels is None else labels,
+        first=first,
+        label_stride=_stride(labels),
+        num_rows=z.shape[0],
+        num_columns=z.shape[1],
+        SHARPENED=sharpened,
+        IDENTITY=identity,
+        ROWS=_STEP,
+        STRIP=_STRIP,
+        **OPTIONS,
+    )
+    softmax_stats_merge_kernel[(grid[0],)](
+        p_stats=columns,
         p_partial=partial,
         num_blocks=grid[1],
         num_columns=z.shape[1],
         FIRST=first == 0,
-        SHARPENED=kind == "kl",
+        SHARPENED=sharpened,
         STRIP=_STRIP,
         num_warps=2,
     )
-    del common["num_rows"]
-    row_numbers_kernel[(len(z),)](p_numbers=rows, LINE=_LINE, **tensors, **common)
 
 
-def line_numbers(kind: str, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def softmax_coefficients(kind: str, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     of_rows, of_columns = (torch.empty_like(v, dtype=torch.float32) for v in (rows, columns))
     losses = rows.new_empty(2, len(rows))
-    line_numbers_kernel[(triton.cdiv(len(rows), _LINES), 2)](
+    softmax_coefficients_kernel[(triton.cdiv(len(rows), _COEFFICIENTS), 2)](
         p_of_rows=of_rows,
         p_of_columns=of_columns,
         p_losses=losses,
         p_rows=rows,
         p_columns=columns,
-        num_lines=len(rows),
+        num_pairs=len(rows),
         KIND=kind,
-        STRIP=_LINES,
+        STRIP=_COEFFICIENTS,
         num_warps=4,
     )
     return of_rows, of_columns, losses
 
 
-def softmax(
-    kind: str,
+def softmax_gradient(
+    form: str,
     z: Tensor,
     labels: Tensor | None,
     d_labels: Tensor | None,
@@ -616,18 +713,23 @@ def softmax(
 ) -> Tensor:
     grid = _grid(z)
     sums = z.new_empty(grid[0] * grid[1])
-    softmax_kernel[grid](
+    softmax_gradient_kernel[grid](
         p_z=z,
         p_d_labels=z if d_labels is None else d_labels,
         p_sums=sums,
         p_labels=z if labels is None else labels,
         p_rows=rows,
         p_columns=columns,
-        SHARPENED=kind == "kl",
+        first=first,
+        label_stride=_stride(labels),
+        num_rows=z.shape[0],
+        num_columns=z.shape[1],
+        SHARPENED=form == "kl",
+        IDENTITY=labels is None,
         OF_LABELS=d_labels is not None,
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
-        **_common(z, labels, first),
+        **OPTIONS,
     )
     return sums
 
@@ -659,15 +761,8 @@ def totals(
     return [value] if along is None else [value, of_temperature, of_bias]
 
 
-def _common(z: Tensor, labels: Tensor | None, first: int) -> dict[str, Any]:
-    return {
-        "first": first,
-        "label_stride": 0 if labels is None else labels.stride(0),
-        "num_rows": z.shape[0],
-        "num_columns": z.shape[1],
-        "IDENTITY": labels is None,
-        **OPTIONS,
-    }
+def _stride(labels: Tensor | None) -> int:
+    return 0 if labels is None else labels.stride(0)
 
 
 def _grid(z: Tensor) -> tuple[int, int]:

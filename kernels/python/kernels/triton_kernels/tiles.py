@@ -1,4 +1,4 @@
-"""How a flat vector is cut into tiles, and where layers and groups lie in them."""
+"""How a flat vector is cut into tiles, and which layers and groups are in each."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from torch import Tensor
 from ptmst.kernels.layout import CUTS_KEPT, Cut
 
 BLOCK = 2048
-"""Parameters of a tile."""
+"""Parameters per tile."""
 OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
-"""Of every launch but the small ones. Fused, a·b + c would round once: a shortcut's point would have other bits than
-plain torch's, and a loss others with its gradient than without. A thread has 8 parameters, which are two loads of 16
-bytes of each float32 vector, and registers suffice for half of all threads at once."""
+"""For all launches but the small ones. Fused, a·b + c would round only once: a shortcut's point would differ in bits
+from plain torch, and a loss with its gradient from the loss alone. A thread has 8 parameters, that is two loads of 16
+bytes per float32 vector, and registers suffice for an occupancy of one half."""
 
 
 class Tables(NamedTuple):
-    """On a device, of one cut."""
+    """The tables of one cut, on a device."""
 
     offsets: Tensor
     """int64 [L+1]."""
     first_layer: Tensor
-    """int32 [tiles + 1]: the layer of each tile's first parameter; then the last layer."""
+    """int32 [tiles + 1]: the layer of the first parameter of each tile, and the last layer."""
     group_offsets: Tensor
     """int64 [G+1]."""
     first_group: Tensor
-    """int32 [tiles + 1], likewise."""
+    """int32 [tiles + 1], likewise of groups."""
 
 
 _recorded: dict[int, Tables] = {}
-"""Those of a CUDA graph, which reads them at their addresses for as long as it lives: nobody can tell how long."""
+"""Tables that a CUDA graph reads at their addresses for as long as it lives, which is unknown here."""
 
 
 def tables(cut: Cut, device: torch.device) -> Tables:
-    """Those of the last cuts are kept; for good where a CUDA graph is being recorded."""
-    found = _tables(cut, device)
+    """The tables of a cut. The last ones are cached; those used while a CUDA graph is recorded are never freed."""
+    table = _tables(cut, device)
     if _recording(device):
-        _recorded[id(found)] = found
-    return found
+        _recorded[id(table)] = table
+    return table
 
 
 def _recording(device: torch.device) -> bool:
@@ -55,9 +55,9 @@ def _tables(cut: Cut, device: torch.device) -> Tables:
     starts = range(0, cut.ends[-1], BLOCK)
 
     def first(ends: tuple[int, ...]) -> Tensor:
-        # Of several at one offset all but the last are empty.
-        found = [bisect_right(ends, start) - 1 for start in starts]
-        return torch.tensor([*found, max(len(ends) - 2, 0)], dtype=torch.int32, device=device)
+        # Of several that begin at one offset, all but the last are empty.
+        numbers = [bisect_right(ends, start) - 1 for start in starts]
+        return torch.tensor([*numbers, max(len(ends) - 2, 0)], dtype=torch.int32, device=device)
 
     offsets, group_offsets = (table.to(device) for table in (cut.offsets, cut.group_offsets))
     return Tables(offsets, first(cut.ends), group_offsets, first(cut.group_ends))
@@ -67,42 +67,46 @@ def num_tiles(parameters: int) -> int:
     return -(-parameters // BLOCK)
 
 
-def launch(kernel: Any, parameters: int, **arguments: Any) -> None:
-    """Run a kernel over all tiles."""
-    if parameters:
-        kernel[(num_tiles(parameters),)](**arguments, num_params=parameters, BLOCK=BLOCK, **OPTIONS)
+def launch(kernel: Any, **arguments: Any) -> None:
+    """Run a kernel over all tiles of its `num_params` parameters."""
+    if tiles := num_tiles(arguments["num_params"]):
+        kernel[(tiles,)](**arguments, BLOCK=BLOCK, **OPTIONS)
 
 
 @triton.jit
 def tile_begin(i_tile, BLOCK: tl.constexpr):
-    # In 64 bits before the product: parameters pass 2³¹.
+    # 64 bits before the product: there can be more than 2³¹ parameters.
     return i_tile.to(tl.int64) * BLOCK
 
 
 @triton.jit
-def within(o, left, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
-    """Which of a tile's offsets are parameters, of which `left` are left.
+def tile(num_params, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
+    """The tile of a program → its number, its first parameter, offsets [BLOCK] and mask [BLOCK] of its parameters, and
+    whether the case applies: WHOLE = 1 for a whole tile, 0 for the remainder at the end.
 
-    A whole tile goes without a mask, which would keep it from reading 16 bytes at once wherever P is no multiple of
-    16. So kernels have a tile's work twice, of which the last tile alone takes the one with masks.
+    Kernels compile the work of a tile twice, `for WHOLE in tl.static_range(2)`, and run the case that applies: a whole
+    tile needs no mask, which would prevent loads of 16 bytes wherever P is not a multiple of 16.
     """
+    i_tile, o = tl.program_id(0), tl.arange(0, BLOCK)
+    begin = tile_begin(i_tile, BLOCK)
+    applies = (begin + BLOCK <= num_params) == WHOLE
     if WHOLE:
         m = tl.full([BLOCK], True, tl.int1)
     else:
-        m = o < left.to(tl.int32)
-    return m
+        m = o < (num_params - begin).to(tl.int32)
+    return i_tile, begin, o, m, applies
 
 
 @triton.jit
-def inside(
-    p_offsets,  # [L+1]
-    i,
-    o,  # [BLOCK] offsets in the tile
+def in_segment(
+    p_offsets,  # [segments + 1]
+    i_segment,
     begin,
+    o,  # [BLOCK] offsets in the tile
     BLOCK: tl.constexpr,
 ):
-    """Which of a tile's offsets lie in layer, or group, i."""
-    # In 32 bits from here: half the registers.
-    low = tl.maximum(tl.load(p_offsets + i) - begin, 0).to(tl.int32)
-    high = tl.minimum(tl.load(p_offsets + i + 1) - begin, BLOCK).to(tl.int32)
+    """Which parameters of the tile that starts at `begin` belong to layer, or group, `i_segment`."""
+    # 32 bits from here on: half the registers.
+    low = tl.maximum(tl.load(p_offsets + i_segment) - begin, 0).to(tl.int32)
+    high = tl.minimum(tl.load(p_offsets + i_segment + 1) - begin, BLOCK).to(tl.int32)
     return (o >= low) & (o < high)
