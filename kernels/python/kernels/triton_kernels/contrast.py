@@ -419,13 +419,16 @@ def softmax_coefficients_kernel(
     KIND: tl.constexpr,
     STRIP: tl.constexpr,
 ):
-    """From statistics to coefficients and terms of the loss. A program owns STRIP rows, or columns; n = num_pairs.
+    """From statistics to coefficients and terms of the loss. A program owns STRIP rows, or columns.
 
-    infonce    a = LABEL_SUM / n      u = 1/n         v = m + log EXP_SUM                  loss −u/2 Σ S log p
-    cwcl       a = LABEL_SUM u        u = 1/(n w)     v = m + log EXP_SUM + Σ S log p / w  loss −u/2 Σ S log p
-    kl         a = 1/n²     v = CROSS_SUM / LABEL_SUM + m′ − m     loss a/2 (CROSS_SUM / LABEL_SUM − log LABEL_SUM
-                                                                             + log EXP_SUM)
-    with Σ S log p = CROSS_SUM − LABEL_SUM log EXP_SUM and w = LABEL_SUM + ε.
+               LOGIT_SCALE · EXP_SUM    loss                                                     with n = num_pairs and
+    infonce    LABEL_SUM · u            −u/2 Σ S log p                                           u = 1/n
+    cwcl       LABEL_SUM · u            −u/2 Σ S log p                                           u = 1/(n w)
+    kl         a                        a/2 (mean − log LABEL_SUM + log EXP_SUM)                 a = 1/n²
+
+    infonce    v = m + log EXP_SUM                         w = LABEL_SUM + ε
+    cwcl       v = m + log EXP_SUM + Σ S log p / w         Σ S log p = CROSS_SUM − LABEL_SUM log EXP_SUM
+    kl         v = mean + m′ − m                           mean = CROSS_SUM / LABEL_SUM
     """
     i_side, o = tl.program_id(1), tl.program_id(0) * STRIP + tl.arange(0, STRIP)
     m = o < num_pairs
