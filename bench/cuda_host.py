@@ -311,7 +311,8 @@ def measured(part: str, tree: Path, environment: dict[str, str]) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "ptmst"
         package.mkdir()
-        for path in [*(tree / "ptmst").iterdir(), tree / "kernels"]:
+        kernels = tree / "kernels" / "python" / "kernels"
+        for path in [*(tree / "ptmst").iterdir(), kernels if kernels.exists() else tree / "kernels"]:
             (package / path.name).symlink_to(path)
         more = environment | {"PYTHONPATH": os.pathsep.join([folder, str(tree)]), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-P", "-W", "ignore", __file__, "--json", os.devnull, "--part", part]

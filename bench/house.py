@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
     """Every module of ours, without its leading `ptmst.`, and its file."""
-    kernels = root / "kernels" / "python" if (root / "kernels" / "python").is_dir() else root / "kernels"
+    kernels = root / "kernels" / "python" / "kernels"
+    kernels = kernels if kernels.is_dir() else root / "kernels"
     paths = {path.relative_to(root / "ptmst"): path for path in (root / "ptmst").rglob("*.py")}
     paths |= {Path("kernels") / path.relative_to(kernels): path for path in kernels.rglob("*.py")}
     return {".".join(name.with_suffix("").parts).removesuffix(".__init__"): path for name, path in paths.items()}

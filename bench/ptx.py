@@ -29,8 +29,7 @@ _TYPES = {
     "p_group_offsets": "*i64",
     "p_first_layer": "*i32",
     "p_first_group": "*i32",
-    "p_numbers": "*fp64",
-    "p_state": "*fp64",
+    "p_stats": "*fp64",
     "p_losses": "*fp64",
     "p_positives": "*i64",
     "num_params": "i64",
@@ -71,7 +70,7 @@ KERNELS = (
     ),
     Kernel(matching.group_sums_kernel, {"BLOCK": BLOCK, "SUMMED": matching._SUMMED}),
     *(
-        Kernel(of, {"ROWS": contrast._VECTORS, "LINE": contrast._LINE}, types={"p_units": units})
+        Kernel(of, {"ROWS": contrast._VECTORS, "CHUNK": contrast._CHUNK}, types={"p_units": units})
         for of in (contrast.unit_pairs_kernel, contrast.through_norms_kernel)
         for units in ("*fp32", "*bf16")
     ),
@@ -88,14 +87,14 @@ KERNELS = (
         for sharpened in (False, True)
         for identity in (True, False)
         for of, constants in (
-            (contrast.row_numbers_kernel, {"LINE": contrast._LINE}),
-            (contrast.column_numbers_kernel, {"ROWS": contrast._STEP, "STRIP": contrast._STRIP}),
-            (contrast.softmax_kernel, {"OF_LABELS": not identity, **_TILE}),
+            (contrast.softmax_stats_rows_kernel, {"CHUNK": contrast._CHUNK}),
+            (contrast.softmax_stats_columns_kernel, {"ROWS": contrast._STEP, "STRIP": contrast._STRIP}),
+            (contrast.softmax_gradient_kernel, {"OF_LABELS": not identity, **_TILE}),
         )
     ),
     *(
         Kernel(
-            contrast.merge_columns_kernel,
+            contrast.softmax_stats_merge_kernel,
             {"FIRST": False, "SHARPENED": sharpened, "STRIP": contrast._STRIP},
             warps=2,
         )
@@ -103,8 +102,8 @@ KERNELS = (
     ),
     *(
         Kernel(
-            contrast.line_numbers_kernel,
-            {"KIND": kind, "STRIP": contrast._LINES},
+            contrast.softmax_coefficients_kernel,
+            {"KIND": kind, "STRIP": contrast._COEFFICIENTS},
             warps=4,
             types={"p_rows": "*fp64", "p_columns": "*fp64"},
         )

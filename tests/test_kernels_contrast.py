@@ -214,9 +214,9 @@ def tile_results(kind: LossKind, z: Tensor, labels: Tensor) -> list[Tensor]:
         return [z, d_labels, *native.pairwise(kind, z, labels, d_labels, 0, bias, positives, True)]
     form = "kl" if kind == "kl" else "linear"
     rows, columns = (torch.full(shape, torch.nan, dtype=torch.float64) for shape in ((len(z), 5), (5, len(z))))
-    native.lines(form, z, labels, 0, rows, columns)
+    native.softmax_stats(form, z, labels, 0, rows, columns)
     numbers = torch.rand(5, len(z), generator=torch.Generator().manual_seed(0))
-    sums = native.softmax(form, z, labels, d_labels, 0, numbers.T.contiguous(), numbers)
+    sums = native.softmax_gradient(form, z, labels, d_labels, 0, numbers.T.contiguous(), numbers)
     return [rows, columns, z, d_labels, sums]
 
 

@@ -33,7 +33,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_every_kernel_is_compiled(report: list[dict[str, Any]]) -> None:
-    sources = (ROOT / "kernels" / "triton_kernels").glob("*.py")
+    sources = (ROOT / "kernels" / "python" / "kernels" / "triton_kernels").glob("*.py")
     kernels = {
         line.removeprefix("def ").partition("(")[0]
         for path in sources

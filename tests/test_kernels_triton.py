@@ -180,11 +180,11 @@ def test_unit_pairs_and_the_way_back(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("kind", ["infonce", "cwcl", "kl"])
-def test_numbers_of_lines(device: torch.device, kind: str) -> None:
+def test_coefficients_of_rows_and_columns(device: torch.device, kind: str) -> None:
     rows = torch.rand(300, 5, dtype=torch.float64) + 0.5
     columns = torch.rand(5, 300, dtype=torch.float64) + 0.5
-    found = triton_kernels.line_numbers(kind, rows.to(device), columns.to(device))
-    for mine, exact in zip(found, steps.line_numbers(kind, rows, columns), strict=True):
+    found = triton_kernels.softmax_coefficients(kind, rows.to(device), columns.to(device))
+    for mine, exact in zip(found, steps.softmax_coefficients(kind, rows, columns), strict=True):
         assert mine.dtype == exact.dtype and relative_error(mine.cpu(), exact.double()) <= 1e-7
 
 

@@ -85,7 +85,8 @@ def test_everything_is_in_it_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = {p.relative_to(ROOT).as_posix() for p in (ROOT / "ptmst").rglob("*") if p.is_file()}
-    kernels = {f"ptmst/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "kernels").rglob("*.py")}
+    sources = ROOT / "kernels" / "python"
+    kernels = {f"ptmst/{p.relative_to(sources).as_posix()}" for p in sources.rglob("*.py")}
     expected = {name for name in package | kernels if "__pycache__" not in name}
     assert {"ptmst/py.typed", "ptmst/report/page.html.jinja", "ptmst/presets/demo.toml"} < expected
     (native,) = (name for name in names if name.startswith("ptmst/kernels/_native"))

@@ -1,5 +1,5 @@
-// Kernels over a run of parameters of one layer or group. Plain torch rounds a shortcut's point after each operation,
-// and so do these (CMakeLists.txt forbids contraction): every implementation decodes to the same bits.
+// Kernels over a run of parameters of one layer or group. Plain torch rounds after each operation, and so do these
+// (CMakeLists.txt forbids contraction): all implementations decode a shortcut's point to the same bits.
 #pragma once
 
 #include "kernels.hpp"
@@ -8,9 +8,9 @@
 namespace {
 namespace flat {
 
-constexpr Index kRun = 2048;  // parameters that are summed in float before double takes over
+constexpr Index kRun = 2048;  // parameters that are summed in float before they are added in double
 
-// How many floats stand before the first register-aligned one.
+// The number of floats before the first one aligned to a register.
 inline Index unaligned(const float* to, Index count) {
   const auto past = reinterpret_cast<std::uintptr_t>(to) % sizeof(Floats);
   const Index head = past % sizeof(float) ? count : static_cast<Index>((sizeof(Floats) - past) % sizeof(Floats) / 4);
@@ -35,7 +35,7 @@ void point(float* out, const float* base, const std::uint16_t* displacement, flo
          : point_of<false>(out, base, displacement, factor, count);
 }
 
-// Start and target as a residual's kernel reads them, and what it sums.
+// The start and target of a residual, and the number of its sums.
 struct OnShortcut {
   static constexpr int kSums = 2;
   const float* base;
@@ -112,7 +112,7 @@ void descend(float* theta, const float* grad, float rate, Index count) {
   for (; i < count; ++i) theta[i] = theta[i] - rate * grad[i];
 }
 
-// torch's lerp: from whichever end is nearer.
+// As torch's lerp: from the nearer end.
 template <class Number>
 inline Number between(Number a, Number b, float weight) {
   return weight < 0.5f ? a + weight * (b - a) : b - (b - a) * (1.0f - weight);

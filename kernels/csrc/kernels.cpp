@@ -1,4 +1,4 @@
-// The kernels, compiled once per instruction set: PTMST_SET is its name, PTMST_NAME what users read.
+// The kernels, compiled once per instruction set: PTMST_SET is its name, PTMST_NAME its name for users.
 #include "kernels.hpp"
 
 #include "contrast.hpp"
@@ -7,8 +7,16 @@
 namespace ptmst {
 
 const Kernels PTMST_SET = {
-    PTMST_NAME,     flat::point,        flat::match_shortcut, flat::match_vectors, flat::descend,
-    flat::sgd_ema,  contrast::pairwise, contrast::row_numbers, contrast::column_numbers, contrast::softmax,
+    PTMST_NAME,
+    flat::point,
+    flat::match_shortcut,
+    flat::match_vectors,
+    flat::descend,
+    flat::sgd_ema,
+    contrast::pairwise,
+    contrast::softmax_stats_row,
+    contrast::softmax_stats_columns,
+    contrast::softmax_gradient,
 };
 
 }  // namespace ptmst

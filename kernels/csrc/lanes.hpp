@@ -1,7 +1,7 @@
-// One register of floats, as wide as the instruction set that this is compiled for, and the mathematics on it.
+// One register of floats, as wide as the instruction set being compiled for, and its arithmetic.
 //
-// Included once per instruction set. Everything has internal linkage, and nothing of the standard library is inlined:
-// the linker would otherwise be free to keep the copy of a set that the machine lacks.
+// Included once per instruction set. Everything has internal linkage, and no inline function of the standard library is
+// used: the linker keeps one copy of such a function, which might be of a set that the machine lacks.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ typedef std::int64_t Index;
 // The same bits as another type.
 template <class To, class From>
 inline To as(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "of the same size");
+  static_assert(sizeof(To) == sizeof(From), "sizes differ");
   To to;
   std::memcpy(&to, &from, sizeof to);
   return to;
@@ -50,7 +50,7 @@ inline Floats load(const float* from) {
 
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 
-// Past the caches, for what is not read again soon; `to` is aligned to the register.
+// Bypasses the caches, for what is not read again soon; `to` is aligned to a register.
 inline void stream(float* to, Floats value) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(to, as<__m512>(value));
@@ -83,7 +83,7 @@ inline float half(std::uint16_t bits) {
 
 inline Floats load_half(const std::uint16_t* from) {
 #if defined(__AVX512F__)
-  // With a mask, since GCC 12 warns of the plain form's own undefined operand.
+  // With a mask, since GCC 12 warns of an undefined operand inside the plain intrinsic.
   return as<Floats>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #elif defined(__AVX2__)
   return as<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
@@ -103,9 +103,9 @@ inline double sum(Floats value) {
 }
 
 inline float most(Floats value) {
-  float found = value[0];
-  for (int lane = 1; lane < kWidth; ++lane) found = larger(found, value[lane]);
-  return found;
+  float result = value[0];
+  for (int lane = 1; lane < kWidth; ++lane) result = larger(result, value[lane]);
+  return result;
 }
 
 inline Ints lane_numbers() {
@@ -114,7 +114,7 @@ inline Ints lane_numbers() {
   return number;
 }
 
-// A whole register, and what is left over at the end of a row: a first part of one.
+// A whole register, and the first part of one, for the remainder at the end of a row.
 struct Whole {
   Floats load(const float* from) const { return ::load(from); }
   void store(float* to, Floats value) const { ::store(to, value); }
@@ -135,7 +135,7 @@ struct Part {
     return value;
   }
   void store(float* to, Floats value) const { std::memcpy(to, &value, sizeof(float) * static_cast<unsigned>(count)); }
-  // The lanes that there are; `otherwise` in the rest.
+  // Valid lanes of the value; `otherwise` in the others.
   Floats keep(Floats value, float otherwise) const { return lane_numbers() < count ? value : all(otherwise); }
   void add(double* to, Floats value) const {
     for (int lane = 0; lane < count; ++lane) to[lane] += static_cast<double>(value[lane]);
@@ -166,7 +166,7 @@ inline Floats exponential(Floats x) {
 
 // log x of a positive, normal x, to within 2 units in the last place.
 inline Floats logarithm(Floats x) {
-  // The mantissa lands in [√½, √2), so that the series is about 1 from both sides.
+  // The mantissa lies in [√½, √2), so that the series is about 1 from both sides.
   const Ints shifted = as<Ints>(x) - 0x3f3504f3;
   const Floats m = as<Floats>((shifted & 0x007fffff) + 0x3f3504f3) - 1.0f;
   const Floats n = __builtin_convertvector(shifted >> 23, Floats);
@@ -180,7 +180,7 @@ inline Floats logarithm(Floats x) {
   return n * 0.693359375f + (n * -2.12194440e-4f + log_m);
 }
 
-// log(1 + u) for 0 ≤ u ≤ 1: the rounding of 1 + u is put back.
+// log(1 + u) for 0 ≤ u ≤ 1, corrected for the rounding of 1 + u.
 inline Floats logarithm_1p(Floats u) {
   const Floats w = u + 1.0f;
   return logarithm(w) + (u - (w - 1.0f)) / w;

@@ -1,7 +1,7 @@
-// The C ABI that ptmst.kernels.native calls: which instruction set runs, and what each thread does. No libtorch.
+// The C ABI that ptmst.kernels.native calls: the choice of instruction set, and the work of each thread. No libtorch.
 //
-// Pointers are contiguous; callers have checked every shape. Work is cut into pieces that do not depend on the number
-// of threads, and sums of pieces are added in order: the bits are the same for every number of threads.
+// Arrays are contiguous; callers have checked every shape. Work is cut into pieces that do not depend on the number of
+// threads, and sums of pieces are added in order: the bits are the same for every number of threads.
 
 #include <algorithm>
 #include <cstdint>
@@ -22,10 +22,10 @@ using ptmst::Kernels;
 using ptmst::Kind;
 using ptmst::Tile;
 
-constexpr Index kPiece = 1 << 14;     // parameters of a piece
+constexpr Index kPiece = 1 << 14;     // parameters per piece
 constexpr Index kThread = 1 << 16;    // parameters below which starting a thread costs more than it saves
-constexpr Index kPairs = 1 << 14;     // likewise pairs of a tile
-constexpr Index kCached = 1 << 21;    // parameters above which an output does not stay in the caches anyhow
+constexpr Index kPairs = 1 << 14;     // pairs of a tile, likewise
+constexpr Index kCached = 1 << 21;    // parameters above which an output does not stay in the caches
 
 bool supported(const char* name) {
 #if defined(__x86_64__)
@@ -56,7 +56,7 @@ void share(Index count, Index threads, const Body& body) {
   for (Index n = 0; n < count; ++n) body(n);
 }
 
-// body(piece, layer, begin, end) over the parameters [offsets[0], offsets[layers]), none of a call in two layers.
+// body(piece, layer, begin, end) over the parameters [offsets[0], offsets[layers]); each call is within one layer.
 template <class Body>
 void by_layer(const Index* offsets, Index layers, Index threads, const Body& body) {
   const Index first = offsets[0], last = offsets[layers], count = last - first;
@@ -74,7 +74,7 @@ void by_layer(const Index* offsets, Index layers, Index threads, const Body& bod
 
 Index pieces(const Index* offsets, Index layers) { return (offsets[layers] - offsets[0] + kPiece - 1) / kPiece; }
 
-// sums [quantities, groups] from those of each piece, in order.
+// sums [quantities, groups]: the sums of pieces, added in order.
 void add_up(const std::vector<double>& partial, Index pieces, Index groups, int quantities, float* const* sums) {
   for (int q = 0; q < quantities; ++q) {
     for (Index g = 0; g < groups; ++g) {
@@ -91,7 +91,7 @@ extern "C" {
 
 const char* ptmst_instructions() { return chosen->name; }
 
-// Run this instruction set, or the "best"; 0 where this machine lacks it.
+// Use this instruction set, or the "best" one; 0 where the machine lacks it.
 int ptmst_choose(const char* name) {
   if (!std::strcmp(name, "best")) chosen = best();
   if (!supported(name)) return !std::strcmp(name, "best");
@@ -130,7 +130,7 @@ void ptmst_match_shortcut(float* residual, float* squared, float* progress, cons
   add_up(partial, count, groups, 2, sums);
 }
 
-// The same between plain vectors; `offsets` [groups+1] are those of groups. distance [groups]: ‖target − start‖².
+// The same between plain vectors. distance [groups]: ‖target − start‖²; group g is at [offsets[g], offsets[g+1]).
 void ptmst_match_vectors(float* residual, float* squared, float* progress, float* distance, const float* theta,
                          const float* start, const float* target, const Index* offsets, Index groups, Index threads) {
   const bool stream = offsets[groups] - offsets[0] > kCached;
@@ -172,29 +172,29 @@ void ptmst_pairwise(Index kind, float* z, const float* labels, float* d_labels, 
   for (std::size_t n = 0; n < partial.size(); ++n) sums[n % 4] += partial[n];
 }
 
-// numbers [rows, 5] and state [5, columns]; see Kernels::row_numbers and column_numbers.
-void ptmst_lines(Index kind, const float* z, const float* labels, Index rows, Index columns, Index label_stride,
-                 Index first, double* numbers, double* state, Index threads) {
+// of_rows [rows, 5], of_columns [5, columns]; see Kernels::softmax_stats_row and softmax_stats_columns.
+void ptmst_softmax_stats(Index kind, const float* z, const float* labels, Index rows, Index columns, Index label_stride,
+                         Index first, double* of_rows, double* of_columns, Index threads) {
   const Tile tile{rows, columns, labels, label_stride, first};
   const Index team = std::min(threads, rows * columns / kPairs);
   share(rows, team, [&](Index row) {
-    chosen->row_numbers(static_cast<Kind>(kind), z, tile, row, numbers + ptmst::kNumbers * row);
+    chosen->softmax_stats_row(static_cast<Kind>(kind), z, tile, row, of_rows + ptmst::kNumStats * row);
   });
   share((columns + ptmst::kColumns - 1) / ptmst::kColumns, team, [&](Index block) {
-    const Index begin = block * ptmst::kColumns;
-    chosen->column_numbers(static_cast<Kind>(kind), z, tile, begin, std::min(columns, begin + ptmst::kColumns), state);
+    const Index begin = block * ptmst::kColumns, end = std::min(columns, begin + ptmst::kColumns);
+    chosen->softmax_stats_columns(static_cast<Kind>(kind), z, tile, begin, end, of_columns);
   });
 }
 
-// of_rows [rows, 5], of_columns [5, columns]; sums [2]; see Kernels::softmax.
-void ptmst_softmax(Index kind, float* z, const float* labels, float* d_labels, Index rows, Index columns,
-                   Index label_stride, Index first, const float* of_rows, const float* of_columns, double* sums,
-                   Index threads) {
+// of_rows [rows, 5], of_columns [5, columns]; sums [2]; see Kernels::softmax_gradient.
+void ptmst_softmax_gradient(Index kind, float* z, const float* labels, float* d_labels, Index rows, Index columns,
+                            Index label_stride, Index first, const float* of_rows, const float* of_columns,
+                            double* sums, Index threads) {
   const Tile tile{rows, columns, labels, label_stride, first};
   std::vector<double> partial(static_cast<std::size_t>(2 * rows));
   share(rows, std::min(threads, rows * columns / kPairs), [&](Index row) {
-    chosen->softmax(static_cast<Kind>(kind), z, d_labels, tile, row, of_rows + ptmst::kNumbers * row, of_columns,
-                    &partial[static_cast<std::size_t>(2 * row)]);
+    chosen->softmax_gradient(static_cast<Kind>(kind), z, d_labels, tile, row, of_rows + ptmst::kNumStats * row,
+                             of_columns, &partial[static_cast<std::size_t>(2 * row)]);
   });
   for (std::size_t n = 0; n < partial.size(); ++n) sums[n % 2] += partial[n];
 }

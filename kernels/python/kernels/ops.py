@@ -1,7 +1,7 @@
-"""Kernels as torch ops: what traces them, what differentiates them, and what refuses to.
+"""Kernels as torch ops: how they are traced and differentiated, and where they refuse to run.
 
-The functions here run once, at import. An op is registered below autograd; at autograd's own key stands a guard that
-refuses a function transform, where a kernel's tangents would be zero without a word.
+`register` runs once per op, at import. The kernel is registered below autograd; the Autograd key has a guard that
+refuses function transforms, in which a kernel's tangents would silently be zero.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def register(
     fake: Callable[..., Any],
     gradient: Callable[..., Any] | None = None,
 ) -> Any:
-    """The op `ptmst::schema`. `gradient` takes the op's arguments where one of them needs a gradient; without it
-    such a call is refused."""
+    """The op `ptmst::schema`. `gradient` is called with the op's arguments where one of them requires a gradient;
+    without it such a call is refused."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, _on_its_device(kernel), "CompositeExplicitAutograd")
@@ -47,7 +47,7 @@ def register(
 
 
 def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Triton launches on the current device, which need not be the tensors' own."""
+    """Triton launches on the current device, which need not be the device of the tensors."""
 
     def run(*args: Any) -> Any:
         if not args[0].is_cuda:
@@ -59,7 +59,7 @@ def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def below_autograd(op: Any, *args: Any) -> Any:
-    """Run an op itself: what an autograd Function calls in its forward pass."""
+    """Run an op without autograd, as the forward pass of an autograd Function does."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 
@@ -76,10 +76,10 @@ def refuse_transforms(name: str, args: tuple[Any, ...]) -> None:
 
 
 class _Once(torch.autograd.Function):
-    """A gradient as it is, which raises where the backward pass that made it is differentiated in turn.
+    """The identity on a gradient; differentiating it raises.
 
-    `once_differentiable` does so only for a second derivative by way of the incoming gradient: by way of the inputs
-    it would be dropped without a word.
+    torch's `once_differentiable` raises only for a second derivative through the incoming gradient; one through the
+    inputs it would silently drop.
     """
 
     @staticmethod
@@ -96,14 +96,16 @@ class _Once(torch.autograd.Function):
 
 
 def once(name: str, gradients: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """What a backward pass made under no_grad from `inputs`, its own and the incoming gradients: to differentiate it
-    raises."""
+    """The gradients that a backward pass computed under no_grad, such that differentiating them raises.
+
+    inputs: everything they depend on, the incoming gradients included.
+    """
     if not torch.is_grad_enabled():
         return list(gradients)
-    there = [v for v in inputs if v is not None]
-    return [None if g is None else _Once.apply(name, g, *there) for g in gradients]
+    present = [v for v in inputs if v is not None]
+    return [None if g is None else _Once.apply(name, g, *present) for g in gradients]
 
 
 def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
-    found = [value for value in args if isinstance(value, Tensor)]
-    return found + [v for value in args if isinstance(value, list) for v in value if isinstance(v, Tensor)]
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    return tensors + [v for value in args if isinstance(value, list) for v in value if isinstance(v, Tensor)]

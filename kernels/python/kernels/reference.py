@@ -1,8 +1,8 @@
 """Every kernel in plain torch: the definition that faster implementations are tested against.
 
-Shapes, as everywhere: P parameters in L layers in G groups. base, theta, grad float32 [P]; displacement float16 [P];
+Shapes throughout: P parameters in L layers in G groups. base, theta, grad float32 [P]; displacement float16 [P];
 scale, beta float32 [L]; offsets int64 [L+1]; groups int64 [L]; lr float32 [G]. Layer ℓ is [offsets[ℓ], offsets[ℓ+1]).
-Any transform goes through these functions, and any derivative; other floating types do too.
+These functions support any transform of torch.func, any derivative, and other floating types.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from torch.nn import functional as F
 from ptmst.kernels.layout import cut
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+EPS = 1e-6
+"""Added to σ in wbce and to the divisors of weights, as published. At σ(−1/0.07) ≈ 6e-7 it determines the gradient."""
+SHARPNESS = 10.0
+"""kl compares with softmax(SHARPNESS · S)."""
+LOG_FLOOR = -100.0
+"""torch's binary cross-entropy, and so the published one, clamps logarithms there."""
 
 
 def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
-    """θ = base + β · scale · displacement, layer by layer (METHOD §2) → float32 [P]."""
+    """θ = base + β · scale · displacement, layer by layer (docs/method.md §2) → float32 [P]."""
     return base + _per_parameter(beta * scale, offsets) * displacement.to(base.dtype)
 
 
@@ -36,7 +42,7 @@ def matching_residual(
     beta_target: Tensor,
     num_groups: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """θ against the shortcut's point at `beta_target` (METHOD §4) → residual [P], squared [G], progress [G].
+    """θ against the shortcut's point at `beta_target` (docs/method.md §4) → residual [P], squared [G], progress [G].
 
     residual = θ − target; squared_g = Σ residual²; progress_g = Σ residual · (θ − start), from which ∂L/∂η follows.
     """
@@ -48,9 +54,9 @@ def matching_residual(
 def vector_residual(
     theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor, groups: Tensor, num_groups: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same between plain vectors [P] → residual [P], squared, progress, distance [G].
+    """Like matching_residual, between plain vectors [P] → residual [P], squared, progress, distance [G].
 
-    distance_g = Σ (target − start)², the span's squared length.
+    distance_g = Σ (target − start)², the squared length of the span.
     """
     residual = theta - target
     sizes = _group_sizes(offsets, groups, num_groups)
@@ -74,9 +80,9 @@ def flat_sgd_(theta: Tensor, grad: Tensor, lr: Tensor, offsets: Tensor, groups: 
 def sgd_ema_(
     param: Tensor, grad: Tensor, momentum_buffer: Tensor, ema: Tensor, lr: float, momentum: float, decay: float
 ) -> Tensor:
-    """One step of SGD with momentum on a leaf, then of its average (METHOD §3, §5); in place, returns `param`.
+    """One step of SGD with momentum on a leaf and of its moving average (docs/method.md §3, §5), in place → `param`.
 
-    m ← momentum · m + grad;  param ← param − lr · m;  ema ← decay · ema + (1 − decay) · param. Any one shape.
+    m ← momentum · m + grad;  param ← param − lr · m;  ema ← decay · ema + (1 − decay) · param.
     """
     momentum_buffer.mul_(momentum).add_(grad)
     param.sub_(momentum_buffer, alpha=lr)
@@ -87,7 +93,7 @@ def sgd_ema_(
 class LowRank(Protocol):
     """Soft labels S = diag(diag) + (alpha/rank) left rightᵀ, never formed: diag [N], left and right [N, rank].
 
-    `ptmst.LowRankSimilarity` is one.
+    `ptmst.LowRankSimilarity` conforms.
     """
 
     @property
@@ -111,8 +117,8 @@ def soft_contrastive(
 ) -> Tensor:
     """The loss of `kind` between image_embeds and text_embeds [N, H] under soft labels [N, N] → scalar.
 
-    Embeddings need not be normalised; without soft labels the pairs are matched one to one (S = identity).
-    logits = cosine / temperature + bias.
+    logits = cosine / temperature + bias; embeddings need not be normalised. Without soft labels each image matches its
+    own text alone (S = identity). Raises ValueError for an unknown kind.
     """
     if kind not in LOSSES:
         raise ValueError(f"kind: expected {', '.join(LOSSES)}, found {kind}")
@@ -126,22 +132,21 @@ def soft_contrastive(
     return LOSSES[kind](logits, similarity)
 
 
-# The losses on (logits [N, N], soft labels S [N, N]); image i against text j (METHOD §1).
+# The losses of (logits [N, N], soft labels S [N, N]), image i against text j (docs/method.md §1).
 
 
 def _wbce(logits: Tensor, similarity: Tensor) -> Tensor:
-    # The published log(σ + 1e-6): at σ(−1/0.07) ≈ 6e-7 the constant sets the gradient.
-    yes = torch.log(torch.sigmoid(logits) + 1e-6)
-    no = torch.log(1 - torch.sigmoid(logits) + 1e-6)
-    terms = -similarity * yes - (1 - similarity) * no
+    log_positive = torch.log(torch.sigmoid(logits) + EPS)
+    log_negative = torch.log(1 - torch.sigmoid(logits) + EPS)
+    terms = -similarity * log_positive - (1 - similarity) * log_negative
     positive = (similarity > 0.5).to(terms.dtype)
     negative = 1 - positive
-    return ((terms * positive).sum() / (positive.sum() + 1e-6) + (terms * negative).sum() / (negative.sum() + 1e-6)) / 2
+    return ((terms * positive).sum() / (positive.sum() + EPS) + (terms * negative).sum() / (negative.sum() + EPS)) / 2
 
 
 def _bce(logits: Tensor, similarity: Tensor) -> Tensor:
-    yes, no = F.logsigmoid(logits).clamp(min=-100), F.logsigmoid(-logits).clamp(min=-100)
-    return -(similarity * yes + (1 - similarity) * no).mean()
+    log_positive, log_negative = (F.logsigmoid(v).clamp(min=LOG_FLOOR) for v in (logits, -logits))
+    return -(similarity * log_positive + (1 - similarity) * log_negative).mean()
 
 
 def _siglip(logits: Tensor, similarity: Tensor) -> Tensor:
@@ -159,31 +164,31 @@ def _infonce(logits: Tensor, similarity: Tensor) -> Tensor:
 
 def _cwcl(logits: Tensor, similarity: Tensor) -> Tensor:
     weighted = (similarity * F.log_softmax(logits, dim=1)).sum(1)
-    return -(weighted / (similarity.sum(1) + 1e-6)).mean()
+    return -(weighted / (similarity.sum(1) + EPS)).mean()
 
 
 def _kl(logits: Tensor, similarity: Tensor) -> Tensor:
-    log_q = F.log_softmax(10 * similarity, dim=1)
+    log_q = F.log_softmax(SHARPNESS * similarity, dim=1)
     return (log_q.exp() * (log_q - F.log_softmax(logits, dim=1))).mean()
 
 
-def _both_ways(one_way: Loss) -> Loss:
-    return lambda logits, similarity: (one_way(logits, similarity) + one_way(logits.T, similarity.T)) / 2
+def _symmetric(of_rows: Loss) -> Loss:
+    return lambda logits, similarity: (of_rows(logits, similarity) + of_rows(logits.T, similarity.T)) / 2
 
 
 LOSSES: dict[str, Loss] = {
     "wbce": _wbce,
     "bce": _bce,
-    "infonce": _both_ways(_infonce),
-    "kl": _both_ways(_kl),
+    "infonce": _symmetric(_infonce),
+    "kl": _symmetric(_kl),
     "mse": _mse,
-    "cwcl": _both_ways(_cwcl),
+    "cwcl": _symmetric(_cwcl),
     "siglip": _siglip,
 }
 
 
 def _per_parameter(per_layer: Tensor, offsets: Tensor) -> Tensor:
-    # By views: sizes that were copied to a device could not be recorded in a CUDA graph.
+    # By views: a CUDA graph cannot record a copy of the sizes to the device.
     values = zip(per_layer.unbind(), offsets.diff().tolist(), strict=True)
     return torch.cat([value.expand(n) for value, n in values])
 

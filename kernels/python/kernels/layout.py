@@ -1,4 +1,4 @@
-"""How a flat vector is cut into layers and groups, read once on the host, and the checks of what is given with it."""
+"""How a flat vector is cut into layers and groups, read once on the host; and the checks of a kernel's arguments."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 CUTS_KEPT = 64
-"""The last cuts that are remembered, on the host and on a device."""
+"""How many cuts are cached, on the host and on each device."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """P parameters in L layers in G groups; the layers of a group lie side by side. One object for each cut."""
+    """P parameters in L layers in G groups; the layers of a group are adjacent. Equal cuts are one object."""
 
     ends: tuple[int, ...]
     """[L+1]: layer ℓ is [ends[ℓ], ends[ℓ+1])."""
@@ -35,14 +35,14 @@ class Cut:
 
 
 def cut(parameters: int, offsets: Tensor, groups: Tensor | None = None, num_groups: int | None = None) -> Cut:
-    """The cut that `offsets` [L+1] and `groups` [L] describe; without groups all layers are in one.
+    """The cut that `offsets` [L+1] and `groups` [L] describe; without groups all layers form one.
 
-    Reads both on the host: on a CUDA device that waits for it. Raises ValueError for one that does not fit
-    `parameters`, or for groups in pieces.
+    Reads both on the host, which synchronises where they are on a CUDA device. Raises ValueError for offsets that do
+    not fit `parameters`, and for groups whose layers are not adjacent.
     """
     ends = tuple(offsets.tolist())
-    found = (0,) * (len(ends) - 1) if groups is None else tuple(groups.tolist())
-    return _cut(parameters, ends, found, num_groups)
+    group_of_layer = (0,) * (len(ends) - 1) if groups is None else tuple(groups.tolist())
+    return _cut(parameters, ends, group_of_layer, num_groups)
 
 
 @lru_cache(maxsize=CUTS_KEPT)
@@ -64,7 +64,8 @@ def _cut(parameters: int, ends: tuple[int, ...], groups: tuple[int, ...], num_gr
 
 
 def check(expected: Mapping[str, tuple[Tensor, torch.dtype, tuple[int, ...]]]) -> None:
-    """Types, shapes and, but for offsets and groups, one device. Raises ValueError; reads no element."""
+    """Check types, shapes and, except for offsets and groups, that all are on one device. Raises ValueError; reads no
+    element."""
     device = next(iter(expected.values()))[0].device
     for name, (tensor, dtype, shape) in expected.items():
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
@@ -77,5 +78,5 @@ def check(expected: Mapping[str, tuple[Tensor, torch.dtype, tuple[int, ...]]]) -
 
 
 def precision(tensor: Tensor) -> torch.dtype:
-    """The type that a kernel's vectors share: float32, or float64, which runs in plain torch."""
+    """The type that the vectors of a kernel share: float32, or float64, which runs in plain torch."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,31 +1,32 @@
-"""The soft-label contrastive losses in tiles: no matrix of all pairs against all pairs but the labels' own.
+"""The soft-label contrastive losses in tiles: no N × N matrix in memory, except labels that are given as one.
 
-Image rows are taken in blocks. The logits of a block against all texts are one matrix product; a kernel turns them
-into ∂ℓ/∂logits where they lie, and two more products add up the embeddings' gradients. With z = x̂ŷᵀ/τ + b:
+Image rows are processed in blocks. One matrix product gives the logits of a block against all texts, a kernel
+overwrites them with ∂ℓ/∂z, and two more products accumulate the gradients of the embeddings. With z = x̂ŷᵀ/τ + b:
 
     pairwise losses    ℓ = Σ_ij w_ij f(z_ij, S_ij)                      one pass over the blocks
-    softmax losses     ℓ = ½ Σ_rows r(z_i, S_i) + ½ Σ_columns r(…)      a pass that gathers log Σ exp z and what the
-                                                                        loss needs of S, and a pass for gradients
+    softmax losses     ℓ = ½ Σ_rows r(z_i, S_i) + ½ Σ_columns r(…)      one pass for the statistics of rows and columns
+                                                                        (steps.py), one for the gradients
     ∂ℓ/∂x̂ = (∂ℓ/∂z) ŷ/τ     ∂ℓ/∂ŷ = (∂ℓ/∂z)ᵀ x̂/τ     ∂ℓ/∂τ = −Σ (∂ℓ/∂z)(x̂ŷᵀ/τ)/τ     ∂ℓ/∂b = Σ ∂ℓ/∂z
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ptmst.kernels import reference
-from ptmst.kernels.dispatch import implementation
+from ptmst.kernels.dispatch import TiledImplementation, implementation, in_tiles
 from ptmst.kernels.layout import check
 from ptmst.kernels.ops import below_autograd, once, register
 from ptmst.kernels.reference import LOSSES, LowRank
+from ptmst.kernels.steps import NUM_STATS
 
 _PAIRWISE = ("wbce", "bce", "mse", "siglip")
 _TILE = {"cpu": 1 << 24, "cuda": 1 << 25}
-"""Logits of a block: 64 MB or 128 MB of them."""
+"""Logits per block: 64 MB or 128 MB."""
 
 
 def soft_contrastive(
@@ -37,15 +38,15 @@ def soft_contrastive(
     temperature: float | Tensor = 0.07,
     bias: float | Tensor = 0.0,
 ) -> Tensor:
-    """The loss of `kind` between image_embeds and text_embeds [N, H] under soft labels S → scalar (METHOD §1).
+    """The loss of `kind` between image_embeds and text_embeds [N, H] under soft labels S → scalar (docs/method.md §1).
 
-    Kinds: wbce, bce, mse, infonce, kl, cwcl, and siglip (a sum over pairs, by N). logits = cosine / temperature +
-    bias; embeddings need not be normalised. S is dense [N, N], a `LowRank` that is never formed, or the identity
-    where it is None. Embeddings are float32 or bfloat16 (whose products run in bfloat16 on CUDA); float64 runs in
-    plain torch. Differentiable once: in the embeddings, S or its factors, and in temperature and bias where they are
-    tensors. Gradients are found together with the value. Memory: a block of logits, 64 MB on a CPU and 128 MB on
-    CUDA, unit copies of the embeddings, and gradients. torch.autocast is without effect inside. Raises ValueError for
-    a kind or shapes that there are not.
+    Kinds: wbce, bce, mse, infonce, kl, cwcl, and siglip (a sum over pairs, divided by N). logits = cosine / temperature
+    + bias; embeddings need not be normalised. S is dense [N, N], a `LowRank` that is never formed, or None for the
+    identity. Embeddings are float32 or bfloat16 (with products in bfloat16 on CUDA); float64 runs in plain torch.
+    Differentiable once: in the embeddings, S or its factors, and in temperature and bias where they are tensors.
+    Gradients are computed together with the value. Memory: a block of logits (64 MB on a CPU, 128 MB on CUDA), unit
+    copies of the embeddings, and gradients. torch.autocast has no effect inside. Raises ValueError for an unknown kind
+    and for shapes or types that do not match.
     """
     if kind not in LOSSES:
         raise ValueError(f"kind: expected {', '.join(LOSSES)}, found {kind}")
@@ -65,14 +66,14 @@ def soft_contrastive(
 
 
 class _Inputs(NamedTuple):
-    """The op's arguments."""
+    """The arguments of the op."""
 
     image_embeds: Tensor
     text_embeds: Tensor
     temperature: Tensor
     bias: Tensor
     labels: list[Tensor]
-    """None: S is the identity; S; or diag, left and right."""
+    """Empty for the identity, [S], or [diag, left, right]."""
     alpha: float
     kind: str
 
@@ -118,56 +119,8 @@ def _check(inputs: _Inputs) -> None:
     check(expected)
 
 
-class Tiles(Protocol):
-    """A device's kernels on a tile: cosines over the temperature z [B, N], contiguous, whose row 0 is the partner of
-    column `first`; and the small steps around them (steps.py).
-
-    labels [B, N] with unit stride along rows; none: S is the identity. z becomes ∂ℓ/∂z where it lies, and d_labels
-    [B, N] takes ∂ℓ/∂S where it is given.
-    """
-
-    unit_pairs: Callable[[Tensor, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
-    through_norms: Callable[[tuple[Tensor, Tensor], Tensor, Tensor, Tensor, torch.dtype], list[Tensor]]
-    line_numbers: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-    totals: Callable[[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, torch.dtype], list[Tensor]]
-
-    def pairwise(
-        self,
-        kind: str,
-        z: Tensor,
-        labels: Tensor | None,
-        d_labels: Tensor | None,
-        first: int,
-        bias: Tensor,
-        positives: Tensor | None,
-        differentiate: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """bias is added to z; positives: how many of all pairs have S > ½, where wbce is told labels. Returns numbers
-        [any] each, whose sums are ℓ, Σ z ∂ℓ/∂z and Σ ∂ℓ/∂z. Without `differentiate` z stays, and only ℓ is there."""
-
-    def lines(self, kind: str, z: Tensor, labels: Tensor | None, first: int, rows: Tensor, columns: Tensor) -> None:
-        """rows float64 [B, 5] is written, columns float64 [5, N] goes on from tile to tile. m = max z and Σ exp(z −
-        m) are numbers 0 and 2; linear losses: Σ S, Σ S (z − m) are 3 and 4; kl, with x = 10 S: m′ = max x is 1,
-        Σ exp(x − m′), Σ exp(x − m′)((x − m′) − (z − m)) are 3 and 4."""
-
-    def softmax(
-        self,
-        kind: str,
-        z: Tensor,
-        labels: Tensor | None,
-        d_labels: Tensor | None,
-        first: int,
-        rows: Tensor,
-        columns: Tensor,
-    ) -> Tensor:
-        """rows float32 [B, 5], columns float32 [5, N]: m = max z and w = a/Σ exp(z − m), so that a times the softmax p
-        of z is w exp(z − m); then of linear losses u, v with ∂ℓ/∂z = (a p − u S)/2, ∂ℓ/∂S = −u (z − v)/2; of kl, with
-        q the softmax of x = 10 S, m′ = max x, a/Σ exp(x − m′), v with ∂ℓ/∂z = a (p − q)/2, ∂ℓ/∂S = 5 a q (x − z − v).
-        Rows and columns add up. Returns numbers [any] whose sum is Σ z ∂ℓ/∂z."""
-
-
 class _Labels:
-    """Soft labels by blocks of rows, and the gradient of what they are made of."""
+    """Soft labels by blocks of rows, and the gradients of the tensors that they are made of."""
 
     def __init__(self, labels: list[Tensor], alpha: float, differentiate: bool) -> None:
         self._labels = [v.float().contiguous() for v in labels]
@@ -184,30 +137,31 @@ class _Labels:
         return rows
 
     def gradient(self, block: slice, like: Tensor) -> Tensor | None:
-        """Where a tile's kernel writes ∂ℓ/∂S of these rows."""
+        """The buffer for ∂ℓ/∂S of these rows; None where it is not needed."""
         if not self._differentiate:
             return None
         return self.gradients[0][block] if len(self._labels) == 1 else torch.empty_like(like)
 
     def add(self, block: slice, gradient: Tensor | None) -> None:
+        """Accumulate ∂ℓ/∂S of a block of rows."""
         if gradient is None or len(self._labels) != 3:
             return
         _, left, right = self._labels
         d_diag, d_left, d_right = self.gradients
         d_diag[block] = gradient.diagonal(block.start)
         torch.mm(gradient, right, out=d_left[block]).mul_(self._factor)
-        d_right.addmm_(gradient.T, left[block], alpha=self._factor, beta=_onto(block))
+        d_right.addmm_(gradient.T, left[block], alpha=self._factor, beta=_beta(block))
 
     def positives(self, blocks: list[slice]) -> Tensor | None:
-        """How many of all pairs have S > ½; none for the identity."""
+        """The number of pairs with S > ½; None for the identity."""
         counts = [(rows > 0.5).sum() for block in blocks if (rows := self.rows(block)) is not None]
         return torch.stack(counts).sum() if len(counts) > 1 else counts[0] if counts else None
 
 
 class _Embeddings:
-    """Unit embeddings, the images' over the temperature, and the products that logits and gradients are made of."""
+    """Unit embeddings, those of images divided by the temperature, and the matrix products with them."""
 
-    def __init__(self, tiles: Tiles, inputs: _Inputs) -> None:
+    def __init__(self, tiles: TiledImplementation, inputs: _Inputs) -> None:
         self._tiles, self._temperature, self._type = tiles, inputs.temperature, inputs.image_embeds.dtype
         raw = inputs.image_embeds.contiguous(), inputs.text_embeds.contiguous()
         half = self._type == torch.bfloat16 and raw[0].is_cuda
@@ -217,35 +171,36 @@ class _Embeddings:
         self._gradients = torch.empty_like(raw[0], dtype=torch.float32), torch.empty_like(raw[1], dtype=torch.float32)
 
     def cosines(self, block: slice) -> Tensor:
-        """Over the temperature."""
+        """Cosines over the temperature, of a block of images with all texts."""
         images, texts = self._units
         return torch.mm(images[block], texts.T, **self._sums)
 
     def add(self, block: slice, slopes: Tensor) -> None:
-        """Take ∂ℓ/∂z of a block of rows in; the first block is the first to come."""
+        """Accumulate ∂ℓ/∂z of a block of rows, the first block first."""
         (images, texts), (of_images, of_texts) = self._units, self._gradients
         slopes = slopes.to(self._factors)
         torch.mm(slopes, texts, out=of_images[block], **self._sums)
-        torch.addmm(of_texts, slopes.T, images[block], beta=_onto(block), out=of_texts, **self._sums)
+        torch.addmm(of_texts, slopes.T, images[block], beta=_beta(block), out=of_texts, **self._sums)
 
     def gradients(self) -> list[Tensor]:
-        """Of the embeddings as they were given."""
+        """∂ℓ/∂image_embeds and ∂ℓ/∂text_embeds."""
         return self._tiles.through_norms(self._gradients, self._units, self._scales, self._temperature, self._type)
 
 
-def _onto(block: slice) -> int:
-    """What is there counts once or, before the first block, not at all."""
+def _beta(block: slice) -> int:
+    """The factor of what an accumulator holds: 0 for the first block, 1 for the others."""
     return int(block.start > 0)
 
 
-def _tiled(tiles: Tiles, inputs: _Inputs, differentiate: bool, of_labels: bool) -> list[Tensor]:
-    """The loss; and its gradients in image_embeds, text_embeds, temperature, bias and labels where asked for."""
-    # Autocast would make the products half, and kernels read float32.
+def _tiled(tiles: TiledImplementation, inputs: _Inputs, differentiate: bool, of_labels: bool) -> list[Tensor]:
+    """The loss and, to `differentiate`, its gradients in image_embeds, text_embeds, temperature, bias and, with
+    `of_labels`, labels."""
+    # Autocast would compute products in half precision, and the kernels read float32.
     with torch.autocast(inputs.image_embeds.device.type, enabled=False):
         return _over_blocks(tiles, inputs, differentiate, of_labels)
 
 
-def _over_blocks(tiles: Tiles, inputs: _Inputs, differentiate: bool, of_labels: bool) -> list[Tensor]:
+def _over_blocks(tiles: TiledImplementation, inputs: _Inputs, differentiate: bool, of_labels: bool) -> list[Tensor]:
     n = len(inputs.image_embeds)
     embeddings, soft = _Embeddings(tiles, inputs), _Labels(inputs.labels, inputs.alpha, of_labels)
     blocks = list(_blocks(n, max(1, _TILE[inputs.image_embeds.device.type] // n)))
@@ -259,46 +214,58 @@ def _over_blocks(tiles: Tiles, inputs: _Inputs, differentiate: bool, of_labels: 
 
 
 def _pairwise(
-    tiles: Tiles, inputs: _Inputs, embeddings: _Embeddings, soft: _Labels, blocks: list[slice], differentiate: bool
+    tiles: TiledImplementation,
+    inputs: _Inputs,
+    embeddings: _Embeddings,
+    soft: _Labels,
+    blocks: list[slice],
+    differentiate: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     positives = soft.positives(blocks) if inputs.kind == "wbce" else None
-    found = []
+    sums = []
     for block in blocks:
         z, rows = embeddings.cosines(block), soft.rows(block)
         d_rows = soft.gradient(block, z)
-        found.append(tiles.pairwise(inputs.kind, z, rows, d_rows, block.start, inputs.bias, positives, differentiate))
+        sums.append(tiles.pairwise(inputs.kind, z, rows, d_rows, block.start, inputs.bias, positives, differentiate))
         if differentiate:
             embeddings.add(block, z)
             soft.add(block, d_rows)
-        del z, rows, d_rows  # before the next block takes as much
-    losses, along, slopes = map(_joined, zip(*found, strict=True))
+        del z, rows, d_rows  # to free them before the next block is allocated
+    losses, along, slopes = map(_joined, zip(*sums, strict=True))
     return (losses, along, slopes) if differentiate else (losses, None, None)
 
 
 def _softmax(
-    tiles: Tiles, inputs: _Inputs, embeddings: _Embeddings, soft: _Labels, blocks: list[slice], differentiate: bool
+    tiles: TiledImplementation,
+    inputs: _Inputs,
+    embeddings: _Embeddings,
+    soft: _Labels,
+    blocks: list[slice],
+    differentiate: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     n, device, form = len(inputs.image_embeds), inputs.bias.device, "kl" if inputs.kind == "kl" else "linear"
-    rows, columns = (torch.empty(shape, dtype=torch.float64, device=device) for shape in ((n, 5), (5, n)))
+    shapes = (n, NUM_STATS), (NUM_STATS, n)
+    rows, columns = (torch.empty(shape, dtype=torch.float64, device=device) for shape in shapes)
     z = None
     for block in blocks:
         z = None
         z = embeddings.cosines(block)
-        tiles.lines(form, z, soft.rows(block), block.start, rows[block], columns)
-    of_rows, of_columns, losses = tiles.line_numbers(inputs.kind, rows, columns)
+        tiles.softmax_stats(form, z, soft.rows(block), block.start, rows[block], columns)
+    of_rows, of_columns, losses = tiles.softmax_coefficients(inputs.kind, rows, columns)
     if not differentiate:
         return losses, None, None
-    found = []
+    sums = []
     for block in blocks:
-        if z is None or len(blocks) > 1:  # a single block's logits are still there
+        if z is None or len(blocks) > 1:  # the logits of a single block are still there
             z = None
             z = embeddings.cosines(block)
         d_rows = soft.gradient(block, z)
-        found.append(tiles.softmax(form, z, soft.rows(block), d_rows, block.start, of_rows[block], of_columns))
+        of_block = of_rows[block]
+        sums.append(tiles.softmax_gradient(form, z, soft.rows(block), d_rows, block.start, of_block, of_columns))
         embeddings.add(block, z)
         soft.add(block, d_rows)
-    # A bias takes no part in a softmax.
-    return losses, _joined(found), None
+    # A softmax does not depend on a bias.
+    return losses, _joined(sums), None
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -311,7 +278,7 @@ def _blocks(n: int, size: int) -> Iterator[slice]:
 
 
 def _plain(inputs: _Inputs) -> Tensor:
-    """By the definition, all pairs in memory."""
+    """By the definition, with all pairs in memory."""
     with torch.autocast(inputs.image_embeds.device.type, enabled=False):
         return reference.soft_contrastive(
             inputs.image_embeds,
@@ -323,10 +290,10 @@ def _plain(inputs: _Inputs) -> Tensor:
         )
 
 
-def _tiles(image_embeds: Tensor) -> Tiles | None:
-    """None: plain torch runs."""
-    kernels: Any = implementation(image_embeds)
-    return None if kernels is reference else kernels
+def _tiles(image_embeds: Tensor) -> TiledImplementation | None:
+    """None: the definition runs, in plain torch."""
+    kernels = implementation(image_embeds)
+    return kernels if in_tiles(kernels) else None
 
 
 def _run_value(*args: Any) -> Tensor:
@@ -358,7 +325,7 @@ def _fake_gradients(*args: Any) -> list[Tensor]:
 
 
 class _Loss(torch.autograd.Function):
-    """The gradients are there when the value is: a backward pass only scales them."""
+    """The forward pass computes the gradients too; the backward pass only scales them."""
 
     @staticmethod
     def forward(ctx: Any, alpha: float, kind: str, *tensors: Tensor) -> Tensor:
@@ -370,11 +337,11 @@ class _Loss(torch.autograd.Function):
             with torch.enable_grad(), torch.autocast(leaves[0].device.type, enabled=False):
                 value = _plain(inputs)
                 gradients = list(torch.autograd.grad(value, [v for v in leaves if v.requires_grad]))
-            value, ctx.there = value.detach(), wanted
+            value, ctx.computed = value.detach(), wanted
         else:
             inputs = _inputs(tensors, alpha, kind)
             value, *gradients = below_autograd(_GRADIENTS_OP, *inputs, any(wanted[4:]))
-            ctx.there = [True] * len(gradients)
+            ctx.computed = [True] * len(gradients)
         ctx.save_for_backward(*tensors, *gradients)
         return value
 
@@ -382,12 +349,12 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, *incoming: Tensor) -> Any:
         count = len(ctx.needs_input_grad) - 2
         inputs, gradients = ctx.saved_tensors[:count], iter(ctx.saved_tensors[count:])
-        found = [next(gradients) if there else None for there in ctx.there]
-        found += [None] * (count - len(found))
+        of_inputs = [next(gradients) if computed else None for computed in ctx.computed]
+        of_inputs += [None] * (count - len(of_inputs))
         with torch.no_grad():
             scaled = [
                 gradient * incoming[0] if gradient is not None and wanted else None
-                for gradient, wanted in zip(found, ctx.needs_input_grad[2:], strict=True)
+                for gradient, wanted in zip(of_inputs, ctx.needs_input_grad[2:], strict=True)
             ]
         return None, None, *once("soft_contrastive", scaled, [*inputs, *incoming])
 

@@ -1,14 +1,14 @@
-"""The kernels in Triton, for CUDA; one family a file. Tensors are contiguous and have been checked.
+"""The kernels in Triton, for CUDA; one family a file. Arguments are contiguous and have been checked.
 
-A program owns one tile of a fixed size, and sums of tiles are added in order by a second kernel: the same input gives
-the same bits. Nothing is autotuned, for the same reason.
+A program owns one tile of a fixed size, and a second kernel adds the sums of tiles in order, so that equal inputs give
+equal bits. Nothing is autotuned, for the same reason. The contract is dispatch.py's `TiledImplementation`.
 """
 
 from ptmst.kernels.triton_kernels.contrast import (
-    line_numbers,
-    lines,
     pairwise,
-    softmax,
+    softmax_coefficients,
+    softmax_gradient,
+    softmax_stats,
     through_norms,
     totals,
     unit_pairs,
@@ -19,13 +19,13 @@ from ptmst.kernels.triton_kernels.update import flat_sgd_, sgd_ema_
 
 __all__ = [
     "flat_sgd_",
-    "line_numbers",
-    "lines",
     "matching_residual",
     "pairwise",
     "sgd_ema_",
     "shortcut_point",
-    "softmax",
+    "softmax_coefficients",
+    "softmax_gradient",
+    "softmax_stats",
     "through_norms",
     "totals",
     "unit_pairs",

@@ -1,4 +1,4 @@
-"""A student against the target of its trajectory-matching span: residual and sums per group in one pass."""
+"""The residual of a student against the target of its span, and sums per group, in one pass."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def matching_residual(
     beta_target: Tensor,
     num_groups: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """θ against the shortcut's point at `beta_target` (METHOD §4) → residual [P], squared [G], progress [G].
+    """θ against the shortcut's point at `beta_target` (docs/method.md §4) → residual [P], squared, progress [G].
 
     residual = θ − target; squared_g = Σ residual²; progress_g = Σ residual · (θ − start), from which ∂L/∂η follows.
     theta, base float32 [P], displacement float16 [P], scale, beta_start, beta_target float32 [L], offsets int64
-    [L+1], groups int64 [L], the layers of a group side by side. The target is never formed: 14 bytes a parameter.
-    Without `num_groups` G is one more than the last of `groups`; under torch.compile that is a size known late.
-    Differentiable once, in theta. Float64 runs in plain torch. Raises ValueError for what does not belong together.
+    [L+1], groups int64 [L], the layers of a group adjacent. The target is never formed: 14 bytes of memory traffic per
+    parameter. Without `num_groups` G is groups[-1] + 1, which under torch.compile is a data-dependent size.
+    Differentiable once, in theta. Float64 runs in plain torch. Raises ValueError for shapes or types that do not match.
     """
     residual, squared, progress = _SHORTCUT_OP(
         theta, base, displacement, scale, offsets, groups, beta_start, beta_target, num_groups
@@ -43,10 +43,11 @@ def matching_residual(
 def vector_residual(
     theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor, groups: Tensor, num_groups: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same between plain vectors → residual [P], squared, progress, distance [G].
+    """Like matching_residual, between plain vectors → residual [P], squared, progress, distance [G].
 
-    theta, start, target float32 [P]; distance_g = Σ (target − start)², the span's squared length. 16 bytes a
-    parameter. Differentiable once, in theta.
+    theta, start, target float32 [P]; distance_g = Σ (target − start)², the squared length of the span. 16 bytes of
+    memory traffic per parameter. Differentiable once, in theta. Raises ValueError for shapes or types that do not
+    match.
     """
     residual, squared, progress, distance = _VECTOR_OP(theta, start, target, offsets, groups, num_groups)
     return residual, squared, progress, distance
@@ -95,7 +96,8 @@ def _run_shortcut(*args: Any) -> Any:
     _check_shortcut(*tensors)
     theta, _, _, _, offsets, groups = tensors[:6]
     cut(theta.numel(), offsets, groups, num_groups)
-    return implementation(theta).matching_residual(*(v.contiguous() for v in tensors), num_groups)
+    arguments = [*(v.contiguous() for v in tensors), num_groups]
+    return implementation(theta).matching_residual(*arguments)
 
 
 def _run_vectors(*args: Any) -> Any:
@@ -103,7 +105,8 @@ def _run_vectors(*args: Any) -> Any:
     _check_vectors(*tensors)
     theta, _, _, offsets, groups = tensors
     cut(theta.numel(), offsets, groups, num_groups)
-    return implementation(theta).vector_residual(*(v.contiguous() for v in tensors), num_groups)
+    arguments = [*(v.contiguous() for v in tensors), num_groups]
+    return implementation(theta).vector_residual(*arguments)
 
 
 def _fake_shortcut(*args: Any) -> Any:
@@ -128,10 +131,10 @@ class _ShortcutResidual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         _only_in_theta("matching_residual", ctx)
-        found = below_autograd(_SHORTCUT_OP, *args)
+        outputs = below_autograd(_SHORTCUT_OP, *args)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*args[:7], found[0])
-        return found
+        ctx.save_for_backward(*args[:7], outputs[0])
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
@@ -140,28 +143,28 @@ class _ShortcutResidual(torch.autograd.Function):
             moved = None
             if gradients[2] is not None:
                 moved = theta - shortcut_point(base, displacement, scale, offsets, beta_start)
-            found = _of_theta(residual, moved, offsets, groups, gradients)
-        return *once("matching_residual", [found], [theta, *gradients]), *(None,) * 8
+            of_theta = _of_theta(residual, moved, offsets, groups, gradients)
+        return *once("matching_residual", [of_theta], [theta, *gradients]), *(None,) * 8
 
 
 class _VectorResidual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         _only_in_theta("vector_residual", ctx)
-        found = below_autograd(_VECTOR_OP, *args)
+        outputs = below_autograd(_VECTOR_OP, *args)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(found[3])
+        ctx.mark_non_differentiable(outputs[3])
         theta, start, _, offsets, groups, _ = args
-        ctx.save_for_backward(theta, start, offsets, groups, found[0])
-        return found
+        ctx.save_for_backward(theta, start, offsets, groups, outputs[0])
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         theta, start, offsets, groups, residual = ctx.saved_tensors
         with torch.no_grad():
             moved = None if gradients[2] is None else theta - start
-            found = _of_theta(residual, moved, offsets, groups, gradients)
-        return *once("vector_residual", [found], [theta, *gradients[:3]]), *(None,) * 5
+            of_theta = _of_theta(residual, moved, offsets, groups, gradients)
+        return *once("vector_residual", [of_theta], [theta, *gradients[:3]]), *(None,) * 5
 
 
 def _only_in_theta(name: str, ctx: Any) -> None:
@@ -176,8 +179,8 @@ def _of_theta(
     groups: Tensor,
     gradients: tuple[Tensor | None, ...],
 ) -> Tensor | None:
-    """From those of residual, squared and progress, where moved = θ − start: one pass where only `squared` counts,
-    as in the matching loss."""
+    """The gradient in θ from those of residual, squared and progress; moved = θ − start. One pass where only `squared`
+    has one, as in the matching loss."""
     of_residual, of_squared, of_progress = gradients[:3]
     parts = [] if of_residual is None else [of_residual]
     if of_squared is not None:
@@ -188,7 +191,7 @@ def _of_theta(
 
 
 def _scaled(vector: Tensor, factors: Tensor, offsets: Tensor, groups: Tensor) -> Tensor:
-    """Each group of a vector [P] times its own of factors [G]. An op, since it reads the offsets."""
+    """Each group of a vector [P] times its factor of [G]. An op, since it reads the offsets."""
     out = torch.empty_like(vector)
     ends = cut(vector.numel(), offsets, groups, factors.numel()).group_ends
     for factor, span in zip(factors.unbind(), pairwise(ends), strict=True):

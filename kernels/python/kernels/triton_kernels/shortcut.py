@@ -1,4 +1,4 @@
-"""Decoding a shortcut's point."""
+"""Points of a shortcut trajectory, decoded from half precision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ptmst.kernels.layout import cut
-from ptmst.kernels.triton_kernels.tiles import inside, launch, tables, tile_begin, within
+from ptmst.kernels.triton_kernels.tiles import in_segment, launch, tables, tile
 
 
 @triton.jit(do_not_specialize=["num_params"])
@@ -24,17 +24,15 @@ def point_kernel(
     BLOCK: tl.constexpr,
 ):
     """θ = base + β · scale · displacement. A program owns BLOCK parameters."""
-    i_tile, o = tl.program_id(0), tl.arange(0, BLOCK)
-    begin = tile_begin(i_tile, BLOCK)
     for WHOLE in tl.static_range(2):
-        if (begin + BLOCK <= num_params) == WHOLE:
-            m = within(o, num_params - begin, WHOLE, BLOCK)
+        i_tile, begin, o, m, applies = tile(num_params, WHOLE, BLOCK)
+        if applies:
             b_base = tl.load(p_base + begin + o, mask=m, other=0.0)
             b_moved = tl.load(p_displacement + begin + o, mask=m, other=0.0).to(tl.float32)
             b_factor = tl.zeros([BLOCK], tl.float32)
-            # Factors of the tile's layers, most often one.
+            # Over the layers of the tile, most often one.
             for i in range(tl.load(p_first_layer + i_tile), tl.load(p_first_layer + i_tile + 1) + 1):
-                m_layer = inside(p_offsets, i, o, begin, BLOCK)
+                m_layer = in_segment(p_offsets, i, begin, o, BLOCK)
                 b_factor = tl.where(m_layer, tl.load(p_beta + i) * tl.load(p_scale + i), b_factor)
             tl.store(p_theta + begin + o, b_base + b_factor * b_moved, mask=m)
 
@@ -44,7 +42,6 @@ def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: T
     table = tables(cut(base.numel(), offsets), base.device)
     launch(
         point_kernel,
-        base.numel(),
         p_theta=theta,
         p_base=base,
         p_displacement=displacement,
@@ -52,5 +49,6 @@ def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: T
         p_beta=beta,
         p_offsets=table.offsets,
         p_first_layer=table.first_layer,
+        num_params=base.numel(),
     )
     return theta

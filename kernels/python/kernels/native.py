@@ -1,4 +1,7 @@
-"""The native C++ kernels (csrc/), by ctypes. Tensors are float32 on the CPU, contiguous, and have been checked."""
+"""The native C++ kernels (csrc/), called through ctypes. Tensors are float32 on the CPU, contiguous, and checked.
+
+The contract is dispatch.py's `TiledImplementation`.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,29 @@ import torch
 from torch import Tensor
 
 from ptmst.kernels.layout import cut
-from ptmst.kernels.steps import line_numbers, pair_weights, through_norms, totals, unit_pairs
+from ptmst.kernels.steps import (
+    LABEL_MAX,
+    LOGIT_MAX,
+    LOWEST,
+    pair_weights,
+    softmax_coefficients,
+    through_norms,
+    totals,
+    unit_pairs,
+)
 
 __all__ = [
     "choose",
     "flat_sgd_",
     "instructions",
     "library",
-    "line_numbers",
-    "lines",
     "matching_residual",
     "pairwise",
     "sgd_ema_",
     "shortcut_point",
-    "softmax",
+    "softmax_coefficients",
+    "softmax_gradient",
+    "softmax_stats",
     "through_norms",
     "totals",
     "unit_pairs",
@@ -34,43 +46,42 @@ __all__ = [
 _POINTERS = (torch.float32, torch.float64, torch.float16, torch.int64)
 _KINDS = ("wbce", "bce", "mse", "siglip", "linear", "kl")
 """In the order of `Kind` in csrc/kernels.hpp."""
-_LOWEST = -3.4e38
 
 
 def library() -> ctypes.CDLL | None:
-    """The library; none where it cannot be had."""
-    found = _loaded()
-    return None if isinstance(found, str) else found
+    """The library; None where there is none."""
+    loaded = _loaded()
+    return None if isinstance(loaded, str) else loaded
 
 
 def lacks() -> str:
-    """What ails the library, and what to do; nothing where it is there."""
-    found = _loaded()
-    return found if isinstance(found, str) else ""
+    """Why there is no library, and what to do; empty where there is one."""
+    loaded = _loaded()
+    return loaded if isinstance(loaded, str) else ""
 
 
 @cache
 def _loaded() -> ctypes.CDLL | str:
-    # An editable install keeps it away from this file: the import system knows where.
+    # An editable install does not put it beside this file, so the import system is asked.
     spec = importlib.util.find_spec("ptmst.kernels._native")
     if spec is None or spec.origin is None:
         return "was not built: install with g++ and cmake"
     try:
-        found = ctypes.CDLL(spec.origin)
-        found.ptmst_instructions.restype = ctypes.c_char_p
-        found.ptmst_choose.argtypes = [ctypes.c_char_p]
+        loaded = ctypes.CDLL(spec.origin)
+        loaded.ptmst_instructions.restype = ctypes.c_char_p
+        loaded.ptmst_choose.argtypes = [ctypes.c_char_p]
     except (OSError, AttributeError) as error:
-        return f"does not load ({error}): install anew, with g++ and cmake"
-    return found
+        return f"does not load ({error}): reinstall, with g++ and cmake"
+    return loaded
 
 
 def instructions() -> str:
-    """The instruction set that runs, for people to read."""
+    """The instruction set in use, in words."""
     return str(_library().ptmst_instructions().decode())
 
 
 def choose(instruction_set: str) -> bool:
-    """Run "portable", "avx2", "avx512" or the "best" from here on; false where this machine or library lacks it."""
+    """Use "portable", "avx2", "avx512" or the "best" from now on; false where the machine or the library lacks it."""
     return bool(_library().ptmst_choose(instruction_set.encode()))
 
 
@@ -129,7 +140,6 @@ def pairwise(
     kind: str, z: Tensor, labels: Tensor | None, d_labels: Tensor | None, first: int, bias: Tensor,
     positives: Tensor | None, differentiate: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """A tile of a loss that sums over pairs; see contrast.py."""
     if added := float(bias):
         z += added
     weights = torch.tensor(pair_weights(kind, z.shape[1], positives), dtype=torch.float64)
@@ -139,38 +149,37 @@ def pairwise(
     return sums[:2] * weights, sums[2:3] - added * sums[3:], sums[3:]
 
 
-def lines(kind: str, z: Tensor, labels: Tensor | None, first: int, rows: Tensor, columns: Tensor) -> None:
-    """What a softmax loss needs of a tile's rows and of all columns so far; see contrast.py."""
+def softmax_stats(form: str, z: Tensor, labels: Tensor | None, first: int, rows: Tensor, columns: Tensor) -> None:
     if first == 0:
-        columns[:2], columns[2:] = _LOWEST, 0
+        columns.zero_()
+        columns[[LOGIT_MAX, LABEL_MAX]] = LOWEST
     stride = 0 if labels is None else labels.stride(0)
-    _call("lines", _KINDS.index(kind), z, labels, *z.shape, stride, first, rows, columns)
+    _call("softmax_stats", _KINDS.index(form), z, labels, *z.shape, stride, first, rows, columns)
 
 
-def softmax(
-    kind: str, z: Tensor, labels: Tensor | None, d_labels: Tensor | None, first: int, rows: Tensor, columns: Tensor,
+def softmax_gradient(
+    form: str, z: Tensor, labels: Tensor | None, d_labels: Tensor | None, first: int, rows: Tensor, columns: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The gradient of a tile of a softmax loss; see contrast.py."""
     sums, stride = torch.zeros(2, dtype=torch.float64), 0 if labels is None else labels.stride(0)
-    _call("softmax", _KINDS.index(kind), z, labels, d_labels, *z.shape, stride, first, rows, columns, sums)
+    _call("softmax_gradient", _KINDS.index(form), z, labels, d_labels, *z.shape, stride, first, rows, columns, sums)
     return sums[:1]
 
 
 def _library() -> ctypes.CDLL:
-    found = library()
-    assert found is not None
-    return found
+    loaded = library()
+    assert loaded is not None
+    return loaded
 
 
 def _call(name: str, *args: Any) -> None:
-    """Tensors as their addresses, integers as 64 bits, and the threads that torch uses."""
+    """Call a function of the library: tensors as addresses, integers as 64 bits, and the number of torch's threads."""
     getattr(_library(), f"ptmst_{name}")(*map(_argument, args), ctypes.c_int64(torch.get_num_threads()))
 
 
 def _argument(value: Any) -> Any:
     if isinstance(value, Tensor):
         assert value.is_contiguous() or (value.dim() == 2 and value.stride(1) == 1)
-        assert value.dtype in _POINTERS, value.dtype  # C++ cannot see what it is given
+        assert value.dtype in _POINTERS, value.dtype  # C++ cannot tell types
         return ctypes.c_void_p(value.data_ptr())
     if value is None:
         return ctypes.c_void_p(None)

@@ -13,12 +13,12 @@ from ptmst.kernels.ops import below_autograd, once, register
 
 
 def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
-    """θ = base + β · scale · displacement, layer by layer (METHOD §2).
+    """θ = base + β · scale · displacement, layer by layer (docs/method.md §2).
 
     base float32 [P], displacement float16 [P], scale and beta float32 [L], offsets int64 [L+1] → float32 [P].
-    Every implementation gives the same bits. Reads and writes 10 bytes a parameter. `offsets` may stay on the host,
-    which spares waiting for a CUDA device. Differentiable once, in base, scale and beta. Float64 runs in plain torch.
-    Raises ValueError for shapes or types that do not belong together.
+    All implementations return the same bits. 10 bytes of memory traffic per parameter. `offsets` may stay on the
+    host, which avoids a synchronisation with CUDA. Differentiable once, in base, scale and beta. Float64 runs in plain
+    torch. Raises ValueError for shapes or types that do not match.
     """
     theta: Tensor = _OP(base, displacement, scale, offsets, beta)
     return theta
@@ -61,12 +61,14 @@ class _Point(torch.autograd.Function):
             with torch.no_grad():
                 along = _DOTS_OP(gradient, displacement, offsets)
                 of_scale, of_beta = along * beta, along * scale
-        found = once("shortcut_point", [gradient, of_scale, of_beta], [base, scale, beta, gradient])
-        return found[0], None, found[1], None, found[2]
+        of_base, of_scale, of_beta = once(
+            "shortcut_point", [gradient, of_scale, of_beta], [base, scale, beta, gradient]
+        )
+        return of_base, None, of_scale, None, of_beta
 
 
 def _dots(gradient: Tensor, displacement: Tensor, offsets: Tensor) -> Tensor:
-    """Σ gradient · displacement over each layer → [L]. An op, since it reads the offsets."""
+    """Σ gradient · displacement of each layer → [L]. An op, since it reads the offsets."""
     sizes = offsets.diff().tolist()
     parts = zip(gradient.split(sizes), displacement.split(sizes), strict=True)
     return torch.stack([torch.dot(g, d.to(g.dtype)) for g, d in parts])

@@ -1,4 +1,4 @@
-"""Updates in place: of a student's flat vector, and of a synthetic leaf and its average."""
+"""Updates in place: of the flat vector of a student, and of a synthetic leaf and its moving average."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from ptmst.kernels.ops import register
 
 
 def flat_sgd_(theta: Tensor, grad: Tensor, lr: Tensor, offsets: Tensor, groups: Tensor) -> Tensor:
-    """θ ← θ − η_group · grad, in place (METHOD §4); returns θ.
+    """θ ← θ − η_group · grad, in place (docs/method.md §4); returns θ.
 
-    theta, grad float32 [P], lr float32 [G], offsets int64 [L+1], groups int64 [L]. 12 bytes a parameter. Has no
-    gradient. torch.compile fuses `theta - rate * grad` as well and is as fast, and inside a graph that makes `grad`
-    faster: the engine's own inner steps do that. Raises ValueError for what does not belong together.
+    theta, grad float32 [P], lr float32 [G], offsets int64 [L+1], groups int64 [L]. 12 bytes of memory traffic per
+    parameter. Has no gradient. torch.compile fuses `theta - rate * grad` into as fast a kernel, and into a faster one
+    together with the computation of `grad`, as in the inner steps of the engine. Raises ValueError for shapes or types
+    that do not match.
     """
     _FLAT_SGD(theta, grad, lr, offsets, groups)
     return theta
@@ -24,11 +25,11 @@ def flat_sgd_(theta: Tensor, grad: Tensor, lr: Tensor, offsets: Tensor, groups: 
 def sgd_ema_(
     param: Tensor, grad: Tensor, momentum_buffer: Tensor, ema: Tensor, lr: float, momentum: float, decay: float
 ) -> Tensor:
-    """One step of SGD with momentum on a leaf, then of its average (METHOD §3, §5); in place, returns `param`.
+    """One step of SGD with momentum on a leaf and of its moving average (docs/method.md §3, §5), in place → `param`.
 
-    m ← momentum · m + grad;  param ← param − lr · m;  ema ← decay · ema + (1 − decay) · param. Float32 of any one
-    shape; 28 bytes an element; as fast as torch.compile makes it. Has no gradient. Raises ValueError for shapes or
-    types that differ.
+    m ← momentum · m + grad;  param ← param − lr · m;  ema ← decay · ema + (1 − decay) · param. Float32, all of one
+    shape; 28 bytes of memory traffic per element, as torch.compile needs. Has no gradient. Raises ValueError for shapes
+    or types that differ.
     """
     _SGD_EMA(param, grad, momentum_buffer, ema, lr, momentum, decay)
     return param
@@ -75,7 +76,7 @@ def _run_leaf(
 
 
 def _written(tensor: Tensor, copy: Tensor) -> None:
-    """Autograd and torch.compile learn of the change; a tensor with gaps takes it over from its copy."""
+    """Tell autograd and torch.compile of the change, after copying it to a tensor that is not contiguous itself."""
     if copy.data_ptr() != tensor.data_ptr():
         tensor.copy_(copy)
     elif not tensor.is_inference():

@@ -1,4 +1,4 @@
-"""Residual of a student against its target, with sums per group: of tiles first, then of these in order."""
+"""The residual of a student against its target, and sums per group: first per tile, then of those in order."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from ptmst.kernels.triton_kernels.tiles import (
     BLOCK,
     OPTIONS,
     Tables,
-    inside,
+    in_segment,
     launch,
     num_tiles,
     tables,
-    tile_begin,
-    within,
+    tile,
 )
 
 _SUMMED = 4096
-"""Tiles' sums that are added at once."""
+"""Sums of tiles that are added at once."""
 
 
 @triton.jit
@@ -30,21 +29,22 @@ def tile_sums(
     b_first,  # [BLOCK]
     b_second,  # [BLOCK]
     b_third,  # [BLOCK]
-    o,  # [BLOCK] offsets in the tile
     p_group_offsets,  # [G+1]
     p_first_group,  # [tiles + 1]
     i_tile,
+    begin,
+    o,  # [BLOCK] offsets in the tile
     num_places,
     QUANTITIES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Sum two or three quantities of a tile over each of its groups.
 
-    Group i's sum has place tile + i of tiles + G. A tile begins with the last group of the one before or a later one:
-    so each sum has a place of its own, and a group's lie side by side.
+    The sum of group i goes to place tile + i of tiles + G. The first group of a tile is the last of the tile before, or
+    a later one: so no two sums share a place, and those of a group are adjacent.
     """
     for i in range(tl.load(p_first_group + i_tile), tl.load(p_first_group + i_tile + 1) + 1):
-        m = inside(p_group_offsets, i, o, tile_begin(i_tile, BLOCK), BLOCK)
+        m = in_segment(p_group_offsets, i, begin, o, BLOCK)
         p_own = p_sums + i_tile + i
         tl.store(p_own, tl.sum(tl.where(m, b_first, 0.0), axis=0))
         tl.store(p_own + num_places, tl.sum(tl.where(m, b_second, 0.0), axis=0))
@@ -70,21 +70,21 @@ def shortcut_residual_kernel(
     num_places,
     BLOCK: tl.constexpr,
 ):
-    """residual = θ − target; Σ residual², Σ residual (θ − start). A program owns BLOCK parameters; start and target
-    live in registers only."""
-    i_tile, o = tl.program_id(0), tl.arange(0, BLOCK)
-    begin = tile_begin(i_tile, BLOCK)
+    """residual = θ − target; Σ residual², Σ residual (θ − start); start, target = base + β · scale · displacement.
+
+    A program owns BLOCK parameters, and has start and target in registers only.
+    """
     for WHOLE in tl.static_range(2):
-        if (begin + BLOCK <= num_params) == WHOLE:
-            m = within(o, num_params - begin, WHOLE, BLOCK)
+        i_tile, begin, o, m, applies = tile(num_params, WHOLE, BLOCK)
+        if applies:
             b_theta = tl.load(p_theta + begin + o, mask=m, other=0.0)
             b_base = tl.load(p_base + begin + o, mask=m, other=0.0)
             b_moved = tl.load(p_displacement + begin + o, mask=m, other=0.0).to(tl.float32)
             b_start = tl.zeros([BLOCK], tl.float32)
             b_target = tl.zeros([BLOCK], tl.float32)
-            # Factors of the tile's layers, most often one.
+            # Over the layers of the tile, most often one.
             for i in range(tl.load(p_first_layer + i_tile), tl.load(p_first_layer + i_tile + 1) + 1):
-                m_layer, scale = inside(p_offsets, i, o, begin, BLOCK), tl.load(p_scale + i)
+                m_layer, scale = in_segment(p_offsets, i, begin, o, BLOCK), tl.load(p_scale + i)
                 b_start = tl.where(m_layer, tl.load(p_beta_start + i) * scale, b_start)
                 b_target = tl.where(m_layer, tl.load(p_beta_target + i) * scale, b_target)
             b_residual = b_theta - (b_base + b_target * b_moved)
@@ -96,10 +96,11 @@ def shortcut_residual_kernel(
                 b_squared,
                 b_progress,
                 b_progress,
-                o,
                 p_group_offsets,
                 p_first_group,
                 i_tile,
+                begin,
+                o,
                 num_places,
                 2,
                 BLOCK,
@@ -119,12 +120,13 @@ def vector_residual_kernel(
     num_places,
     BLOCK: tl.constexpr,
 ):
-    """The same between plain vectors, and Σ (target − start)²."""
-    i_tile, o = tl.program_id(0), tl.arange(0, BLOCK)
-    begin = tile_begin(i_tile, BLOCK)
+    """residual = θ − target; Σ residual², Σ residual (θ − start), Σ (target − start)².
+
+    A program owns BLOCK parameters.
+    """
     for WHOLE in tl.static_range(2):
-        if (begin + BLOCK <= num_params) == WHOLE:
-            m = within(o, num_params - begin, WHOLE, BLOCK)
+        i_tile, begin, o, m, applies = tile(num_params, WHOLE, BLOCK)
+        if applies:
             b_theta = tl.load(p_theta + begin + o, mask=m, other=0.0)
             b_start = tl.load(p_start + begin + o, mask=m, other=0.0)
             b_target = tl.load(p_target + begin + o, mask=m, other=0.0)
@@ -140,10 +142,11 @@ def vector_residual_kernel(
                 b_squared,
                 b_progress,
                 b_distance,
-                o,
                 p_group_offsets,
                 p_first_group,
                 i_tile,
+                begin,
+                o,
                 num_places,
                 3,
                 BLOCK,
@@ -161,7 +164,7 @@ def group_sums_kernel(
     BLOCK: tl.constexpr,
     SUMMED: tl.constexpr,
 ):
-    """A program owns a group's sum of one quantity: in float64, in an order that is always the same."""
+    """A program owns the sum of one quantity over one group: in float64, in a fixed order."""
     i_group, i_quantity = tl.program_id(0), tl.program_id(1)
     begin, end = tl.load(p_group_offsets + i_group), tl.load(p_group_offsets + i_group + 1)
     p_own = p_sums + i_quantity * num_places + i_group
@@ -194,7 +197,6 @@ def matching_residual(
     table, residual, sums = tables(layout, theta.device), torch.empty_like(theta), _sums(layout, theta, 2)
     launch(
         shortcut_residual_kernel,
-        theta.numel(),
         p_residual=residual,
         p_sums=sums,
         p_theta=theta,
@@ -207,6 +209,7 @@ def matching_residual(
         p_group_offsets=table.group_offsets,
         p_first_layer=table.first_layer,
         p_first_group=table.first_group,
+        num_params=theta.numel(),
         num_places=sums.shape[1],
     )
     squared, progress = _added(layout, table, sums)
@@ -220,7 +223,6 @@ def vector_residual(
     table, residual, sums = tables(layout, theta.device), torch.empty_like(theta), _sums(layout, theta, 3)
     launch(
         vector_residual_kernel,
-        theta.numel(),
         p_residual=residual,
         p_sums=sums,
         p_theta=theta,
@@ -228,6 +230,7 @@ def vector_residual(
         p_target=target,
         p_group_offsets=table.group_offsets,
         p_first_group=table.first_group,
+        num_params=theta.numel(),
         num_places=sums.shape[1],
     )
     squared, progress, distance = _added(layout, table, sums)
@@ -239,13 +242,13 @@ def _sums(layout: Cut, theta: Tensor, quantities: int) -> Tensor:
 
 
 def _added(layout: Cut, table: Tables, sums: Tensor) -> list[Tensor]:
-    """Each quantity [G]."""
-    found = [sums.new_empty(layout.num_groups) for _ in sums]
+    """The sum [G] of each quantity."""
+    added = [sums.new_empty(layout.num_groups) for _ in sums]
     if layout.num_groups:
         group_sums_kernel[(layout.num_groups, len(sums))](
-            p_squared=found[0],
-            p_progress=found[1],
-            p_distance=found[-1],
+            p_squared=added[0],
+            p_progress=added[1],
+            p_distance=added[-1],
             p_sums=sums,
             p_group_offsets=table.group_offsets,
             num_places=sums.shape[1],
@@ -253,4 +256,4 @@ def _added(layout: Cut, table: Tables, sums: Tensor) -> list[Tensor]:
             SUMMED=_SUMMED,
             **OPTIONS,
         )
-    return found
+    return added
