@@ -109,7 +109,8 @@ def function(value: Any) -> Callable[..., Any]:
     """The function behind a method, a property or a class method."""
     for attribute in ("fget", "func", "__func__"):
         value = getattr(value, attribute, None) or value
-    return inspect.unwrap(value)
+    unwrapped: Callable[..., Any] = inspect.unwrap(value)
+    return unwrapped
 
 
 def described_fields(kind: type) -> Iterator[tuple[Field[Any], str]]:
@@ -144,7 +145,7 @@ def signature(name: str, value: Any) -> str:
         if one.kind is inspect.Parameter.KEYWORD_ONLY and not star:
             parameters.append("*")
             star = True
-        prefix = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(one.kind, "")
+        prefix = "*" if one.kind is one.VAR_POSITIONAL else "**" if one.kind is one.VAR_KEYWORD else ""
         star = star or prefix == "*"
         text = prefix + one.name
         if one.annotation is not inspect.Parameter.empty:
@@ -199,7 +200,7 @@ def _entry(name: Name) -> Iterator[str]:
     if exception:
         yield f"```python\n{name.shown}({value.__bases__[0].__name__})\n```\n"
     elif not any(text for _, text in table) and not getattr(value, "_is_protocol", False):
-        called = value.__init__ if isinstance(value, type) else value
+        called = getattr(value, "__init__") if isinstance(value, type) else value  # noqa: B009
         yield f"```python\n{signature(name.shown, called).removesuffix(' -> None')}\n```\n"
     yield f"{_text(value.__doc__)}\n"
     if any(text for _, text in table):

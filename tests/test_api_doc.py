@@ -63,10 +63,7 @@ def described() -> list[tuple[str, Callable[..., Any], str]]:
             continue
         for method, about in api.methods(value):
             function = api.function(about)
-            whole = function.__doc__ or ""
-            if method in ("forward", "__call__"):
-                whole += value.__doc__ or ""
-            found.append((f"{name.shown}.{method}", function, whole))
+            found.append((f"{name.shown}.{method}", function, function.__doc__ or ""))
         for maker in ("__init__", "__post_init__"):
             written = vars(value).get(maker)
             if inspect.isfunction(written) and written.__code__.co_filename.endswith(name.source):

@@ -78,17 +78,17 @@ class LayerTable:
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """Number L of layers."""
         return len(self.names)
 
     @property
     def num_params(self) -> int:
-        """P."""
+        """Number P of parameters."""
         return sum(self.sizes)
 
     @property
     def num_groups(self) -> int:
-        """G."""
+        """Number G of groups."""
         return len(self.group_names)
 
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
