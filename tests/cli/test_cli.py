@@ -20,6 +20,7 @@ import pytest
 
 from ptmst import DistilledSet, TrajectoryStore, teachers
 from ptmst.cli import COMMANDS, main, parse
+from ptmst.cli.flags import Command
 from ptmst.cli.pipeline import DataCheck, Distill, Evaluate, Subset
 from ptmst.config import EvaluateConfig
 from tiny import contents, finish, names, python
@@ -455,7 +456,7 @@ def _flags(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, Any
 
 POSITIONAL = {"distill": "store", "subset": "store", "evaluate": "set", "export": "set", "report": "sets"}
 POSITIONAL |= {"inspect": "path", "data check": "name"}
-HELPED = {**COMMANDS, "data check": DataCheck}
+HELPED: dict[str, type[Command]] = {**COMMANDS, "data check": DataCheck}
 
 
 @pytest.mark.parametrize("name", HELPED)
