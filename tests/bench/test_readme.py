@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from PIL import Image
 from test_architecture import MAY_IMPORT, ROOF, ROOT
 
@@ -148,6 +149,16 @@ def test_what_all_published_rows_have_in_common() -> None:
         config = experiment(name).distill
         assert (config.trajectory, config.expert_epochs, config.adjoint) == ("shortcut", 1, 0), name
         assert config.ema > 0 and experiment(name).teach.encoder.image_tower == "timm:nfnet_l0"
+
+
+def test_the_citations_agree() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    paper = cited["preferred-citation"]
+    assert cited["cff-version"] == "1.2.0" and str(cited["version"]) == ptmst.__version__
+    authors = " and ".join(f"{one['family-names']}, {one['given-names']}" for one in paper["authors"])
+    for shown in (paper["title"], authors, str(paper["year"]), paper["collection-title"]):
+        assert f"{{{shown}}}" in README
+    assert paper["url"] in README
 
 
 def test_the_strip_is_small() -> None:
