@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ptmst import kernels
 from ptmst.config import Channels, DataConfig, EncoderConfig
 from ptmst.data import MEAN, STD
 from ptmst.errors import InputError
@@ -162,20 +159,6 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path 
     module.load_state_dict({k: weights[k] for k in known})
 
 
-@contextmanager
-def own_kernels_hidden() -> Iterator[None]:
-    """Keep our folder `kernels`, on sys.path in an editable install, from transformers' look for a package so named."""
-    found = importlib.util.find_spec("kernels") if "kernels" not in sys.modules else None
-    if found is None or found.origin != kernels.__file__:
-        yield
-        return
-    sys.modules["kernels"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["kernels"]
-
-
 def _timm_tower(name: str) -> nn.Module:
     import timm
 
@@ -210,7 +193,7 @@ class OpenClipImages(nn.Module):
 
         refuse_unknown_open_clip("image", name)
         _plain_timm_attention()  # of towers that open_clip takes from timm
-        with own_kernels_hidden(), _no_warnings():
+        with _no_warnings():
             self.visual: nn.Module = open_clip.create_model(name, load_weights=False, pretrained_text=False).visual
 
     def forward(self, images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ptmst.config import EncoderConfig
 from ptmst.errors import InputError
-from ptmst.students.image_towers import own_kernels_hidden, refuse_unknown_open_clip
+from ptmst.students.image_towers import refuse_unknown_open_clip
 from ptmst.support import devices, files, folders, progress
 from ptmst.support.seeds import seeded
 
@@ -121,7 +121,7 @@ class HuggingFaceText(_TextModel):
             raise InputError("text_tower hf: expected transformers, found none; pip install 'ptmst[hf]'") from error
         try:
             # Layers that the weights lack, such as a pooler, are drawn: alike each time, for the fingerprint's sake.
-            with own_kernels_hidden(), seeded(0, "text tower"):
+            with seeded(0, "text tower"):
                 self._tokenizer = AutoTokenizer.from_pretrained(name)
                 self._model = AutoModel.from_pretrained(name).eval()
         except (OSError, ValueError, SafetensorError) as error:
@@ -183,7 +183,7 @@ class OpenClipText(_TextModel):
         if weights is not None and not weights.is_file():
             raise InputError(f"text_weights: expected a file, found none at {weights}; check the path")
         try:
-            with own_kernels_hidden(), seeded(0, "text tower"):
+            with seeded(0, "text tower"):
                 self._model = open_clip.create_model(name, pretrained=str(weights) if weights else None).eval()
         except Exception as error:  # torch.load and open_clip raise many kinds for a file of other weights, or of none
             reason = str(error).splitlines()[0]
