@@ -62,7 +62,7 @@ def with_weights(path: Path) -> EncoderConfig:
     [
         ("timm:nfnet_10", "image_tower timm:nfnet_10: timm knows no such model; did you mean .*nfnet_l0"),
         ("timm:qqqqqqqq", "image_tower timm:qqqqqqqq: timm knows no such model; check the name"),
-        ("resnet", "image_tower: expected convnet, timm:NAME or open_clip:NAME, found resnet; mend the name"),
+        ("resnet", "image_tower: expected convnet, timm:NAME or open_clip:NAME, found resnet; check the name"),
         ("nf_resnet50", "found nf_resnet50; did you mean timm:nf_resnet50"),
         ("ViT-B-32", "found ViT-B-32; did you mean open_clip:ViT-B-32"),
         ("timmy:nfnet_l0", "image_tower: expected convnet, timm:NAME or open_clip:NAME, found timmy:nfnet_l0"),
