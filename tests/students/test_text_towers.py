@@ -422,7 +422,7 @@ def test_hf_fingerprint_names_the_weights(bert: Path, tmp_path: Path) -> None:
 
 
 def test_hf_text_in_a_process_of_its_own(bert: Path) -> None:
-    """Where nothing has hidden our folder `kernels` from transformers."""
+    """Beside our folder `kernels`, which transformers must not take for the package of that name."""
     code = (
         "from ptmst.config import EncoderConfig; from ptmst.students.text_towers import text_tower; "
         f"print(text_tower(EncoderConfig(text_tower='hf:{bert}')).fingerprint)"
