@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ptmst.students.image_towers import own_kernels_hidden
 from ptmst.students.layers import LayerTable
 from ptmst.students.losses import StudentLoss
 from ptmst.synthetic.pairs import SyntheticPairs
@@ -75,8 +74,7 @@ class Waste:
         torch.save([list(points)], buffer)
 
     def __call__(self, device: torch.device) -> None:
-        with own_kernels_hidden():
-            from transformers import BertConfig, BertModel
+        from transformers import BertConfig, BertModel
 
         for encoder in (self._build_tower(), BertModel(BertConfig())):
             encoder.to(device)
