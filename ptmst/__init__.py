@@ -1,4 +1,4 @@
-"""ptmst: distil a large image-text data set into a few hundred synthetic pairs (PTM-ST, arXiv 2603.25388).
+"""ptmst: distill a large image-text data set into a few hundred synthetic pairs (PTM-ST, arXiv 2603.25388).
 
 Public names are imported when they are first used, so that a command line is parsed without loading torch.
 """

@@ -240,14 +240,14 @@ def test_flat_sgd_against_float64(device: torch.device, sizes: tuple[int, ...]) 
     assert_descended(device, sizes, 0)
 
 
-def optimised(
+def optimized(
     dtype: torch.dtype, start: Tensor, gradients: Tensor, momentum: float, decay: float
 ) -> tuple[Tensor, Tensor]:
     leaf, ema = start.to(dtype).clone().requires_grad_(), start.to(dtype).clone()
-    optimiser = torch.optim.SGD([leaf], lr=0.3, momentum=momentum)
+    optimizer = torch.optim.SGD([leaf], lr=0.3, momentum=momentum)
     for gradient in gradients:
         leaf.grad = gradient.to(dtype)
-        optimiser.step()
+        optimizer.step()
         ema = decay * ema + (1 - decay) * leaf.detach()
     return leaf.detach(), ema
 
@@ -263,8 +263,8 @@ def test_sgd_ema_against_torchs_own(
     for gradient in gradients.clone().to(device):
         assert kernels.sgd_ema_(leaf, gradient, buffer, ema, 0.3, momentum, decay) is leaf
         assert torch.equal(ema, leaf) or decay > 0
-    exact = optimised(torch.float64, start, gradients, momentum, decay)
-    plain = optimised(torch.float32, start, gradients, momentum, decay)
+    exact = optimized(torch.float64, start, gradients, momentum, decay)
+    plain = optimized(torch.float32, start, gradients, momentum, decay)
     assert_near((leaf, ema), exact, plain)
 
 

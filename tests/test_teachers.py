@@ -116,7 +116,7 @@ def plain_images(pairs: Pairs) -> Tensor:
 
 
 def plain_training(modules: list[nn.Module], config: TeachConfig, number: int) -> Iterator[tuple[Tensor, float]]:
-    """Parameters and mean loss after each epoch: modules, an optimiser and cross entropy."""
+    """Parameters and mean loss after each epoch: modules, an optimizer and cross entropy."""
     pairs, texts = train_pairs(config)
     images, (image, text) = plain_images(pairs), modules
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""A world small enough to teach and distil in a second, and outer steps small enough for a float64 oracle."""
+"""A world small enough to teach and distill in a second, and outer steps small enough for a float64 oracle."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from ptmst.data.batches import image_batches
 from ptmst.data.captions import clean_caption
 from ptmst.data.digits import write_digits
-from ptmst.data.normalise import MEAN, STD, denormalise, normalise, renormalise
+from ptmst.data.normalize import MEAN, STD, denormalize, normalize, renormalize
 from ptmst.data.pairs import Pairs, load_pairs, load_split
 from ptmst.data.render import write_rendered
 from ptmst.data.scenes import write_scenes
@@ -13,12 +13,12 @@ __all__ = [
     "STD",
     "Pairs",
     "clean_caption",
-    "denormalise",
+    "denormalize",
     "image_batches",
     "load_pairs",
     "load_split",
-    "normalise",
-    "renormalise",
+    "normalize",
+    "renormalize",
     "write_digits",
     "write_rendered",
     "write_scenes",

@@ -16,7 +16,7 @@ Fault = Callable[[str], None]
 """Callback for a broken entry, which is skipped: it takes what is wrong, in one line."""
 
 
-class Place(NamedTuple):
+class ImageBytes(NamedTuple):
     """Bytes of an image: a file of its own, or a stretch of a tar file."""
 
     file: Path
@@ -35,7 +35,7 @@ class Item(NamedTuple):
 
     name: str
     captions: list[str]
-    place: Place
+    place: ImageBytes
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Annotations:
     """What to do about missing images, to end one with."""
     image_names: tuple[str, ...]
     """Images as paths relative to the root, [I]; one in a tar file is TAR/MEMBER."""
-    places: tuple[Place, ...]
+    places: tuple[ImageBytes, ...]
     """Where the bytes of each image are, [I]."""
     captions: tuple[str, ...]
     """Captions as written, [T]."""
@@ -95,7 +95,7 @@ def gather(
 ) -> Annotations:
     """Annotations of the entries: `item` returns None to skip one, and raises InputError if it is broken."""
     index: dict[str, int] = {}
-    places: list[Place] = []
+    places: list[ImageBytes] = []
     captions: list[str] = []
     image_of_text: list[int] = []
     for entry in entries:

@@ -17,15 +17,15 @@ IMAGES_AT_ONCE = 256
 
 
 def image_batches(pairs: Pairs, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Normalised images, float32 [B, 3, H, W] on `device`, of each of several image indices int64 [B], in their order.
+    """Normalized images, float32 [B, 3, H, W] on `device`, of each of several image indices int64 [B], in their order.
 
-    They are `pairs.images` to the bit, but cross to the device as uint8 and are normalised there. As long as images
+    They are `pairs.images` to the bit, but cross to the device as uint8 and are normalized there. As long as images
     have to be decoded, a thread does so for the next batch while the one before it is used.
 
     Raises InputError in place of the batch with a file that is not a whole, readable image, and names the file.
     """
     for pixels in map(pairs.pixels, indices) if pairs.in_memory else _ahead(pairs.pixels, indices):
-        yield pairs.normalised(devices.sent(pixels, device))
+        yield pairs.normalized(devices.sent(pixels, device))
 
 
 def _ahead(read: Callable[[Tensor], Tensor], indices: Iterable[Tensor]) -> Iterator[Tensor]:

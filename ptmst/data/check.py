@@ -19,8 +19,8 @@ from ptmst.support.progress import bar
 
 NAMED = 10
 """Images or entries of a kind that are named; the others are counted."""
-_GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
-_COLUMNS = ("split", "images", "captions", "per image", "missing", "unreadable", "grey", "CMYK", "turned", "sizes")
+_GRAY = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
+_COLUMNS = ("split", "images", "captions", "per image", "missing", "unreadable", "gray", "CMYK", "rotated", "sizes")
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class SplitReport:
     """Images without a file."""
     unreadable: int
     """Images whose bytes are not a whole image, or too large a one."""
-    grey: int
+    gray: int
     cmyk: int
-    turned: int
+    rotated: int
     """Images stored in another orientation than they are seen in; they are read upright."""
     smallest: tuple[int, int] | None
     largest: tuple[int, int] | None
@@ -68,7 +68,7 @@ class _Look:
 
     digest: str
     mode: str
-    turned: bool
+    rotated: bool
     size: tuple[int, int]
 
 
@@ -132,7 +132,7 @@ def _look(found: Annotations, root: Path, absent: set[int], label: str) -> dict[
             picture = decode(place, root / found.image_names[index])
         except InputError as error:
             return str(error)
-        return _Look(files.sha256(place.read()), picture.mode, picture.turned, picture.upright.size)
+        return _Look(files.sha256(place.read()), picture.mode, picture.rotated, picture.upright.size)
 
     there = [i for i in range(len(found.places)) if i not in absent]
     looks: dict[int, _Look | str] = {}
@@ -156,9 +156,9 @@ def _report(
         empty=empty,
         missing=missing,
         unreadable=unreadable,
-        grey=sum(look.mode in _GREY for look in looks),
+        gray=sum(look.mode in _GRAY for look in looks),
         cmyk=sum(look.mode == "CMYK" for look in looks),
-        turned=sum(look.turned for look in looks),
+        rotated=sum(look.rotated for look in looks),
         smallest=sizes[0] if sizes else None,
         largest=sizes[-1] if sizes else None,
     )
@@ -215,7 +215,7 @@ def _count(things: Sequence[object], noun: str) -> str:
 
 def _row(split: SplitReport) -> tuple[str, ...]:
     fewest, mean, most = split.per_image
-    counts = (split.missing, split.unreadable, split.grey, split.cmyk, split.turned)
+    counts = (split.missing, split.unreadable, split.gray, split.cmyk, split.rotated)
     sizes = [f"{size[0]}×{size[1]}" for size in (split.smallest, split.largest) if size]
     return (
         split.split,

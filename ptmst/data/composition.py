@@ -1,4 +1,4 @@
-"""Symbolic scenes of a few coloured things on a grid, and captions that tell part of what is to be seen.
+"""Symbolic scenes of a few colored things on a grid, and captions that tell part of what is to be seen.
 
 A caption names some things, some of their attributes, one relation or one place: several images fit most captions
 a little and one fits best, which keeps retrieval on these small sets from saturating.
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 GRID = 3
 """Rows and columns of the grid, one thing at most in each cell."""
-COLOURS = {
+COLORS = {
     "red": (220, 40, 40),
     "orange": (245, 140, 25),
     "yellow": (245, 225, 50),
@@ -57,17 +57,17 @@ NUMBERS = ("no", "one", "two", "three")
 
 
 @dataclass(frozen=True, order=True)
-class Thing:
+class Shape:
     """One object of a scene."""
 
     kind: str
-    colour: str
+    color: str
     size: str
     cell: tuple[int, int]
     """Row and column, from the top left."""
 
 
-Scene = frozenset[Thing]
+Scene = frozenset[Shape]
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 def _draw_scene(vocabulary: Vocabulary, rng: np.random.Generator) -> Scene:
     cells = rng.permutation(GRID * GRID)[: rng.integers(2, 4)]
-    kinds, colours = tuple(vocabulary.kinds), tuple(COLOURS)
+    kinds, colors = tuple(vocabulary.kinds), tuple(COLORS)
     return frozenset(
-        Thing(pick(rng, kinds), pick(rng, colours), pick(rng, ("small", "large")), (cell // GRID, cell % GRID))
+        Shape(pick(rng, kinds), pick(rng, colors), pick(rng, ("small", "large")), (cell // GRID, cell % GRID))
         for cell in cells.tolist()
     )
 
@@ -123,7 +123,7 @@ def _draw_scene(vocabulary: Vocabulary, rng: np.random.Generator) -> Scene:
 class _Speaker:
     """Words for one scene: each method is a kind of caption, and draws its wording again."""
 
-    def __init__(self, things: Sequence[Thing], vocabulary: Vocabulary, rng: np.random.Generator):
+    def __init__(self, things: Sequence[Shape], vocabulary: Vocabulary, rng: np.random.Generator):
         self.things, self.vocabulary, self.rng = things, vocabulary, rng
 
     def everything(self) -> str:
@@ -140,17 +140,17 @@ class _Speaker:
         return f"{self._noun(thing)} {place}" if self._chance(0.5) else f"{place} is {self._noun(thing)}"
 
     def gist(self) -> str:
-        return self._kinds() if self._chance(0.5) else self._colours()
+        return self._kinds() if self._chance(0.5) else self._colors()
 
     def _kinds(self) -> str:
         names = self._listing([_with_article(self._pick(self.vocabulary.kinds[t.kind])) for t in self._shuffled()])
         return f"{NUMBERS[len(self.things)]} {self.vocabulary.generic}s: {names}" if self._chance(0.5) else names
 
-    def _colours(self) -> str:
+    def _colors(self) -> str:
         one, other, *_ = self._shuffled()
-        return self._relation(one, other, lambda thing: f"something {self._word(thing.colour)}")
+        return self._relation(one, other, lambda thing: f"something {self._word(thing.color)}")
 
-    def _relation(self, one: Thing, other: Thing, name: Callable[[Thing], str]) -> str:
+    def _relation(self, one: Shape, other: Shape, name: Callable[[Shape], str]) -> str:
         (row, column), (other_row, other_column) = one.cell, other.cell
         true = []
         if column != other_column:
@@ -159,11 +159,11 @@ class _Speaker:
             true.append("above" if row < other_row else "below")
         return f"{name(one)} {self._pick(RELATIONS[self._pick(true)])} {name(other)}"
 
-    def _noun(self, thing: Thing) -> str:
+    def _noun(self, thing: Shape) -> str:
         named = self._chance(0.95)
         words = [self._word(thing.size)] if self._chance(0.4) else []
         if not named or self._chance(0.9):
-            words.append(self._word(thing.colour))
+            words.append(self._word(thing.color))
         words.append(self._pick(self.vocabulary.kinds[thing.kind]) if named else self.vocabulary.generic)
         return _with_article(" ".join(words))
 
@@ -173,7 +173,7 @@ class _Speaker:
     def _word(self, attribute: str) -> str:
         return self._pick(SYNONYMS.get(attribute, (attribute,)))
 
-    def _shuffled(self) -> list[Thing]:
+    def _shuffled(self) -> list[Shape]:
         return [self.things[i] for i in self.rng.permutation(len(self.things))]
 
     def _chance(self, probability: float) -> bool:

@@ -1,4 +1,4 @@
-"""Scenes of handwritten digits: two or three of scikit-learn's 1,797 scans (8×8), in coloured ink."""
+"""Scenes of handwritten digits: two or three of scikit-learn's 1,797 scans (8×8), in colored ink."""
 
 from __future__ import annotations
 
@@ -80,6 +80,6 @@ def _paint(layout: Layout, split: str, rng: np.random.Generator) -> Image.Image:
     for placed in layout.placed:
         extent = round(EXTENTS[placed.thing.size] * size)
         scan = Image.fromarray(pick(rng, split_scans()[split][placed.thing.kind]))
-        x, y = (round(c * size - extent / 2) for c in placed.centre)
+        x, y = (round(c * size - extent / 2) for c in placed.center)
         canvas.paste(placed.ink, (x, y), scan.resize((extent, extent), Image.Resampling.BICUBIC))
     return canvas

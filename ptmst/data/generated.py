@@ -13,7 +13,7 @@ from ptmst import schema
 from ptmst.config import RenderConfig
 from ptmst.data.classes import FILE as CLASSES
 from ptmst.data.classes import write_classes
-from ptmst.data.composition import COLOURS, GRID, Scene, Thing, Vocabulary, compose, describe
+from ptmst.data.composition import COLORS, GRID, Scene, Shape, Vocabulary, compose, describe
 from ptmst.data.karpathy import write_annotations
 from ptmst.errors import InputError
 from ptmst.support import files, folders
@@ -33,8 +33,8 @@ Progress = Callable[[int, int], None]
 class Placed:
     """A thing as it is to be drawn."""
 
-    thing: Thing
-    centre: tuple[float, float]
+    thing: Shape
+    center: tuple[float, float]
     """x, y from the top left, image widths: a scene looks alike at any image size."""
     ink: RGB
 
@@ -147,14 +147,14 @@ def _refuse_other_settings(record: Path, name: str, settings: Mapping[str, objec
 
 
 def _lay_out(scene: Scene, image_size: int, rng: np.random.Generator) -> Layout:
-    grey = rng.integers(10, 120)
+    gray = rng.integers(10, 120)
     placed = []
     for thing in sorted(scene):
         row, column = thing.cell
         dx, dy = rng.uniform(-JITTER, JITTER, 2)
-        ink = _shade(np.array(COLOURS[thing.colour]) * rng.uniform(0.85, 1.0))
+        ink = _shade(np.array(COLORS[thing.color]) * rng.uniform(0.85, 1.0))
         placed.append(Placed(thing, ((column + 0.5) / GRID + dx, (row + 0.5) / GRID + dy), ink))
-    return Layout(image_size, _shade(grey + rng.integers(-10, 11, 3)), tuple(placed))
+    return Layout(image_size, _shade(gray + rng.integers(-10, 11, 3)), tuple(placed))
 
 
 def _shade(values: np.ndarray) -> RGB:

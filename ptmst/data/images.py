@@ -1,4 +1,4 @@
-"""Image files as upright RGB pictures, whatever their colour mode, depth and orientation."""
+"""Image files as upright RGB pictures, whatever their color mode, depth and orientation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ptmst.data.annotations import Place
+from ptmst.data.annotations import ImageBytes
 from ptmst.errors import InputError
 
 DECODERS = min(8, os.cpu_count() or 1)
@@ -24,12 +24,12 @@ class Picture:
     upright: Image.Image
     """RGB."""
     mode: str
-    """PIL's name of the colour mode it was stored in."""
-    turned: bool
+    """PIL's name of the color mode it was stored in."""
+    rotated: bool
     """Whether it was stored in another orientation, as its EXIF says."""
 
 
-def decode(place: Place, path: Path) -> Picture:
+def decode(place: ImageBytes, path: Path) -> Picture:
     """The picture whose bytes are at `place`. Raises InputError that names `path` if it is no whole, readable one.
 
     Alpha is dropped, of 16 bits the upper 8 are kept, and more than PIL's `MAX_IMAGE_PIXELS` are refused.

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ptmst.data.annotations import Annotations, Fault, Item, Place, gather, inside, kind, texts_of
+from ptmst.data.annotations import Annotations, Fault, ImageBytes, Item, gather, inside, kind, texts_of
 from ptmst.errors import InputError
 from ptmst.support import files
 
 
 @dataclass(frozen=True)
-class Whole:
+class KarpathyFile:
     """The file of all splits: {"images": [{"filename", "filepath"?, "split", "sentences": [{"raw"}]}]}."""
 
     file: str
@@ -33,7 +33,7 @@ class Karpathy:
     splits: tuple[str, ...]
     advice: str
     """How a user comes by the set; {file} and {root} are filled in."""
-    whole: Whole | None = None
+    whole: KarpathyFile | None = None
     most: int | None = None
     """Entries of val and of test that count, from the first on; none = all."""
     published: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Karpathy:
         def item(numbered: tuple[int, object]) -> Item:
             where = f"{path}: entry {numbered[0]} of {len(entries)}"
             name, captions = _read_entry(numbered[1], root, where)
-            return Item(name, captions, Place(root / name))
+            return Item(name, captions, ImageBytes(root / name))
 
         return gather(enumerate(entries, 1), item, fault, origin=str(path), remedy=remedy)
 
@@ -95,12 +95,12 @@ def _read_whole(path: Path, folder: str, root: Path, split: str, fault: Fault | 
             return None
         sentences, above = entry["sentences"], entry.get("filepath", folder)
         if not isinstance(sentences, list) or not all(isinstance(s, dict) and "raw" in s for s in sentences):
-            raise InputError(f'{where}: expected sentences to be a list of {{"raw": text}}, found others; fix them')
+            raise InputError(f'{where}: expected sentences to be a list of {{"raw": text}}, found something else; fix them')
         name = f"{above}/{entry['filename']}" if above else entry["filename"]
         name, captions = _read_entry(
             {"image": name, "caption": [sentence["raw"] for sentence in sentences]}, root, where
         )
-        return Item(name, captions, Place(root / name))
+        return Item(name, captions, ImageBytes(root / name))
 
     found = gather(enumerate(images, 1), item, fault, origin=str(path), remedy=remedy)
     if not found.image_names and fault is None:

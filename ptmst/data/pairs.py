@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from ptmst.config import Channels, DataConfig
-from ptmst.data.annotations import Place
+from ptmst.data.annotations import ImageBytes
 from ptmst.data.captions import clean_caption
 from ptmst.data.classes import Classes, read_classes
 from ptmst.data.images import DECODERS, decode
-from ptmst.data.normalise import MEAN, STD, normalise
+from ptmst.data.normalize import MEAN, STD, normalize
 from ptmst.data.sources import known, source_of
 from ptmst.errors import InputError
 from ptmst.support import devices
@@ -40,7 +40,7 @@ class Pairs:
     root: Path
     image_names: tuple[str, ...]
     """Images as paths relative to the root, [I]; one in a tar file is TAR/MEMBER."""
-    places: tuple[Place, ...]
+    places: tuple[ImageBytes, ...]
     """Where the bytes of each image are, [I]."""
     captions: tuple[str, ...]
     """Cleaned captions, [T]."""
@@ -50,7 +50,7 @@ class Pairs:
     """Height H and width W of the images, pixels."""
     mean: Channels = MEAN
     std: Channels = STD
-    """Mean and standard deviation of red, green and blue that images are normalised with."""
+    """Mean and standard deviation of red, green and blue that images are normalized with."""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -71,15 +71,15 @@ class Pairs:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def images(self, indices: Tensor) -> Tensor:
-        """Normalised images, float32 [B, 3, H, W] on the CPU, of image indices int64 [B], each in 0 … I-1.
+        """Normalized images, float32 [B, 3, H, W] on the CPU, of image indices int64 [B], each in 0 … I-1.
 
         Raises InputError naming a file that is not a whole, readable image.
         """
-        return self.normalised(self.pixels(indices))
+        return self.normalized(self.pixels(indices))
 
-    def normalised(self, pixels: Tensor) -> Tensor:
+    def normalized(self, pixels: Tensor) -> Tensor:
         """float32 images of pixels uint8 [..., 3, H, W], on the device where those are."""
-        return normalise(pixels, self.mean, self.std)
+        return normalize(pixels, self.mean, self.std)
 
     def pixels(self, indices: Tensor) -> Tensor:
         """Pixels, uint8 [B, 3, H, W] on the CPU, of image indices int64 [B], each in 0 … I-1.

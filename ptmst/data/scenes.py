@@ -1,4 +1,4 @@
-"""Rendered colour scenes: two or three plain shapes on a shaded ground, with captions that tell part of it."""
+"""Rendered color scenes: two or three plain shapes on a shaded ground, with captions that tell part of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OUTLINES = {
     "star": _star(1.1, 0.45, points=5),
     "cross": [(u * x - v * y, u * y + v * x) for x, y in _star(1.0, points=4) for u, v in _ARM],
 }
-"""Corners (x, y) of each shape about its centre, radii."""
+"""Corners (x, y) of each shape about its center, radii."""
 HOLE = 0.55
 """Radius of a ring's hole, radii."""
 SHAPES = Vocabulary(
@@ -68,7 +68,7 @@ def _paint(layout: Layout, split: str, rng: np.random.Generator) -> Image.Image:
     canvas = Image.new("RGB", (extent, extent), layout.background)
     draw = ImageDraw.Draw(canvas)
     for placed in layout.placed:
-        x, y = (c * extent for c in placed.centre)
+        x, y = (c * extent for c in placed.center)
         radius = RADII[placed.thing.size] * extent
         outline = OUTLINES[placed.thing.kind]
         draw.polygon([(x + radius * u, y + radius * v) for u, v in outline], fill=placed.ink)

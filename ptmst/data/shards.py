@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ptmst.data.annotations import SPLITS, Annotations, Fault, Item, Place, gather, inside, kind, texts_of
+from ptmst.data.annotations import SPLITS, Annotations, Fault, ImageBytes, Item, gather, inside, kind, texts_of
 from ptmst.errors import InputError
 
 _IMAGES = ("jpg", "png", "jpeg", "webp")
@@ -107,8 +107,8 @@ def _captions(shard: Path, sample: dict[str, Any], where: str) -> list[str]:
     return texts_of(value["caption"], where)
 
 
-def _place(shard: Path, member: tarfile.TarInfo) -> Place:
-    return Place(shard, member.offset_data, member.size)
+def _place(shard: Path, member: tarfile.TarInfo) -> ImageBytes:
+    return ImageBytes(shard, member.offset_data, member.size)
 
 
 def _suffixes(sample: dict[str, Any]) -> str:

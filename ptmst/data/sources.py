@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ptmst.data.annotations import SPLITS, Source
-from ptmst.data.karpathy import Karpathy, Whole
+from ptmst.data.karpathy import Karpathy, KarpathyFile
 from ptmst.data.shards import Shards
 from ptmst.data.tables import Table
 from ptmst.errors import InputError
@@ -15,7 +15,7 @@ from ptmst.schema import nearest
 def _published(
     file: str,
     where: str,
-    whole: Whole | None = None,
+    whole: KarpathyFile | None = None,
     most: int | None = None,
     counts: Mapping[str, tuple[int, int]] | None = None,
 ) -> Karpathy:
@@ -37,19 +37,19 @@ SOURCES = {
     "flickr8k": _published(
         "flickr8k_{split}.json",
         "{file} and Flickr8k's folder Flicker8k_Dataset",
-        Whole("dataset_flickr8k.json", "Flicker8k_Dataset"),
+        KarpathyFile("dataset_flickr8k.json", "Flicker8k_Dataset"),
         counts={"train": (6_000, 30_000), "val": (1_000, 5_000), "test": (1_000, 5_000)},
     ),
     "flickr30k": _published(
         "flickr30k_{split}.json",
         f"{{file}} {_SALESFORCE} and Flickr30k's folder flickr30k-images",
-        Whole("dataset_flickr30k.json", "flickr30k-images"),
+        KarpathyFile("dataset_flickr30k.json", "flickr30k-images"),
         counts={"train": (29_000, 145_000), "val": (1_014, 5_070), "test": (1_000, 5_000)},
     ),
     "coco": _published(
         "coco_karpathy_{split}.json",
         f"{{file}} {_SALESFORCE} and COCO's folders train2014 and val2014",
-        Whole("dataset_coco.json"),
+        KarpathyFile("dataset_coco.json"),
         counts={"train": (113_287, 566_747), "val": (5_000, 25_010), "test": (5_000, 25_010)},
     ),
     "cc3m": _published(

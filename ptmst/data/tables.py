@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
-from ptmst.data.annotations import SPLITS, Annotations, Fault, Item, Place, gather, inside, kind, texts_of
+from ptmst.data.annotations import SPLITS, Annotations, Fault, ImageBytes, Item, gather, inside, kind, texts_of
 from ptmst.errors import InputError
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -145,4 +145,4 @@ def _item(fields: dict[str, object], forms: tuple[tuple[str, str], ...], root: P
     if not isinstance(name, str) or not name:
         raise InputError(f"{where}: expected {keys[0]} to be a path, found {name!r}; fix it")
     name = inside(name, root, where)
-    return Item(name, texts_of(caption, where), Place(root / name))
+    return Item(name, texts_of(caption, where), ImageBytes(root / name))

@@ -36,7 +36,7 @@ from ptmst.trajectories.store import TrajectoryStore
 
 
 def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = False) -> DistilledSet:
-    """Distil every phase of `config` from the experts of `store`.
+    """Distill every phase of `config` from the experts of `store`.
 
     With `config.out` the set is saved there, with checkpoints on the way; `resume` continues a stopped run, to the same
     bits. Raises InputError for settings the store cannot serve and for a folder that is taken, and Diverged with advice
@@ -100,7 +100,7 @@ def _distill_phases(
     real: tuple[Pairs, Tensor],
     checkpoints: Checkpoints,
 ) -> DistilledSet:
-    with progress.bar("distil", config.steps * len(config.phases), checkpoints.steps_done) as bar:
+    with progress.bar("distill", config.steps * len(config.phases), checkpoints.steps_done) as bar:
         phases = []
         for number, start in enumerate(starts):
             state = _distill_phase(number, config, store, outer_step, start, checkpoints, bar)
@@ -198,7 +198,7 @@ class _Seen:
 
 def _look(state: OuterState, gradient: OuterGradient | None = None) -> _Seen:
     """All of it in one answer: each would wait for the device."""
-    lr, begun, found = state.pairs.lr, state.optimised(), {"loss": torch.zeros_like(state.pairs.lr[0])}
+    lr, begun, found = state.pairs.lr, state.optimized(), {"loss": torch.zeros_like(state.pairs.lr[0])}
     if gradient is not None:
         found = {"loss": gradient.loss, **{f"gradient of {name}": value for name, value in gradient.grads.items()}}
     flags = [*(torch.isfinite(value).all() for value in (*begun.values(), *found.values())), (lr > 0).all()]

@@ -17,7 +17,7 @@ _ADAM_BETA2, _ADAM_EPS = 0.99, 1e-8
 
 
 def outer_update(state: OuterState, gradient: OuterGradient, config: DistillConfig) -> OuterState:
-    """One step of the outer optimiser on every leaf, then of the average (docs/method.md §3, §5); in place."""
+    """One step of the outer optimizer on every leaf, then of the average (docs/method.md §3, §5); in place."""
     leaves, average = state.pairs.leaves(), state.average.leaves()
     for name, leaf in leaves.items():
         rate, grad, buffer = _rate(config.rates, name), gradient.grads[name], state.first_moment[name]
@@ -41,7 +41,7 @@ def _rate(rates: LeafRates, leaf: str) -> float:
 
 @dataclass(frozen=True)
 class OuterState:
-    """One phase between outer steps: leaves, their average, and the optimiser's moments; updated in place."""
+    """One phase between outer steps: leaves, their average, and the optimizer's moments; updated in place."""
 
     step: int
     pairs: SyntheticPairs
@@ -68,13 +68,13 @@ class OuterState:
             lr=history.clone(),
         )
 
-    def optimised(self) -> dict[str, Tensor]:
+    def optimized(self) -> dict[str, Tensor]:
         """What the next step starts from: finite, as long as nothing diverged."""
         return _named({"leaf": self.pairs.leaves(), "first": self.first_moment, "second": self.second_moment})
 
     def tensors(self) -> dict[str, Tensor]:
         history = {"loss": self.loss, "lr": self.lr}
-        return self.optimised() | _named({"average": self.average.leaves(), "history": history})
+        return self.optimized() | _named({"average": self.average.leaves(), "history": history})
 
     def restored(self, step: int, tensors: Mapping[str, Tensor]) -> OuterState:
         """The state of a checkpoint that was written from one of this form."""

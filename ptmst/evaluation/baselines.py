@@ -139,7 +139,7 @@ def _known(
 def _embeddings(
     store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int, epoch: int, where: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Normalised images and texts [N, H] of the chosen pairs, as one expert embeds them after an epoch."""
+    """Normalized images and texts [N, H] of the chosen pairs, as one expert embeds them after an epoch."""
     numbers = sorted(store.experts)
     expert = store.expert(numbers[seed % len(numbers)], (epoch,))
     theta, student = expert.raw().point(epoch).to(where), store.student((seed, "student")).to(where)

@@ -10,7 +10,7 @@ import torch
 
 from ptmst import schema
 from ptmst.config import EvaluateConfig
-from ptmst.data import renormalise
+from ptmst.data import renormalize
 from ptmst.errors import InputError
 from ptmst.evaluation.scorer import RetrievalScorer
 from ptmst.evaluation.scores import Scores
@@ -91,7 +91,7 @@ def _for_another_tower(
     other = replace(distilled, settings=recipe.to_json(), tower=start)
 
     def prepared(pairs: SyntheticPairs) -> SyntheticPairs:
-        return replace(pairs, images=renormalise(pairs.images, distilled.normalisation, other.normalisation))
+        return replace(pairs, images=renormalize(pairs.images, distilled.normalization, other.normalization))
 
     return replace(other, phases=tuple(replace(phase, pairs=prepared(phase.pairs)) for phase in other.phases))
 

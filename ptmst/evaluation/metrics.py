@@ -20,7 +20,7 @@ _SCORES_AT_ONCE = 1 << 24
 def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: Tensor) -> dict[str, float]:
     """Recall@1/5/10 in percent: IR finds a text's image, TR any text of an image; `mean` is the mean of the six.
 
-    image_embeds [N, H] and text_embeds [T, H] are compared by inner product: normalise them for cosines.
+    image_embeds [N, H] and text_embeds [T, H] are compared by inner product: normalize them for cosines.
     image_of_text int64 [T] names each text's image. A rank is the number of strictly higher scores, so ties never
     depend on an order. Memory stays bounded whatever N and T. Images without a text count as not found.
 
@@ -58,14 +58,14 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
 def zero_shot_accuracy(image_embeds: Tensor, prompt_embeds: Tensor, class_of_prompt: Tensor, labels: Tensor) -> float:
     """Share of images, in percent, whose own class is nearer than any other (Radford et al. 2021).
 
-    image_embeds [N, H] and prompt_embeds [T, H] are normalised; a class is the mean of its prompts, normalised again.
+    image_embeds [N, H] and prompt_embeds [T, H] are normalized; a class is the mean of its prompts, normalized again.
     class_of_prompt int64 [T] and labels int64 [N] name classes from 0; -1 is an image that does not count. An image
     that is as near to another class counts as wrong.
     """
     # A product, since a scattered sum has an order of its own every time on CUDA.
-    centres = F.normalize(F.one_hot(class_of_prompt).T.to(prompt_embeds) @ prompt_embeds, dim=1)
+    centers = F.normalize(F.one_hot(class_of_prompt).T.to(prompt_embeds) @ prompt_embeds, dim=1)
     counted = labels >= 0
-    scores, own = image_embeds[counted] @ centres.T, labels[counted, None]
+    scores, own = image_embeds[counted] @ centers.T, labels[counted, None]
     others = scores.scatter(1, own, float("-inf")).amax(1)
     right = scores.gather(1, own)[:, 0] > others
     return 100.0 * int(right.sum()) / len(right)

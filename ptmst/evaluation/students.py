@@ -99,7 +99,7 @@ def _per_phase_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterato
 
 
 def _reference_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterator[tuple[int, Tensor, bool]]:
-    """As published: one optimiser and one schedule over all phases, at the last phase's un-averaged η."""
+    """As published: one optimizer and one schedule over all phases, at the last phase's un-averaged η."""
     lr = distilled.phases[-1].last_lr
     for number in range(len(distilled)):
         for epoch in range(config.epochs + 1):

@@ -16,7 +16,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ptmst.data import MEAN, STD, renormalise
+from ptmst.data import MEAN, STD, renormalize
 from ptmst.errors import InputError
 from ptmst.support import files
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
@@ -32,7 +32,7 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
     """Write a distilled set into the new or empty folder `out`; returns the files. The same set gives the same bytes.
 
     - `ptm-st`: `distilled_PHASE_STEPS.pt` for every phase, counted from 0: the published dictionary with `image`
-      [N, 3, H, W] (normalised with CLIP's mean and deviation), `text` [N, D], `similarity_params` ([S] or [a, L, R]),
+      [N, 3, H, W] (normalized with CLIP's mean and deviation), `text` [N, D], `similarity_params` ([S] or [a, L, R]),
       `similarity_mat` [N, N] and `syn_lr_img`, `syn_lr_txt`, the η without averaging that the published evaluation
       uses (docs/method.md §5).
     - `lors`: the same of a set with one phase, as `distilled_STEPS.pt`.
@@ -109,8 +109,8 @@ def _published(distilled: DistilledSet, phase: DistilledPhase) -> bytes:
     similarity = phase.pairs.similarity
     image, text = phase.last_lr
     content = {
-        # Published code normalises real images with CLIP's mean and deviation, whatever the tower.
-        "image": _own(renormalise(phase.pairs.images, distilled.normalisation, (MEAN, STD))),
+        # Published code normalizes real images with CLIP's mean and deviation, whatever the tower.
+        "image": _own(renormalize(phase.pairs.images, distilled.normalization, (MEAN, STD))),
         "text": _own(phase.pairs.texts),
         "similarity_params": [_own(leaf) for leaf in similarity.leaves().values()],
         "similarity_mat": _own(similarity.dense()),

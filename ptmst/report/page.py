@@ -89,7 +89,7 @@ def _curves(distilled: DistilledSet) -> str | None:
     for number, history in enumerate(phases, start=1):
         for group, name in enumerate(groups):
             label = f"phase {number}, {name}" if len(phases) > 1 else name
-            style = {"color": _COLOURS[(number - 1) % len(_COLOURS)], "linestyle": ("-", "--", ":")[group % 3]}
+            style = {"color": _COLORS[(number - 1) % len(_COLORS)], "linestyle": ("-", "--", ":")[group % 3]}
             axes[0].plot(list(_smoothed(history["loss"][:, group])), label=label, linewidth=1.2, **style)
             axes[1].plot(history["lr"][:, group].tolist(), label=label, linewidth=1.2, **style)
     axes[0].set(xlabel="outer step", ylabel="matching loss (running mean)")
@@ -98,7 +98,7 @@ def _curves(distilled: DistilledSet) -> str | None:
     return _svg(figure)
 
 
-_COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa3377", "#ccbb44")
+_COLORS = ("#4477aa", "#cc6677", "#228833", "#aa3377", "#ccbb44")
 
 
 def _smoothed(values: Tensor) -> Iterator[float]:

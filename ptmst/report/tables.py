@@ -107,7 +107,7 @@ def read_row(path: Path) -> Row:
         scores = read_scores(path)
         return Row(path.stem, scores, int(scores.provenance["pairs"]))
     if not (path / SCORES).exists() and ((path / INDEX).exists() or (path / STORE_INDEX).exists()):
-        raise InputError(f"{path}: expected {SCORES}, found none; run `ptmst evaluate --set {path}` first")
+        raise InputError(f"{path}: expected {SCORES}, found none; run `ptmst evaluate {path}` first")
     if (path / STORE_INDEX).exists():
         scores = read_scores(path / SCORES)
         return Row(f"all real pairs ({name})", scores, int(scores.provenance["pairs"]))

@@ -50,7 +50,7 @@ class ConvNet(nn.Module):
 def image_tower(
     config: EncoderConfig, image_size: int, weights: Mapping[str, Tensor] | None = None
 ) -> tuple[nn.Module, int]:
-    """The image tower with its start weights, and its feature width. Randomly initialised towers always start alike.
+    """The image tower with its start weights, and its feature width. Randomly initialized towers always start alike.
 
     `weights` (a warmed-up tower's, say) go before `config.image_weights`. Raises InputError for a name timm does not
     know, for weights that do not fit and for images of a size the tower does not take.
@@ -185,7 +185,7 @@ def refuse_unknown_open_clip(kind: str, name: str) -> None:
 
 
 class OpenClipImages(nn.Module):
-    """The image tower of an open_clip model, randomly initialised, with its projection: [B, 3, H, W] → [B, H]."""
+    """The image tower of an open_clip model, randomly initialized, with its projection: [B, 3, H, W] → [B, H]."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

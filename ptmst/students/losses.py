@@ -68,7 +68,7 @@ class SoftContrastiveLoss(nn.Module):
 
     `forward(image_embeds [N, H], text_embeds [N, H], similarity=None) -> scalar`, similarity dense [N, N], a
     `LowRankSimilarity` that is never formed, or none: then the pairs are matched one to one (S = identity).
-    Embeddings are float32 or bfloat16 and need not be normalised. `temperature` and `bias` may be set at each
+    Embeddings are float32 or bfloat16 and need not be normalized. `temperature` and `bias` may be set at each
     call (`forward(…, temperature=…, bias=…)`), as parameters that are learned are. Differentiable once; inside a
     torch.func transform use `ptmst.kernels.reference.soft_contrastive`, which is plain torch.
 

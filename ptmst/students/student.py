@@ -91,11 +91,11 @@ class Student:
         return self._call(0, of_images, self.features(images)), self._call(1, of_texts, texts)
 
     def embed_images(self, theta: Tensor, images: Tensor) -> Tensor:
-        """[B, 3, H, W] → [B, H], not normalised."""
+        """[B, 3, H, W] → [B, H], not normalized."""
         return self._call(0, theta.split(self.layers.group_sizes)[0], self.features(images))
 
     def embed_texts(self, theta: Tensor, texts: Tensor) -> Tensor:
-        """Text-tower embeddings [B, D] → [B, H], not normalised."""
+        """Text-tower embeddings [B, D] → [B, H], not normalized."""
         return self._call(1, theta.split(self.layers.group_sizes)[1], texts)
 
     def to(self, device: torch.device | str) -> Student:

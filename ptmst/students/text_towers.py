@@ -174,7 +174,7 @@ class HuggingFaceText(_TextModel):
 
 
 class OpenClipText(_TextModel):
-    """The text tower of an open_clip model, with local weights or randomly initialised."""
+    """The text tower of an open_clip model, with local weights or randomly initialized."""
 
     def __init__(self, name: str, weights: Path | None) -> None:
         import open_clip

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ptmst.config import Channels
-from ptmst.data import MEAN, STD, denormalise
+from ptmst.data import MEAN, STD, denormalize
 from ptmst.errors import InputError
 from ptmst.recipe import TOWER, Recipe
 from ptmst.students.student import Student
@@ -64,10 +64,10 @@ class DistilledSet(Sequence[SyntheticPairs]):
 
     def pixels(self, phase: int) -> Tensor:
         """The images of a phase as uint8 [N, 3, H, W]."""
-        return denormalise(self.phases[phase].pairs.images, *self.normalisation)
+        return denormalize(self.phases[phase].pairs.images, *self.normalization)
 
     @property
-    def normalisation(self) -> tuple[Channels, Channels]:
+    def normalization(self) -> tuple[Channels, Channels]:
         """Mean and standard deviation of red, green and blue that its images are normalized with."""
         data = self.recipe.data if self.settings else None
         return (MEAN, STD) if data is None else (data.mean or MEAN, data.std or STD)

@@ -33,7 +33,7 @@ class SyntheticPairs:
         return len(self.images)
 
     def leaves(self) -> dict[str, Tensor]:
-        """Every optimised tensor by name: images, texts, lr, and similarity, or diag, left and right."""
+        """Every optimized tensor by name: images, texts, lr, and similarity, or diag, left and right."""
         return {"images": self.images, "texts": self.texts, "lr": self.lr, **self.similarity.leaves()}
 
     def replace(self, leaves: Mapping[str, Tensor]) -> SyntheticPairs:

@@ -161,13 +161,13 @@ def test_averages_over_batches_against_brute_force() -> None:
     g = torch.randn(4, 3, generator=draw, dtype=torch.float64)
     expected = torch.randn(3, generator=draw, dtype=torch.float64)
     found = why._averaged(g, expected)
-    centre = [sum(float(row[k]) for row in g) / 4 for k in range(3)]
-    noise = sum(sum((float(row[k]) - centre[k]) ** 2 for row in g) / 3 for k in range(3))
+    center = [sum(float(row[k]) for row in g) / 4 for k in range(3)]
+    noise = sum(sum((float(row[k]) - center[k]) ** 2 for row in g) / 3 for k in range(3))
     assert found["noise"] == pytest.approx(noise)
-    assert found["signal"] == pytest.approx(sum(c * c for c in centre) - noise / 4)
-    dot = sum(c * float(e) for c, e in zip(centre, expected, strict=True))
+    assert found["signal"] == pytest.approx(sum(c * c for c in center) - noise / 4)
+    dot = sum(c * float(e) for c, e in zip(center, expected, strict=True))
     assert found["cosine of averages"] == pytest.approx(
-        dot / sum(c * c for c in centre) ** 0.5 / float(expected.norm())
+        dot / sum(c * c for c in center) ** 0.5 / float(expected.norm())
     )
     cosines = [float(a @ b / a.norm() / b.norm()) for a, b in combinations(g, 2)]
     assert found["cosine between batches"] == pytest.approx(sum(cosines) / 6)

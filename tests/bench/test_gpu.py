@@ -82,7 +82,7 @@ def test_a_part_goes_on_with_what_is_missing_or_failed(tmp_path: Path) -> None:
     assert failed == {
         "wrong": "not so",
         "broken": "ZeroDivisionError: by zero",
-        "infinite": "expected finite numbers, found others",
+        "infinite": "expected finite numbers, found inf or nan",
     }
     assert not folder(tmp_path, "2").complete("part")
     for name in names[1:]:
@@ -109,7 +109,7 @@ def test_a_process_whose_device_is_spoilt_ends(tmp_path: Path) -> None:
 
 
 def test_two_calls_do_not_write_one_folder(tmp_path: Path) -> None:
-    with folder(tmp_path).claimed(), pytest.raises(InputError, match="another process is measuring into it"):
+    with folder(tmp_path).claimed(), pytest.raises(InputError, match="another process is writing into it"):
         folder(tmp_path).claimed().__enter__()
 
 
@@ -183,7 +183,7 @@ def test_it_ends_in_time_with_what_was_found(tmp_path: Path) -> None:
     runner = run(tmp_path, fake("slow"), fake("late"), fake("never", first=100), seconds=7)
     assert time.monotonic() - began < 12
     assert not runner.failed() and ("slow", "number of slow") in folder(tmp_path).latest()
-    assert "not ended for lack of time, the same command goes on: never, late, slow" in "\n".join(runner.summary())
+    assert "not complete for lack of time, the same command continues: never, late, slow" in "\n".join(runner.summary())
     assert "never" not in {row["part"] for row in folder(tmp_path).rows()}
     assert not _with(str(tmp_path))
 
@@ -400,8 +400,8 @@ def test_all_of_it_runs_dry(tmp_path: Path) -> None:
     expected = (
         "cosine with eager float32: expected",
         "relative distance from the CPU's gradient: expected",
-        "expected the answer in float64, found another",
-        "expected the profiler to see kernels, it saw none",
+        "expected the answer in float64, found a different one",
+        "expected the profiler to see kernels, found none",
         "expected it to run to its end, found exit code 2: ptmst: ",
         "call: assert",
         "call: AssertionError: ",

@@ -15,6 +15,7 @@ from bench import result, tables
 from bench.command import collect
 from bench.tables import Table, source
 from ptmst.errors import InputError
+from ptmst.support import files
 
 ROOT = result.ROOT
 FILES = sorted(result.RESULTS.rglob("*.json"))
@@ -32,6 +33,9 @@ def test_every_committed_file_has_the_schema(file: Path) -> None:
     assert found["command"].startswith(("python -m bench.", "pytest ", "ptmst "))
     assert found["machine"] and found["versions"] and found["rows"]
     assert all(isinstance(row, dict) for row in found["rows"])
+    # Numbers are not edited by hand.
+    written = found.pop("sha256", None)
+    assert written is None or written == files._json_hash(found)
 
 
 def test_the_page_of_the_benchmarks_names_every_file_and_command() -> None:

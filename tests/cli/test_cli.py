@@ -159,7 +159,7 @@ def test_settings_come_from_a_file_and_flags_override_them(here: Path, capsys: p
     [
         ("[distill]\nstep = 3\n", r"unknown setting step; did you mean steps"),
         ("[distill]\nrates = { image = 3.0 }\n", r"unknown setting image; did you mean images"),
-        ("[distil]\nsteps = 3\n", r"unknown setting distil; did you mean distill"),
+        ("[distill]\nsteps = 3\n", r"unknown setting distill; did you mean distill"),
         ("[distill]\nsteps = 1.5\n", r"expected int, found 1\.5.*steps"),
         ('[distill]\noptimizer = "lion"\n', "lion"),
         ("[distill\n", "expected TOML, found a mistake .*fix that line"),
@@ -183,7 +183,7 @@ def test_a_file_that_is_missing_is_named(here: Path, capsys: pytest.CaptureFixtu
 
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mistake(capsys, "distil") == "ptmst: distil: no such command; did you mean distill?\n"
+    assert mistake(capsys, "distill") == "ptmst: distill: no such command; did you mean distill?\n"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 import ptmst.data.batches as batches_module
-from ptmst.data import Pairs, image_batches, normalise
-from ptmst.data.annotations import Place
+from ptmst.data import Pairs, image_batches, normalize
+from ptmst.data.annotations import ImageBytes
 from ptmst.errors import InputError
 from ptmst.support import devices
 
@@ -37,7 +37,7 @@ def pairs(tmp_path: Path) -> Pairs:
 
 def of(root: Path) -> Pairs:
     names = tuple(f"{i}.png" for i in range(IMAGES))
-    places = tuple(Place(root / name) for name in names)
+    places = tuple(ImageBytes(root / name) for name in names)
     return Pairs("made", "train", root, names, places, ("a thing",) * IMAGES, torch.arange(IMAGES), SIZE)
 
 
@@ -168,11 +168,11 @@ def test_bytes_go_to_the_device(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -
     """Not the four times as many of float32; here the device is one that has shapes only."""
     seen: list[Tensor] = []
 
-    def normalised(_: Pairs, pixels: Tensor) -> Tensor:
+    def normalized(_: Pairs, pixels: Tensor) -> Tensor:
         seen.append(pixels)
-        return normalise(pixels)
+        return normalize(pixels)
 
-    monkeypatch.setattr(Pairs, "normalised", normalised)
+    monkeypatch.setattr(Pairs, "normalized", normalized)
     for images, index in zip(image_batches(pairs, INDICES, torch.device("meta")), INDICES, strict=True):
         assert seen[-1].dtype == torch.uint8 and seen[-1].device.type == images.device.type == "meta"
         assert images.shape == (len(index), 3, SIZE, SIZE) and images.dtype == torch.float32

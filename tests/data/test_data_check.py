@@ -61,7 +61,7 @@ def sound(tmp_path: Path) -> Path:
 def test_a_sound_set_is_counted(sound: Path) -> None:
     report = check("flickr8k", str(sound))
     assert (report.name, report.root, report.problems) == ("flickr8k", sound, ())
-    nothing = {"empty": 0, "missing": 0, "unreadable": 0, "grey": 0, "cmyk": 0, "turned": 0}
+    nothing = {"empty": 0, "missing": 0, "unreadable": 0, "gray": 0, "cmyk": 0, "rotated": 0}
     assert report.splits == (
         SplitReport("train", 2, 3, (1, 1.5, 2), smallest=(20, 10), largest=(20, 11), **nothing),
         SplitReport("test", 1, 2, (2, 2.0, 2), smallest=(20, 12), largest=(20, 12), **nothing),
@@ -117,14 +117,14 @@ def test_an_image_is_one_however_its_path_is_written(sound: Path) -> None:
 def test_how_images_are_stored_is_counted(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    save(tmp_path, "grey.jpg", 9, 9)
+    save(tmp_path, "gray.jpg", 9, 9)
     Image.fromarray(noise(9, 9).astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(noise(8, 8, 4), mode="CMYK").save(tmp_path / "cmyk.jpg")
-    save(tmp_path, "turned.jpg", 5, 30, 3, exif=exif)
-    lay(tmp_path, "train", *((name, "x") for name in ("grey.jpg", "deep.png", "cmyk.jpg", "turned.jpg")))
+    save(tmp_path, "rotated.jpg", 5, 30, 3, exif=exif)
+    lay(tmp_path, "train", *((name, "x") for name in ("gray.jpg", "deep.png", "cmyk.jpg", "rotated.jpg")))
     report = check("flickr8k", tmp_path)
     (train,) = report.splits
-    assert (train.grey, train.cmyk, train.turned, report.problems) == (2, 1, 1, ())
+    assert (train.gray, train.cmyk, train.rotated, report.problems) == (2, 1, 1, ())
     assert (train.smallest, train.largest) == ((8, 8), (5, 30))  # upright
 
 

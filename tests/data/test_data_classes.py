@@ -10,7 +10,7 @@ import pytest
 
 from ptmst.data import load_pairs, write_digits, write_scenes
 from ptmst.data.classes import FILE, read_classes, write_classes
-from ptmst.data.composition import Thing
+from ptmst.data.composition import Shape
 from ptmst.data.digits import FIRST
 from ptmst.errors import InputError
 
@@ -48,8 +48,8 @@ def test_prompts_are_true_of_a_first_digit(tmp_path: Path) -> None:
 
 
 def test_the_first_digit_is_found_as_one_reads() -> None:
-    def digit(kind: str, row: int, column: int) -> Thing:
-        return Thing(kind, "red", "large", (row, column))
+    def digit(kind: str, row: int, column: int) -> Shape:
+        return Shape(kind, "red", "large", (row, column))
 
     assert FIRST.class_of(frozenset({digit("five", 1, 0), digit("two", 0, 2)})) == "two"
     assert FIRST.class_of(frozenset({digit("five", 1, 0), digit("two", 1, 1), digit("nine", 2, 0)})) == "five"

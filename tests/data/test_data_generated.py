@@ -14,7 +14,7 @@ from PIL import Image
 
 from ptmst.config import MOST_CAPTIONS
 from ptmst.data import digits, load_pairs, write_digits, write_scenes
-from ptmst.data.composition import SYNONYMS, Scene, Thing, Vocabulary, compose, describe
+from ptmst.data.composition import SYNONYMS, Scene, Shape, Vocabulary, compose, describe
 from ptmst.data.digits import DIGITS, split_scans
 from ptmst.data.generated import Layout, Placed, _lay_out
 from ptmst.data.scenes import RADII, SHAPES, _paint
@@ -191,9 +191,9 @@ OPENING = re.compile(r"^(a picture of|an image with|here we see) ")
 COUNTED = re.compile(r"^(\w+) (?:shape|digit)s: ")
 
 
-def fits(words: str, thing: Thing, vocabulary: Vocabulary) -> bool:
+def fits(words: str, thing: Shape, vocabulary: Vocabulary) -> bool:
     true = {"a", "an", "something", vocabulary.generic}
-    for attribute in (thing.colour, thing.size):
+    for attribute in (thing.color, thing.size):
         true |= set(SYNONYMS.get(attribute, (attribute,)))
     for kind in sorted(vocabulary.kinds[thing.kind], key=len, reverse=True):
         words = words.removesuffix(kind).strip()
@@ -243,7 +243,7 @@ def test_captions_are_true_and_tell_something(vocabulary: Vocabulary) -> None:
 
 
 def test_the_most_captions_of_the_plainest_scene_differ() -> None:
-    scene = frozenset({Thing("two", "blue", "small", (0, 0)), Thing("two", "blue", "small", (0, 1))})
+    scene = frozenset({Shape("two", "blue", "small", (0, 0)), Shape("two", "blue", "small", (0, 1))})
     for seed in range(20):
         captions = describe(scene, DIGITS, MOST_CAPTIONS, np.random.default_rng(seed))
         assert len(set(captions)) == MOST_CAPTIONS
@@ -261,8 +261,8 @@ AREAS = {  # of a shape of radius 1
 
 @pytest.mark.parametrize("kind", SHAPES.kinds)
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_shapes_have_their_place_colour_and_area(kind: str, size: str) -> None:
-    placed = Placed(Thing(kind, "red", size, (0, 2)), (0.8, 0.2), (210, 110, 10))
+def test_shapes_have_their_place_color_and_area(kind: str, size: str) -> None:
+    placed = Placed(Shape(kind, "red", size, (0, 2)), (0.8, 0.2), (210, 110, 10))
     image = _paint(Layout(200, (10, 10, 10), (placed,)), "test", np.random.default_rng(0))
     pixels = np.asarray(image, dtype=float)
     ink = (pixels[..., 0] - 10) / 200
@@ -276,11 +276,11 @@ def test_shapes_have_their_place_colour_and_area(kind: str, size: str) -> None:
 def test_a_thing_is_laid_out_where_and_as_its_captions_say(cell: tuple[int, int]) -> None:
     row, column = cell
     for seed in range(20):
-        thing = Thing("circle", "orange", "large", cell)
+        thing = Shape("circle", "orange", "large", cell)
         layout = _lay_out(frozenset({thing}), 90, np.random.default_rng(seed))
         (placed,) = layout.placed
         assert (placed.thing, layout.image_size) == (thing, 90)
-        assert placed.centre == pytest.approx(((column + 0.5) / 3, (row + 0.5) / 3), abs=0.02)
+        assert placed.center == pytest.approx(((column + 0.5) / 3, (row + 0.5) / 3), abs=0.02)
         share = placed.ink[0] / 245
         assert 0.84 <= share <= 1 and placed.ink == pytest.approx((245 * share, 140 * share, 25 * share), abs=1.1)
         assert max(layout.background) <= 130 and max(layout.background) - min(layout.background) <= 20
@@ -313,7 +313,7 @@ def test_a_digit_lies_in_its_cell_in_its_ink(monkeypatch: pytest.MonkeyPatch) ->
     scan = np.zeros((8, 8), np.uint8)
     scan[2:6, 2:6] = 255
     monkeypatch.setattr(digits, "split_scans", lambda: {"val": {"two": [scan]}})
-    placed = Placed(Thing("two", "red", "large", (2, 0)), (0.2, 0.8), (200, 100, 50))
+    placed = Placed(Shape("two", "red", "large", (2, 0)), (0.2, 0.8), (200, 100, 50))
     image = digits._paint(Layout(100, (0, 0, 0), (placed,)), "val", np.random.default_rng(0))
     assert image.getpixel((20, 80)) == (200, 100, 50)
     left, top, right, bottom = image.getbbox() or (0, 0, 0, 0)

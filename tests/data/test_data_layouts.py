@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ptmst import DataConfig, EvaluateConfig, Scores, distill, evaluate, load_pairs, train_teachers, write_scenes
-from ptmst.data import denormalise
+from ptmst.data import denormalize
 from ptmst.data.sources import source_of
 from ptmst.errors import InputError
 from tiny import DISTILL, teach_config
@@ -66,7 +66,7 @@ def test_a_published_layout_is_read(tmp_path: Path, name: str) -> None:
     assert test.image_names == (three,) and test.captions == CLEANED
     with Image.open(tmp_path / three) as picture:
         expected = np.asarray(picture.resize((8, 8), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert np.array_equal(denormalise(test.images(torch.tensor([0])))[0].numpy(), expected)
+    assert np.array_equal(denormalize(test.images(torch.tensor([0])))[0].numpy(), expected)
 
 
 def test_cc3m_is_evaluated_on_the_first_ten_thousand(tmp_path: Path) -> None:
@@ -143,15 +143,15 @@ def pixels_of(root: Path, file: str, size: int) -> np.ndarray:
     """uint8 [size, size, 3] as the engine sees them."""
     (root / "pairs.csv").write_text(f"filepath,title\n{file},x\n")
     pairs = load_pairs("csv:pairs.csv", root, image_size=size)
-    return denormalise(pairs.images(torch.tensor([0])))[0].permute(1, 2, 0).numpy()
+    return denormalize(pairs.images(torch.tensor([0])))[0].permute(1, 2, 0).numpy()
 
 
 def test_a_grey_jpeg(tmp_path: Path) -> None:
     Image.fromarray(noise(16, 16)).save(tmp_path / "x.jpg")
     with Image.open(tmp_path / "x.jpg") as image:
         assert image.mode == "L"
-        grey = np.asarray(image)
-    assert np.array_equal(pixels_of(tmp_path, "x.jpg", 16), np.stack([grey] * 3, -1))
+        gray = np.asarray(image)
+    assert np.array_equal(pixels_of(tmp_path, "x.jpg", 16), np.stack([gray] * 3, -1))
 
 
 def test_a_cmyk_jpeg(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_a_turned_jpeg_is_read_upright(tmp_path: Path, orientation: int) -> None:
+def test_a_rotated_jpeg_is_read_upright(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(noise(16, 16, 3))
@@ -296,7 +296,7 @@ def run(root: Path, name: str) -> tuple[bytes, Scores]:
 
 
 def odd_images(root: Path, names: list[str]) -> None:
-    """Noise, and the first of them grey, CMYK, turned, of one pixel, and large."""
+    """Noise, and the first of them gray, CMYK, rotated, of one pixel, and large."""
     lay_images(root, *names)
     exif = Image.Exif()
     exif[0x0112] = 6

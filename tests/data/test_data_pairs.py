@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ptmst.data import Pairs, denormalise, load_pairs, normalise
+from ptmst.data import Pairs, denormalize, load_pairs, normalize
 from ptmst.errors import InputError
 from ptmst.support import devices
 
@@ -111,17 +111,17 @@ def test_a_split_in_half_of_the_free_memory_is_kept(three: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1"])
-def test_every_colour_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
+def test_every_color_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
     file = "x.tiff" if mode == "CMYK" else "x.png"
     picture = Image.fromarray(noise(12, 12, 3)).convert(mode)
     picture.save(tmp_path / file)
-    pixels = denormalise(pairs_of(tmp_path, file).images(torch.tensor([0])))[0]
+    pixels = denormalize(pairs_of(tmp_path, file).images(torch.tensor([0])))[0]
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(picture.convert("RGB")))
 
 
 def test_a_grey_image_is_grey(tmp_path: Path) -> None:
     Image.fromarray(noise(12, 12)).save(tmp_path / "x.png")
-    pixels = denormalise(pairs_of(tmp_path, "x.png").images(torch.tensor([0])))[0]
+    pixels = denormalize(pairs_of(tmp_path, "x.png").images(torch.tensor([0])))[0]
     assert np.array_equal(pixels.numpy(), np.broadcast_to(noise(12, 12), (3, 12, 12)))
 
 
@@ -130,7 +130,7 @@ def test_exif_orientation_turns_the_image_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored a quarter turn counter-clockwise
     Image.fromarray(np.ascontiguousarray(np.rot90(upright))).save(tmp_path / "x.png", exif=exif)
-    pixels = denormalise(pairs_of(tmp_path, "x.png").images(torch.tensor([0])))[0]
+    pixels = denormalize(pairs_of(tmp_path, "x.png").images(torch.tensor([0])))[0]
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), upright)
 
 
@@ -151,27 +151,27 @@ def test_a_file_that_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
         pairs_of(tmp_path, "x.png").images(torch.tensor([0]))
 
 
-def test_denormalise_undoes_normalise() -> None:
+def test_denormalize_undoes_normalize() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
-    assert torch.equal(denormalise(normalise(pixels)), pixels)
-    assert torch.equal(denormalise(normalise(pixels[0])), pixels[0])
+    assert torch.equal(denormalize(normalize(pixels)), pixels)
+    assert torch.equal(denormalize(normalize(pixels[0])), pixels[0])
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not CUDA, reason="no CUDA device")])]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_every_pixel_is_normalised_to_the_same_bits_on_every_device(device: str) -> None:
+def test_every_pixel_is_normalized_to_the_same_bits_on_every_device(device: str) -> None:
     """Each operation rounded to float32, in NumPy: it divides by 255, as no product with 1/255 does."""
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(3, 16, 16)
     mean, std = (values.astype(np.float32)[:, None, None] for values in (MEAN, STD))
     expected = (pixels.numpy().astype(np.float32) / np.float32(255) - mean) / std
-    assert np.array_equal(normalise(pixels.to(device)).cpu().numpy(), expected)
+    assert np.array_equal(normalize(pixels.to(device)).cpu().numpy(), expected)
 
 
-def test_denormalise_clamps_rather_than_wraps() -> None:
+def test_denormalize_clamps_rather_than_wraps() -> None:
     images = torch.stack([torch.full((3, 1, 1), -9.0), torch.full((3, 1, 1), 9.0)]).requires_grad_()
-    assert denormalise(images).flatten().tolist() == [0, 0, 0, 255, 255, 255]
+    assert denormalize(images).flatten().tolist() == [0, 0, 0, 255, 255, 255]
 
 
 def test_fingerprint_follows_the_content_not_the_place(three: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ptmst import load_pairs
-from ptmst.data import denormalise
+from ptmst.data import denormalize
 from ptmst.errors import InputError
 
 needs_library = pytest.mark.skipif(find_spec("webdataset") is None, reason="needs the extra ptmst[wds]")
@@ -47,7 +47,7 @@ def pack(path: Path, members: Mapping[str, bytes | str], form: int = tarfile.PAX
 
 def pixels(name: str, root: Path, index: int = 0, split: str = "train") -> np.ndarray:
     pairs = load_pairs(name, root, split, image_size=SIZE)
-    return denormalise(pairs.images(torch.tensor([index])))[0].permute(1, 2, 0).numpy()
+    return denormalize(pairs.images(torch.tensor([index])))[0].permute(1, 2, 0).numpy()
 
 
 @needs_library
@@ -73,7 +73,7 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path, form: int) 
     assert pairs.image_paths == tuple(tmp_path / name for name in pairs.image_names)
     assert pairs.captions == ("a cafe\u0301", "two", "three", "שלום") and pairs.image_of_text.tolist() == [0, 1, 2, 2]
     for index in ([0, 1, 2], [2, 0]):
-        images = denormalise(pairs.images(torch.tensor(index))).permute(0, 2, 3, 1).numpy()
+        images = denormalize(pairs.images(torch.tensor(index))).permute(0, 2, 3, 1).numpy()
         assert np.array_equal(images, np.stack([noise(i + 1) for i in index]))
 
 
@@ -90,7 +90,7 @@ def test_images_are_decoded_side_by_side_from_the_same_file(tmp_path: Path, monk
     monkeypatch.setattr("ptmst.data.pairs.DECODERS", 8)
     pack(tmp_path / "a.tar", {f"{i:03}.{s}": png(i) if s == "png" else "x" for i in range(100) for s in ("png", "txt")})
     pairs = load_pairs("wds:a.tar", tmp_path, image_size=SIZE)
-    images = denormalise(pairs.images(torch.arange(100))).permute(0, 2, 3, 1).numpy()
+    images = denormalize(pairs.images(torch.arange(100))).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(images, np.stack([noise(i) for i in range(100)]))
 
 

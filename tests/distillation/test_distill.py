@@ -1,4 +1,4 @@
-"""Distillation against torch's optimisers and an outer loop of its own; what stops it, and how it goes on."""
+"""Distillation against torch's optimizers and an outer loop of its own; what stops it, and how it goes on."""
 
 from __future__ import annotations
 
@@ -389,7 +389,7 @@ def test_a_run_says_that_it_compiles(
     found = distill(replace(DISTILL, compile="on"), store)
     assert compiled == ["step", "along"]
     assert capsys.readouterr().err.splitlines() == [
-        "distil: compiling the outer step: once, for minutes with a big tower"
+        "distill: compiling the outer step: once, for minutes with a big tower"
     ]
     assert torch.equal(found[1].images, expected[1].images)
 

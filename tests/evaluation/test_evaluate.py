@@ -442,8 +442,8 @@ def test_zero_shot_accuracy_is_counted(frozen: DistilledSet, monkeypatch: pytest
                 n: F.normalize(student.embed_texts(theta, _hashed(tuple(texts)))).double()
                 for n, texts in prompts.items()
             }
-        centres = {name: found.mean(0).numpy() / np.linalg.norm(found.mean(0).numpy()) for name, found in of.items()}
-        nearest = [max(centres, key=lambda name: float(image @ centres[name])) for image in images]
+        centers = {name: found.mean(0).numpy() / np.linalg.norm(found.mean(0).numpy()) for name, found in of.items()}
+        nearest = [max(centers, key=lambda name: float(image @ centers[name])) for image in images]
         right = [found == one for found, one in zip(nearest, classes, strict=True) if one is not None]
         assert retrieval.score(student, theta)[ZERO_SHOT] == pytest.approx(100 * sum(right) / 6)
 
@@ -653,8 +653,8 @@ def test_scores_name_what_they_were_scored_on(distilled: DistilledSet) -> None:
     for split in ("test", "val"):
         found = evaluate(distilled, replace(short, split=split)).provenance["scored"]
         data = load_pairs("scenes", distilled.settings["data"]["root"], split, 16)
-        normalised = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
-        assert found == {"split": split, "fingerprint": data.fingerprint, **normalised, "images": 8, "captions": 16}
+        normalized = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
+        assert found == {"split": split, "fingerprint": data.fingerprint, **normalized, "images": 8, "captions": 16}
 
 
 PROVENANCE: dict[str, Any] = {"split": "test", "pairs": 3, "config": {"seed": 3}}

@@ -171,7 +171,7 @@ def test_an_export_that_is_stopped_leaves_the_folder_as_it_was(
     assert export(distilled("full"), out, "folder")
 
 
-def test_pictures_are_written_as_published_code_normalises_them(tmp_path: Path) -> None:
+def test_pictures_are_written_as_published_code_normalizes_them(tmp_path: Path) -> None:
     """With CLIP's mean and deviation, whatever the set's own."""
     mean, std = [0.5, 0.4, 0.3], [0.5, 0.25, 0.2]
     given = replace(distilled(), settings={**SETTINGS, "data": {**SETTINGS["data"], "mean": mean, "std": std}})

@@ -299,7 +299,7 @@ def test_settings_that_do_not_go_together_are_refused(files_of: Any, tmp_path: P
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_an_import_is_whole_or_absent(files_of: Any, stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store of the first experts alone would distil without a word."""
+    """A store of the first experts alone would distill without a word."""
     config, _ = files_of
     good = config.texts[1].read_bytes()
     with monkeypatch.context() as patch:

@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from ptmst import DistilledSet, FullSimilarity, InputError, Scores, SyntheticPairs
-from ptmst.data import normalise
+from ptmst.data import normalize
 from ptmst.evaluation.metrics import METRICS
 from ptmst.evaluation.scores import write_scores
 from ptmst.report import page
@@ -44,7 +44,7 @@ def distilled(history: bool = True, phases: int = 2) -> DistilledSet:
         pixels = torch.arange(count)[:, None, None, None].expand(-1, 3, 8, 8) * 60 + 20 * number
         lr = torch.tensor([0.1, 0.2])
         pairs = SyntheticPairs(
-            normalise(pixels.byte()), torch.randn(count, 5, generator=draw), FullSimilarity.identity(count), lr
+            normalize(pixels.byte()), torch.randn(count, 5, generator=draw), FullSimilarity.identity(count), lr
         )
         steps = {"loss": torch.rand(30, 2, generator=draw), "lr": torch.rand(30, 2, generator=draw)} if history else {}
         captions = tuple(f'caption {number}.{i} <b>&"x"\'</b><script>' for i in range(count))
@@ -164,13 +164,13 @@ def test_the_pictures_are_the_images(tmp_path: Path) -> None:
             assert abs(sum(pixels) / len(pixels) - (60 * i + 20 * number)) <= 2
 
 
-def test_the_pictures_stand_upright_in_their_colours() -> None:
+def test_the_pictures_stand_upright_in_their_colors() -> None:
     corners = torch.tensor([[250, 20, 20], [20, 250, 20], [20, 20, 250], [240, 240, 240]])
     pixels = corners.view(2, 2, 3).permute(2, 0, 1).repeat_interleave(32, 1).repeat_interleave(32, 2).byte()
     picture = Image.open(io.BytesIO(base64.b64decode(page._picture(pixels).split(",")[1]))).convert("RGB")
-    for (row, column), colour in zip(((0, 0), (0, 1), (1, 0), (1, 1)), corners.tolist(), strict=True):
+    for (row, column), color in zip(((0, 0), (0, 1), (1, 0), (1, 1)), corners.tolist(), strict=True):
         found = picture.getpixel((16 + 32 * column, 16 + 32 * row))
-        assert isinstance(found, tuple) and max(abs(a - b) for a, b in zip(found, colour, strict=True)) <= 12
+        assert isinstance(found, tuple) and max(abs(a - b) for a, b in zip(found, color, strict=True)) <= 12
 
 
 def test_curves_are_running_means() -> None:
@@ -221,7 +221,7 @@ def test_a_scored_set_is_read(tmp_path: Path) -> None:
 
 def test_a_set_without_scores_is_refused(tmp_path: Path) -> None:
     distilled().save(tmp_path / "ours")
-    with pytest.raises(InputError, match=r"ours: expected scores\.json, found none; run `ptmst evaluate --set .*ours`"):
+    with pytest.raises(InputError, match=r"ours: expected scores\.json, found none; run `ptmst evaluate .*ours`"):
         read_row(tmp_path / "ours")
 
 

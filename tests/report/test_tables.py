@@ -74,8 +74,8 @@ def test_records_hold_every_number_and_how_it_was_got(tmp_path: Path, suffix: st
     found = list(csv.DictReader(io.StringIO(text))) if suffix == ".csv" else json.loads(text)
     assert [record["trained on"] for record in found] == [row.name for row in rows()]
     for record, row in zip(found, rows(), strict=True):
-        for metric, (centre, spread) in zip(METRICS, expected(row), strict=True):
-            assert float(record[metric]) == pytest.approx(centre)
+        for metric, (center, spread) in zip(METRICS, expected(row), strict=True):
+            assert float(record[metric]) == pytest.approx(center)
             assert float(record[f"{metric} std"]) == pytest.approx(spread)
         share = expected(row)[-1][0] / expected(rows()[3])[-1][0]
         if row.name == "elsewhere":  # students of another tower than the experts'
@@ -263,7 +263,7 @@ def test_sets_and_experts_are_written_up(
     assert float(found[1]["percent of all real pairs"]) == pytest.approx(100.0)
     assert contents(store.path, "*.safetensors") == before
     assert "table.csv: 2 rows" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"run `ptmst evaluate --set .*store` first"):
+    with pytest.raises(InputError, match=r"run `ptmst evaluate .*store` first"):
         read_row(store.path)
 
 

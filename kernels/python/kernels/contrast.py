@@ -41,7 +41,7 @@ def soft_contrastive(
     """The loss of `kind` between image_embeds and text_embeds [N, H] under soft labels S → scalar (docs/method.md §1).
 
     Kinds: wbce, bce, mse, infonce, kl, cwcl, and siglip (a sum over pairs, divided by N). logits = cosine / temperature
-    + bias; embeddings need not be normalised. S is dense [N, N], a `LowRank` that is never formed, or None for the
+    + bias; embeddings need not be normalized. S is dense [N, N], a `LowRank` that is never formed, or None for the
     identity. Embeddings are float32 or bfloat16 (with products in bfloat16 on CUDA); float64 runs in plain torch.
     Differentiable once: in the embeddings, S or its factors, and in temperature and bias where they are tensors.
     Gradients are computed together with the value. Memory: a block of logits (64 MB on a CPU, 128 MB on CUDA), unit

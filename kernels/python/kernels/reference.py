@@ -117,7 +117,7 @@ def soft_contrastive(
 ) -> Tensor:
     """The loss of `kind` between image_embeds and text_embeds [N, H] under soft labels [N, N] → scalar.
 
-    logits = cosine / temperature + bias; embeddings need not be normalised. Without soft labels each image matches its
+    logits = cosine / temperature + bias; embeddings need not be normalized. Without soft labels each image matches its
     own text alone (S = identity). Raises ValueError for an unknown kind.
     """
     if kind not in LOSSES:
