@@ -95,7 +95,7 @@ def _read_whole(path: Path, folder: str, root: Path, split: str, fault: Fault | 
             return None
         sentences, above = entry["sentences"], entry.get("filepath", folder)
         if not isinstance(sentences, list) or not all(isinstance(s, dict) and "raw" in s for s in sentences):
-            raise InputError(f'{where}: expected sentences to be a list of {{"raw": text}}, found something else; fix them')
+            raise InputError(f'{where}: expected a list of {{"raw": text}} as sentences, found other values; fix them')
         name = f"{above}/{entry['filename']}" if above else entry["filename"]
         name, captions = _read_entry(
             {"image": name, "caption": [sentence["raw"] for sentence in sentences]}, root, where
