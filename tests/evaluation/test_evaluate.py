@@ -699,5 +699,5 @@ def test_a_changed_score_is_seen(tmp_path: Path) -> None:
 def test_scores_without_all_that_a_report_needs_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     whole = {"students": [dict.fromkeys(METRICS, 1.0)], "provenance": PROVENANCE}
     files.write_json(tmp_path / "s.json", {"format": "ptmst-score-file", "version": 1, **whole, **change})
-    with pytest.raises(InputError, match=r"s\.json: expected a score file, found other contents; run `ptmst evaluate` again"):
+    with pytest.raises(InputError, match=r"s\.json: expected a score file, found other contents; run `ptmst"):
         read_scores(tmp_path / "s.json")
