@@ -118,7 +118,7 @@ def launches(tower: str, size: int, batch: int, pairs: int) -> Iterator[Row]:
     yield _row("launches of an eager outer step", done["launches"] + done["fills"] + done["copies_on_device"])
 
 
-def distil(*of: Any) -> Iterator[Row]:
+def distill(*of: Any) -> Iterator[Row]:
     """Captured outer steps of a distillation, one after another, without compiling what they compute."""
     import ptmst.distillation.distill
     from ptmst import DistillConfig, LeafRates, Phase, TeachConfig
@@ -282,7 +282,7 @@ PARTS: dict[str, tuple[str, Callable[..., Iterator[Row]], tuple[Any, ...]]] = {
     "launches": (_PUBLISHED, launches, LARGE),
     "launches-small": (_DEMO, launches, SMALL),
     "memory": (_PUBLISHED, memory, LARGE),
-    "distil": (_DEMO, distil, ()),
+    "distill": (_DEMO, distill, ()),
     "teach": ("224 px", teach, (224, 32)),
     "evaluate": ("nfnet_l0, 224 px, B 128", evaluate, ("nfnet_l0", 224, 128)),
 }

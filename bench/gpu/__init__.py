@@ -1,6 +1,6 @@
-"""`python -m bench.gpu`: what a CUDA device can show. Begin with parts.py."""
+"""`python -m bench.gpu`: everything to check and measure on a CUDA device. Start reading at parts.py."""
 
 import time
 
 BEGAN = time.time()
-"""When this process began: before anything large was imported."""
+"""When this process began, before large imports."""

@@ -1,8 +1,8 @@
-"""`python -m bench.gpu --out FOLDER`: everything that a CUDA device can show, checks first, then by importance.
+"""`python -m bench.gpu --out FOLDER`: check and measure on a CUDA device, in order of importance, checks first.
 
-Parts run side by side, each in a process, while one at a time has the device to measure on. Each result is a line of
-FOLDER/rows.jsonl as soon as it is there; FOLDER/gpu-NAME.json has all of them, to be kept under bench/results. Called
-again with the same FOLDER it goes on with what is missing or failed. The exit code is 1 where something failed.
+Parts run in parallel, each in its own process, and take turns on the device to measure. Each result is a line of
+FOLDER/rows.jsonl as soon as it is there; FOLDER/gpu-NAME.json has all of them and belongs into bench/results. The same
+command with the same FOLDER continues with what is missing or failed. The exit code is 1 if something failed.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="results")
-    options.add_argument("--minutes", type=float, metavar="N", help="begin nothing that would not end in time")
+    options.add_argument("--minutes", type=float, metavar="N", help="start nothing that would not end in time")
     options.add_argument(
         "--only", metavar="PARTS", default="*", help=f"{', '.join(STAGES)} or names, with * and commas, as outer-*,flat"
     )
-    options.add_argument("--dry", action="store_true", help="small cases, to see that all of it runs: no measurement")
+    options.add_argument("--dry", action="store_true", help="small cases, to test that everything runs: no measurement")
     return options
 
 
@@ -89,5 +89,5 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command continues", file=sys.stderr)
         sys.exit(130)

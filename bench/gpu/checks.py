@@ -1,4 +1,4 @@
-"""Whether answers on the device are right: the tests that need one, the demo, and gradients beside a CPU's."""
+"""Whether results on the device are right: tests that need one, the demo, and gradients compared with a CPU's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case
-from bench.gpu.rows import Found, Sheet, Wrong
+from bench.gpu.rows import Sheet, Wrong
+from bench.result import Row
 from bench.settings import setting
 from ptmst import kernels
 from ptmst.config import Compile, DistillConfig
@@ -35,25 +36,25 @@ ROOT = Path(__file__).parents[2]
 ON_A_CPU = ROOT / "bench" / "results" / "demo-quick-cpu.json"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _POINTS = 3.0
-"""Of mean recall, percent: rounding alone leads 385 steps of training and distillation elsewhere."""
+"""Points of mean recall, percent: rounding alone changes 385 steps of training and distillation."""
 _RELATIVE = 1e-4
 _SECONDS_A_TEST = 30
 
 
 def kernels_run(sheet: Sheet) -> None:
-    """Every kernel is Triton's."""
+    """Triton runs every kernel."""
     for name, how in kernels.active().items():
         sheet.row(name, 1, partial(_is_triton, name, how))
 
 
-def _is_triton(name: str, how: str) -> Found:
+def _is_triton(name: str, how: str) -> Row:
     if "Triton on CUDA" not in how:
         raise Wrong(f"{name}: expected Triton to run it, found {how}")
     return {"runs": how}
 
 
 class Tests:
-    """A pytest plugin: the share of the tests that is this part's, each of them a row."""
+    """A pytest plugin: runs this part's share of the tests, each of them a row."""
 
     def __init__(self, sheet: Sheet, share: int, of: int) -> None:
         self._sheet, self._share, self._of = sheet, share, of
@@ -63,7 +64,7 @@ class Tests:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """True where it is not run."""
+        """True if it is not run."""
         return None if self._sheet.begin(item.nodeid, _SECONDS_A_TEST) else True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -72,7 +73,7 @@ class Tests:
             message = str(crash.message if crash else report.longrepr).splitlines()[0]
             self._sheet.answer(report.nodeid, failed=f"{report.when}: {message}\n{report.longreprtext[-1500:]}")
             if self._sheet.spoilt() is not None:
-                pytest.exit("the device takes no more work")
+                pytest.exit("the device accepts no more work")
         elif report.skipped:
             self._sheet.answer(report.nodeid, skipped=report.longreprtext)
         elif report.when == "call":
@@ -80,9 +81,9 @@ class Tests:
 
 
 def tests(sheet: Sheet, files: tuple[str, ...], words: str, share: int, of: int) -> None:
-    """One of several shares of the tests of some files, those that match.
+    """One of several shares of the matching tests of some files.
 
-    Raises Spoilt, and RuntimeError where pytest cannot run them.
+    Raises Spoilt, and RuntimeError if pytest cannot run them.
     """
     paths = [str(ROOT / file) for file in files]
     options = ["-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"]
@@ -97,7 +98,7 @@ def demo(sheet: Sheet) -> None:
     sheet.row("ptmst demo --quick", 120, _demo)
 
 
-def _demo() -> Found:
+def _demo() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "demo"
         command = [sys.executable, "-m", "ptmst", "demo", "--quick", "--out", str(out)]
@@ -108,16 +109,16 @@ def _demo() -> Found:
                 print(last, end="")
         if process.returncode:
             raise Wrong(f"expected it to run to its end, found exit code {process.returncode}: {last.strip()}")
-        found = json.loads((out / "results.json").read_text())
-    return same_means(found, json.loads(ON_A_CPU.read_text()))
+        results = json.loads((out / "results.json").read_text())
+    return same_means(results, json.loads(ON_A_CPU.read_text()))
 
 
-def same_means(found: Mapping[str, Any], on_a_cpu: Mapping[str, Any]) -> Found:
-    """Mean recalls of a demo, row by row. Raises Wrong where one is too far from the CPU's."""
-    means, expected = _means(found), _means(on_a_cpu)
+def same_means(results: Mapping[str, Any], on_a_cpu: Mapping[str, Any]) -> Row:
+    """Mean recalls of a demo, row by row. Raises Wrong if one is too far from the CPU's."""
+    means, expected = _means(results), _means(on_a_cpu)
     if off := {name: mean for name, mean in means.items() if not abs(mean - expected[name]) <= _POINTS}:
         raise Wrong(f"mean recall: expected {expected} within {_POINTS} points, found {off}")
-    return {"minutes": found["minutes"], "mean recall": means, "on a CPU": expected}
+    return {"minutes": results["minutes"], "mean recall": means, "on a CPU": expected}
 
 
 def _means(results: Mapping[str, Any]) -> dict[str, float]:
@@ -125,26 +126,26 @@ def _means(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def gradients(sheet: Sheet, cases: tuple[Case, ...], images: int) -> None:
-    """The first outer step of the demo, of LoRS too, and of other towers, in float32."""
+    """The first outer step of the demo, also with LoRS, and of other towers, in float32."""
     for case in cases:
         sheet.row(str(case), 30, partial(_of_case, case))
     with tempfile.TemporaryDirectory() as folder:
-        store = cache(partial(_taught, Path(folder), images))
+        store = cache(partial(_one_expert, Path(folder), images))
         for method in ("ptm-st", "lors"):
             for compile in ("off", "on"):
                 name = f"first outer step, {method}, {'captured' if compile == 'on' else 'eager'}"
                 sheet.row(name, 40, partial(_of_first_step, method, compile, store))
 
 
-def _of_case(case: Case) -> Found:
-    found, expected = (
+def _of_case(case: Case) -> Row:
+    gradients, expected = (
         setting(case, device).step(OuterStep(setting(case, device).student, adjoint=case.adjoint))
         for device in (CUDA, CPU)
     )
-    return close(found, expected)
+    return close(gradients, expected)
 
 
-def _taught(folder: Path, images: int) -> TrajectoryStore:
+def _one_expert(folder: Path, images: int) -> TrajectoryStore:
     """One expert of the quick demo."""
     quick = experiment("demo-quick")
     write_rendered(replace(quick.data, root=folder / "data", train=images, warmup=images))
@@ -153,22 +154,22 @@ def _taught(folder: Path, images: int) -> TrajectoryStore:
 
 
 class _FirstStep(OuterStep):
-    """Keeps the first outer step's inputs and what it found, and ends the distillation there."""
+    """Keeps the inputs and the gradient of the first outer step, and ends the distillation there."""
 
     class Done(Exception):
         pass
 
     inputs: tuple[Span, SyntheticPairs, Tensor]
-    found: OuterGradient
+    gradient: OuterGradient
 
     def __call__(
         self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None = None
     ) -> OuterGradient:
-        self.inputs, self.found = (span, pairs, batches), super().__call__(span, pairs, batches, mixing)
+        self.inputs, self.gradient = (span, pairs, batches), super().__call__(span, pairs, batches, mixing)
         raise self.Done
 
 
-def _of_first_step(method: str, compile: Compile, store: Any) -> Found:
+def _of_first_step(method: str, compile: Compile, store: Any) -> Row:
     quick: DistillConfig = applied(method, experiment("demo-quick")).distill
     config = replace(quick, keep="path", chunk=None, compile=compile, device="auto")
     student = store().student((config.seed, "student"))
@@ -177,7 +178,7 @@ def _of_first_step(method: str, compile: Compile, store: Any) -> Found:
         distill_with(step, config, store())
     except _FirstStep.Done:
         pass
-    gradients = {name: gradient.cpu() for name, gradient in step.found.grads.items()}
+    gradients = {name: gradient.cpu() for name, gradient in step.gradient.grads.items()}
     span, pairs, batches = step.inputs
     on_a_cpu = OuterStep.of(student.to(CPU), replace(config, compile="off"))(
         span.replace({name: value.cpu() for name, value in span.tensors().items()}),
@@ -187,15 +188,15 @@ def _of_first_step(method: str, compile: Compile, store: Any) -> Found:
     return close(gradients, on_a_cpu.grads)
 
 
-def close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Found:
-    """Relative distances by leaf. Raises Wrong where one is too large."""
-    distances = {name: _distance(found[name].cpu(), value) for name, value in expected.items()}
+def close(gradients: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Row:
+    """Relative distances by leaf. Raises Wrong if one is too large."""
+    distances = {name: _distance(gradients[name].cpu(), value) for name, value in expected.items()}
     if off := {name: distance for name, distance in distances.items() if not distance <= _RELATIVE}:
         raise Wrong(f"relative distance from the CPU's gradient: expected at most {_RELATIVE}, found {off}")
     return {"relative distance": distances}
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
-    """0 where both are: at the first step the gradient of a low-rank factor is."""
-    off = (found.double() - expected.double()).norm()
+def _distance(gradient: Tensor, expected: Tensor) -> float:
+    """0 if both are 0, as is the gradient of a low-rank factor at the first step."""
+    off = (gradient.double() - expected.double()).norm()
     return float(off / expected.double().norm()) if off else 0.0

@@ -1,4 +1,4 @@
-"""The kernels on the device: queued one after the other, and in a CUDA graph, beside the bandwidth of a copy."""
+"""The kernels on the device: queued one by one, and in a CUDA graph, compared with the bandwidth of a copy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from bench.cases import COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN, Contrastive, Flat
-from bench.gpu.rows import Found, Sheet, Wrong
+from bench.gpu.rows import Sheet, Wrong
 from bench.gpu.timing import alone, timed, timed_in_graph
 from bench.measure import copy_bandwidth, peak_memory, product_rate
 from bench.providers import (
@@ -22,22 +22,23 @@ from bench.providers import (
     lacking_memory,
     vectors,
 )
+from bench.result import Row
 from ptmst import kernels
 
 CUDA = torch.device("cuda", 0)
 _QUEUED = 20
 _SHORT = 2048
-"""Up to so many pairs a call is short, and several are timed together."""
+"""With up to so many pairs a call is short, and several are timed together."""
 
 
 def flat(sheet: Sheet, cases: tuple[Flat, ...]) -> None:
-    """Milliseconds, and which share of them a copy of as many bytes would take."""
+    """Milliseconds, and the share of them that a copy of as many bytes would take."""
     for case in cases:
         for provider in (OURS_KERNEL, COMPILED, PLAIN):
             sheet.row(f"{case}, {provider}", 15, partial(_flat, case, provider))
 
 
-def _flat(case: Flat, provider: str) -> Found:
+def _flat(case: Flat, provider: str) -> Row:
     torch.compiler.reset()
     call = flat_call(case, provider, vectors(case, CUDA))
     call()
@@ -62,7 +63,7 @@ def _flat(case: Flat, provider: str) -> Found:
 
 
 def contrastive(sheet: Sheet, cases: tuple[Contrastive, ...]) -> None:
-    """Value and gradients. A graph has a row of its own: what cannot be recorded is timed all the same."""
+    """Value and gradients. A graph has a separate row, so that a call that cannot be recorded is still timed."""
     for case in cases:
         for provider in (OURS_KERNEL, OPEN_CLIP, COMPILED, PLAIN):
             if applies(case, provider):
@@ -71,7 +72,7 @@ def contrastive(sheet: Sheet, cases: tuple[Contrastive, ...]) -> None:
         embeddings.cache_clear()
 
 
-def _contrastive(case: Contrastive, provider: str, measure: Callable[..., Found]) -> Found:
+def _contrastive(case: Contrastive, provider: str, measure: Callable[..., Row]) -> Row:
     about = {
         "loss": case.kind,
         "labels": case.labels,
@@ -85,13 +86,13 @@ def _contrastive(case: Contrastive, provider: str, measure: Callable[..., Found]
     call = contrastive_call(case, provider, CUDA)
     call()
     with alone():
-        found = measure(case, call)
+        measured = measure(case, call)
         _check(lambda: contrastive_check(case, provider, call(), CUDA))
     contrastive_expected.cache_clear()
-    return {**about, **found}
+    return {**about, **measured}
 
 
-def _queued(case: Contrastive, call: Callable[[], object]) -> Found:
+def _queued(case: Contrastive, call: Callable[[], object]) -> Row:
     product = product_rate(CUDA)
     return {
         "peak MB": peak_memory(CUDA, call) / 2**20,
@@ -101,7 +102,7 @@ def _queued(case: Contrastive, call: Callable[[], object]) -> Found:
     }
 
 
-def _graphed(_: Contrastive, call: Callable[[], object]) -> Found:
+def _graphed(_: Contrastive, call: Callable[[], object]) -> Row:
     return {"graph ms": timed_in_graph(call)["ms"]}
 
 
@@ -110,4 +111,4 @@ def _check(check: Callable[[], None]) -> None:
     try:
         check()
     except AssertionError as error:
-        raise Wrong(f"expected the answer in float64, found another: {error}") from error
+        raise Wrong(f"expected the answer in float64, found a different one: {error}") from error

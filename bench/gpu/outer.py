@@ -1,4 +1,4 @@
-"""An outer step in every precision, captured, and its opponents."""
+"""The captured outer step in every precision, and its opponents."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 
 from bench.baselines import Gradients, Waste
 from bench.cases import FORWARDS, Case
-from bench.gpu.rows import Found, Sheet, Wrong
+from bench.gpu.rows import Sheet, Wrong
 from bench.gpu.timing import alone, profiled, release, timed
 from bench.measure import copy_bandwidth, peak_memory, product_rate
+from bench.result import Row
 from bench.settings import COSINE, build_tower, cosines, forward_operations, opponent, setting
 from ptmst.config import Precision
 from ptmst.engine.cuda_graph import Captured, Tensors, cuda_graph
@@ -26,18 +27,18 @@ from ptmst.support.devices import arithmetic
 CUDA = torch.device("cuda", 0)
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
 _ALONE = 0.9
-"""Of the device's memory that must be free for its lack to be an answer."""
+"""Share of the device's memory that must be free for an out-of-memory error to count as a result."""
 
 
 class Recorded(OuterStep):
-    """A captured step that can be recorded again; what was compiled stays."""
+    """A captured step that can be recorded again without compiling again."""
 
     def again(self, tf32: bool) -> None:
-        """Forget the recording and its memory. The next call makes another, if `tf32` with TF32 in convolutions."""
+        """Discard the recording and its memory. The next call records again, with TF32 in convolutions if `tf32`."""
         self._captured = Captured(_record_in_tf32 if tf32 else cuda_graph)
 
     def replay(self) -> None:
-        """What the last call did, without copying its inputs."""
+        """Repeat the last call without copying its inputs."""
         assert self._captured._replay is not None
         self._captured._replay()
 
@@ -49,7 +50,7 @@ def _record_in_tf32(function: Callable[[], Tensors]) -> tuple[Callable[[], None]
 
 @contextmanager
 def _convolutions_in_tf32() -> Iterator[None]:
-    """Where float32 is set. Compiled code does not depend on this setting, and is not compiled again for it."""
+    """TF32 in convolutions while float32 is set. Compiled code does not depend on it, so nothing is compiled again."""
     cudnn: Any = torch.backends.cudnn
     cudnn.allow_tf32, cudnn.conv.fp32_precision = True, "tf32"
     try:
@@ -59,7 +60,7 @@ def _convolutions_in_tf32() -> Iterator[None]:
 
 
 def captured(sheet: Sheet, case: Case, precisions: tuple[Precision, ...]) -> None:
-    """The captured step, compiled once for the first precision; TF32 after fp32 is recorded again, in convolutions."""
+    """The captured step, compiled once for the first precision; TF32 in convolutions is recorded again after fp32."""
     measured = _Measured(case, precisions[0])
     sheet.row("compile", 0, measured.compile_time)
     for precision in reversed(precisions):
@@ -73,14 +74,14 @@ class _Measured:
     def __init__(self, case: Case, compiled_for: Precision) -> None:
         self._case, self._compiled_for = case, compiled_for
         self._made: Recorded | None = None
-        self._first: Found = {}
+        self._first: Row = {}
 
-    def compile_time(self) -> Found:
-        """Seconds until the first outer step is done, recording included."""
+    def compile_time(self) -> Row:
+        """Seconds until the first outer step is complete, including the recording."""
         self._recorded(self._compiled_for)
         return {"case": str(self._case), "precision": self._compiled_for, **self._first}
 
-    def step(self, precision: Precision) -> Found:
+    def step(self, precision: Precision) -> Row:
         case, s = self._case, setting(self._case, CUDA)
         step, graphs = self._recorded(precision), _compiled("unique_graphs")
         with alone():
@@ -105,17 +106,17 @@ class _Measured:
             "cosine": compared,
         }
 
-    def profile(self, precision: Precision) -> Found:
+    def profile(self, precision: Precision) -> Row:
         step = self._recorded(precision)
         with alone():
             setting(self._case, CUDA).step(step)
-            found = profiled(step.replay)
-        if not found["kernels"]:
-            raise Wrong("expected the profiler to see kernels, it saw none")
-        return {"case": str(self._case), "precision": precision, **found}
+            kernels = profiled(step.replay)
+        if not kernels["kernels"]:
+            raise Wrong("expected the profiler to see kernels, found none")
+        return {"case": str(self._case), "precision": precision, **kernels}
 
     def _recorded(self, precision: Precision) -> Recorded:
-        """The step, whose next call records it in this precision."""
+        """The step; its next call records it in this precision."""
         if self._made is None:
             s = setting(self._case, CUDA)
             self._made = Recorded(s.student, compile="on", precision=self._compiled_for, adjoint=self._case.adjoint)
@@ -132,7 +133,7 @@ class _Measured:
 
 
 def opponents(sheet: Sheet, case: Case) -> None:
-    """What people use today, and our step where nothing is compiled."""
+    """What is used today, and our step without a compiler."""
     clean = "double backward" if case.gradient == "truncated" else "unrolled"
     theirs = partial(setting(case, CUDA).opponent, opponent(case))
     # torch's own arithmetic, as published: TF32 in convolutions.
@@ -144,7 +145,7 @@ def opponents(sheet: Sheet, case: Case) -> None:
         sheet.row("published loop", 30, partial(_published, case, theirs))
 
 
-def _theirs(case: Case, name: str, call: Callable[[], Gradients]) -> Found:
+def _theirs(case: Case, name: str, call: Callable[[], Gradients]) -> Row:
     about = case.described() | {"way": name}
     with alone():
         try:
@@ -153,7 +154,7 @@ def _theirs(case: Case, name: str, call: Callable[[], Gradients]) -> Found:
             return {**about, **timed(call, rounds=5, warm_up=1), "peak MB": peak / 2**20, "cosine": compared}
         except torch.OutOfMemoryError as error:
             full = str(error).splitlines()[0]
-        # Only now: the error held what had been computed.
+        # Only now: the error held the results.
         release()
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(CUDA))
     if free < _ALONE * total:
@@ -161,12 +162,12 @@ def _theirs(case: Case, name: str, call: Callable[[], Gradients]) -> Found:
     return {**about, "out of memory": full}
 
 
-def _theirs_in_float32(case: Case, name: str, call: Callable[[], Gradients]) -> Found:
+def _theirs_in_float32(case: Case, name: str, call: Callable[[], Gradients]) -> Row:
     with arithmetic("fp32"):
         return _theirs(case, name, call)
 
 
-def _published(case: Case, call: Callable[[], Gradients]) -> Found:
+def _published(case: Case, call: Callable[[], Gradients]) -> Row:
     points = [setting(case, CUDA).trajectory.point(t).cpu() for t in range(6)]
     with tempfile.TemporaryDirectory() as folder:
         waste = Waste(lambda: build_tower(case.tower, case.size)[0], Path(folder) / "replay_buffer.pt", points)
@@ -178,7 +179,7 @@ def _published(case: Case, call: Callable[[], Gradients]) -> Found:
         return _theirs(case, "published loop", loop)
 
 
-def _eager(case: Case, precision: Precision) -> Found:
+def _eager(case: Case, precision: Precision) -> Row:
     s = setting(case, CUDA)
     step = OuterStep(s.student, precision=precision, adjoint=case.adjoint)
     with alone():
@@ -196,24 +197,24 @@ def _eager(case: Case, precision: Precision) -> Found:
 
 @cache
 def expected(case: Case) -> Gradients:
-    """Of our step, eager, in float32, which the checks compare with a CPU's; in chunks, so that it fits everywhere."""
+    """Gradients of our eager step in float32, which the checks compare with a CPU's; in chunks, to fit into memory."""
     s = setting(case, CUDA)
-    found = s.step(OuterStep(s.student, adjoint=case.adjoint, chunk=case.batch // 4))
+    gradients = s.step(OuterStep(s.student, adjoint=case.adjoint, chunk=case.batch // 4))
     torch.cuda.empty_cache()
-    return found
+    return gradients
 
 
-def compare(found: Gradients, right: Gradients, precision: Precision) -> dict[str, float]:
-    """Cosines by leaf. Raises Wrong where one is too small."""
-    seen = cosines(found, right)
-    # Also where it is not a number.
+def compare(gradients: Gradients, right: Gradients, precision: Precision) -> dict[str, float]:
+    """Cosines by leaf. Raises Wrong if one is too small."""
+    seen = cosines(gradients, right)
+    # Also if it is not a number.
     if off := {name: cosine for name, cosine in seen.items() if not cosine >= COSINE[precision]}:
         raise Wrong(f"cosine with eager float32: expected at least {COSINE[precision]}, found {off}")
     return seen
 
 
 def _compiled(what: str, of: str = "stats") -> int:
-    """torch's own count of what this process has compiled so far."""
+    """torch's count of what this process has compiled so far."""
     from torch._dynamo.utils import counters
 
     return int(counters[of][what])

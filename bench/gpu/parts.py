@@ -1,4 +1,4 @@
-"""What `python -m bench.gpu` finds, in order of importance, as data."""
+"""The parts of `python -m bench.gpu` in order of importance, as data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ptmst.config import Precision
 Stage = Literal["checks", "measures"]
 STAGES: tuple[Stage, ...] = ("checks", "measures")
 CORES = 16
-"""Of the machine that the estimates are for, which has an H100 or H200."""
+"""CPU cores of the machine that the estimates are for, which has an H100 or H200."""
 _IMPORTS = 15
 """Seconds until a process is ready."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one process does."""
+    """The work of one process."""
 
     name: str
     stage: Stage
@@ -29,10 +29,10 @@ class Part:
     first: float
     """Estimated seconds until its first row."""
     seconds: float
-    """Estimated seconds in all, where it does not wait for the device."""
+    """Estimated seconds in all, without waiting for the device."""
     cores: int = 1
     gigabytes: int = 2
-    """Of the device's memory that it keeps; whoever measures takes more for as long as it has the device."""
+    """Memory of the device that it keeps; a part takes more while it measures."""
 
 
 NFNET = Case("nfnet_l0", 224, 40, pairs=200)
@@ -45,7 +45,7 @@ _TRUNCATED = (
 """Cases, and estimated seconds to compile one."""
 _EXACT = tuple((replace(case, gradient="exact"), seconds) for case, seconds in _TRUNCATED[:2])
 _CONVOLUTIONAL: tuple[tuple[Precision, ...], ...] = (("fp32", "tf32"), ("bf16",))
-"""What is compiled together: with TF32 in convolutions alone, the code is that for float32."""
+"""Compiled together: with TF32 only in convolutions, the code is that for float32."""
 _OTHERS: tuple[tuple[Precision, ...], ...] = (("tf32",), ("bf16",), ("fp32",))
 _GRADIENTS = (Case("convnet-64", 32, 25, pairs=50), Case("nfnet_l0", 96, 8, pairs=20, steps=2))
 _TESTS = ("tests/test_gpu.py",)
@@ -53,7 +53,7 @@ _LANES = tuple(f"tests/test_kernels{name}.py" for name in ("", "_contrast", "_op
 
 
 def parts(dry: bool) -> tuple[Part, ...]:
-    """All of them; `dry`: the same on small cases, which shows that they run, and measures nothing."""
+    """All parts; with `dry`, the same on small cases: a test that they run, not a measurement."""
     if not dry:
         return (*_checks(), *_measures())
     return tuple(replace(part, first=0, seconds=0, cores=1, gigabytes=0) for part in _dry())
@@ -80,7 +80,7 @@ def _tests(
 def _measures() -> list[Part]:
     (first, compiling), *others = _TRUNCATED
     contrastive = tuple(case for case in CONTRASTIVE if case.kind in ("infonce", "wbce"))
-    found = [
+    measures = [
         *(_captured(first, together, compiling) for together in _forms(first)),
         _opponents(first),
         Part("flat", "measures", "kernels.flat", (FLAT,), 25, 120, gigabytes=4),
@@ -89,8 +89,8 @@ def _measures() -> list[Part]:
         Part("students", "measures", "runs.students", ("timm:nfnet_l0", 224, 2), 40, 120, gigabytes=4),
     ]
     for case, compiling in (*others, *_EXACT):
-        found += [_captured(case, _forms(case)[0], compiling), _opponents(case)]
-    return found + [_captured(case, form, compiling) for case, compiling in others for form in _forms(case)[1:]]
+        measures += [_captured(case, _forms(case)[0], compiling), _opponents(case)]
+    return measures + [_captured(case, form, compiling) for case, compiling in others for form in _forms(case)[1:]]
 
 
 def _forms(case: Case) -> tuple[tuple[Precision, ...], ...]:

@@ -12,14 +12,15 @@ from contextlib import suppress
 from typing import Any
 
 from bench.gpu.parts import CORES, STAGES, Part
-from bench.gpu.rows import LOG, WHOLE, Folder, Found
+from bench.gpu.rows import LOG, WHOLE, Folder
 from bench.gpu.timing import LOCK
 from bench.gpu.worker import FAILED, SPOILT
+from bench.result import Row
 
 _POLL_S, _MERGE_EVERY_S, _TO_END_S = 0.5, 5.0, 4.0
 _SHARE, _TO_MEASURE_GB = 0.9, 30
-"""Of the device's memory that parts may take, and what of it the one that measures takes for as long as it does."""
-_TOLD = (
+"""Share of the device's memory that parts may take, and GB that a part takes while it measures."""
+_SHOWN = (
     "ms",
     "graph ms",
     "replay ms",
@@ -50,13 +51,13 @@ class Runner:
         cores: int,
         gigabytes: float,
     ) -> None:
-        """`command` begins the process of a part; `until`, in seconds since the epoch, everything has ended."""
+        """`command` starts the process of a part; everything has ended by `until`, in seconds since the epoch."""
         self._folder, self._parts, self._command, self._until = folder, parts, command, until
         self._cores, self._gigabytes = cores, gigabytes
         self._slower = max(1.0, CORES / cores)
         self._running: dict[str, tuple[Part, subprocess.Popen[str]]] = {}
         self._left: list[str] = []
-        """Parts that were not begun, or not ended, for lack of time."""
+        """Parts that were not begun, or not completed, for lack of time."""
         self._seen, self._merged = len(folder.rows()), 0.0
         self._began = time.time()
 
@@ -84,7 +85,7 @@ class Runner:
         self._tell()
 
     def stop(self) -> None:
-        """End what still runs; what it had found is there."""
+        """End what still runs; its results so far stay."""
         for _, process in self._running.values():
             _kill(process)
         self._left += self._running
@@ -92,7 +93,7 @@ class Runner:
         self._tell()
         self._folder.merged()
 
-    def failed(self) -> list[tuple[str, str, Found]]:
+    def failed(self) -> list[tuple[str, str, Row]]:
         """Part, row and answer."""
         return [(part, row, found) for part, row, found in self._answers() if "failed" in found]
 
@@ -107,10 +108,10 @@ class Runner:
                 lines.append(f"{stage}: {len(answers) - failed - skipped} good, {failed} failed, {skipped} skipped")
         lines += [f"  failed: {part} / {row}: {_line(found['failed'])}" for part, row, found in self.failed()]
         if self._left:
-            lines.append(f"not ended for lack of time, the same command goes on: {', '.join(self._left)}")
+            lines.append(f"not complete for lack of time, the same command continues: {', '.join(self._left)}")
         return [*lines, f"all of it: {self._folder.merged()}"]
 
-    def _answers(self) -> Iterator[tuple[str, str, Found]]:
+    def _answers(self) -> Iterator[tuple[str, str, Row]]:
         mine = {part.name for part in self._parts}
         return ((part, row, found) for (part, row), found in self._folder.latest().items() if part in mine)
 
@@ -124,7 +125,7 @@ class Runner:
         return time.time() > self._until - _TO_END_S
 
     def _has_room(self, part: Part, waiting: Sequence[Part]) -> bool:
-        """Parts of a later stage wait for all of an earlier one: they would disturb, or be disturbed."""
+        """Parts of a later stage wait for all of an earlier one, so that they do not disturb each other."""
         running = [other for other, _ in self._running.values()]
         stages = [STAGES.index(other.stage) for other in (*waiting, *running)]
         if STAGES.index(part.stage) > min(stages):
@@ -151,7 +152,7 @@ class Runner:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            # A group of its own, so that whatever it starts ends with it.
+            # In a separate process group, so that its children end with it.
             start_new_session=True,
         )
         threading.Thread(target=self._log, args=(part.name, process), daemon=True).start()
@@ -166,13 +167,13 @@ class Runner:
                 log.flush()
 
     def _ended(self) -> list[Part]:
-        """Take account of processes that ended; returns parts that have to be begun again."""
+        """Handle processes that ended; returns parts that have to be started again."""
         again = []
         for part, process in list(self._running.values()):
             if (code := process.poll()) is None:
                 continue
             del self._running[part.name]
-            _kill(process)  # what it started
+            _kill(process)  # its children
             if code == 0 and not self._folder.ended(part.name):
                 self._left.append(part.name)
             if code not in (0, FAILED, SPOILT):
@@ -201,17 +202,17 @@ class Runner:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """The process and whatever it started."""
+    """The process and its children."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _short(row: Found) -> str:
+def _short(row: Row) -> str:
     if "failed" in row:
         return f"FAILED: {_line(row['failed'])}"
-    told = [f"{name} {_number(row[name])}" for name in _TOLD if name in row]
-    return ", ".join(told) or "good"
+    shown = [f"{name} {_number(row[name])}" for name in _SHOWN if name in row]
+    return ", ".join(shown) or "good"
 
 
 def _number(value: Any) -> str:

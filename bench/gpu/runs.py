@@ -1,4 +1,4 @@
-"""Teaching and evaluation: images a second, and seconds of a student."""
+"""Training and evaluation: images per second, and seconds per student."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from bench import stacks
-from bench.gpu.rows import Found, Sheet, Wrong
+from bench.gpu.rows import Sheet, Wrong
 from bench.gpu.timing import alone
 from bench.measure import peak_memory
+from bench.result import Row
 from ptmst.config import DataConfig, EncoderConfig, RenderConfig, TeachConfig
 from ptmst.data import Pairs, load_split, write_rendered
 from ptmst.students.heads import make_student
@@ -24,13 +25,13 @@ from ptmst.teachers import train_on_pairs
 CUDA = torch.device("cuda", 0)
 _TEXT_WIDTH = 768
 _EPOCHS = 101
-"""Of a student, as published."""
+"""Epochs of a student, as published."""
 _AGREE = 1e-3
-"""Relative distance of students that were trained in a stack from the same ones trained one by one."""
+"""Largest relative distance between students trained in a stack and the same ones trained one by one."""
 
 
 def teach(sheet: Sheet, tower: str, size: int, images: int, batch: int) -> None:
-    """Decoding on the host, and training one expert on images that were decoded before."""
+    """Decoding on the host, and training one expert on images that are decoded already."""
     encoder = EncoderConfig(image_tower=tower, text_width=_TEXT_WIDTH)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -42,13 +43,13 @@ def teach(sheet: Sheet, tower: str, size: int, images: int, batch: int) -> None:
             sheet.row(f"teach, {precision}", 20, partial(_teach, load_split(data, "train"), config))
 
 
-def _decode(pairs: Pairs) -> Found:
+def _decode(pairs: Pairs) -> Row:
     began = time.perf_counter()
     pairs.pixels(torch.arange(len(pairs)))
     return {"size": pairs.image_size, "images/s": len(pairs) / (time.perf_counter() - began)}
 
 
-def _teach(pairs: Pairs, config: TeachConfig) -> Found:
+def _teach(pairs: Pairs, config: TeachConfig) -> Row:
     pairs.pixels(torch.arange(len(pairs)))
     texts = embed_captions(text_tower(config.encoder), pairs.captions, CUDA).to(CUDA)
     student = make_student(config.encoder, pairs.image_size, _TEXT_WIDTH, (0,)).to(CUDA)
@@ -83,16 +84,16 @@ def _stacks(sheet: Sheet, name: str, encoder: EncoderConfig, size: int, count: i
         sheet.row(f"{name}, {together} together", 40, partial(_students, encoder, size, count, together))
 
 
-def _students(encoder: EncoderConfig, size: int, count: int, together: int) -> Found:
+def _students(encoder: EncoderConfig, size: int, count: int, together: int) -> Row:
     train = partial(stacks.trained, encoder, size, count, device=CUDA)
     with alone(), arithmetic("fp32"):
         peak = peak_memory(CUDA, partial(train, together))
         began = time.perf_counter()
-        found = train(together)
+        thetas = train(together)
         torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-        other = found if together == 1 else train(1)
-    distance = float((found - other).norm() / other.norm())
+        other = thetas if together == 1 else train(1)
+    distance = float((thetas - other).norm() / other.norm())
     if not distance <= _AGREE:
         raise Wrong(f"a stack's students: expected those trained one by one, found them {distance:.1e} apart")
     return {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bench.cases import COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
 from bench.gpu.parts import parts
-from bench.gpu.rows import WHOLE, Found
-from bench.result import read
+from bench.gpu.rows import WHOLE
+from bench.result import Row, read
 from bench.tables import NOT_YET, Table, source
 
 _CLEAN = ("double backward", "unrolled")
@@ -21,10 +21,10 @@ class Card:
     """The results of one device."""
 
     file: str
-    rows: list[Found]
+    rows: list[Row]
     """Answers that did not fail."""
-    failed: list[Found]
-    calls: list[Found]
+    failed: list[Row]
+    calls: list[Row]
 
     def source(self, folder: str) -> str:
         """The sentence below a table."""
@@ -113,9 +113,9 @@ def contrastive(card: Card) -> Iterator[str]:
     yield made.markdown()
 
 
-def _losses(rows: list[Found]) -> str:
+def _losses(rows: list[Row]) -> str:
     """Of one provider: queued, and in a graph."""
-    together: Found = {name: value for row in rows for name, value in row.items()}
+    together: Row = {name: value for row in rows for name, value in row.items()}
     if "ms" not in together:
         return "out of memory" if "out of memory" in together else "–"
     graph = f" ({together['graph ms']:.2f})" if "graph ms" in together else ""

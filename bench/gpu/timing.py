@@ -1,4 +1,4 @@
-"""Time by the device's own clock. Whoever measures has the device for itself meanwhile: `with alone():`."""
+"""Time by the device's own clock. A measurement has the device for itself: `with alone():`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 LOCK = "PTMST_BENCH_LOCK"
-"""Names the file that all processes of one call share."""
+"""Environment variable with the lock file of all processes of one call."""
 _IN_GRAPH = 10
 _KERNELS_SHOWN = 40
 Call = Callable[[], Any]
@@ -23,7 +23,7 @@ Call = Callable[[], Any]
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """The device for this process; whoever else wants it waits."""
+    """Reserve the device for this process; others wait."""
     with open(Path(os.environ[LOCK]), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         torch.cuda.synchronize()
@@ -33,13 +33,13 @@ def alone() -> Iterator[None]:
 
 
 def release() -> None:
-    """Give back what nothing holds any more: others want it."""
+    """Free unused memory for other processes."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def timed(call: Call, rounds: int = 10, queued: int = 1, warm_up: int = 2) -> dict[str, float]:
-    """Milliseconds of a call: median, least and most of `rounds`, each of `queued` calls; the host waits for none."""
+    """Milliseconds per call: median, least and most of `rounds` of `queued` calls each, without waits of the host."""
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
     for _ in range(warm_up):
         call()
@@ -54,7 +54,7 @@ def timed(call: Call, rounds: int = 10, queued: int = 1, warm_up: int = 2) -> di
 
 
 def timed_in_graph(call: Call) -> dict[str, float]:
-    """The same of a call as one of ten in a CUDA graph: what it takes where launching costs nothing."""
+    """The same for a call as one of ten in a CUDA graph, where launches cost nothing."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -69,7 +69,7 @@ def timed_in_graph(call: Call) -> dict[str, float]:
 
 
 def profiled(call: Call) -> dict[str, Any]:
-    """The kernels of a call: how many, their time in all, and the longest: [name, launches, milliseconds]."""
+    """The kernels of a call: their number, total time, and the longest ones: [name, launches, milliseconds]."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as seen:

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from bench.gpu.parts import parts
-from bench.gpu.rows import WHOLE, Folder, Sheet, Spoilt, told
+from bench.gpu.rows import WHOLE, Folder, Sheet, Spoilt, describe
 from bench.gpu.timing import release
 
 FAILED, SPOILT = 4, 3
-"""Exit codes: it could not go on, and its sheet says why; the device takes no more work from it."""
+"""Exit codes: the process could not continue, and its sheet says why; the device accepts no more work from it."""
 _DIE_WITH_PARENT = 1
 
 
@@ -44,7 +44,7 @@ def main() -> int:
         return SPOILT
     except Exception as error:
         traceback.print_exc()
-        sheet.answer(WHOLE, failed=told(error))
+        sheet.answer(WHOLE, failed=describe(error))
         return FAILED
     if sheet.whole:
         sheet.answer(WHOLE, seconds=round(time.perf_counter() - began, 2))
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _check() -> None:
-    """Raises where the device takes no more work. What a failed row held goes back, which its error held as well."""
+    """Raises if the device accepts no more work. Frees what a failed row, and its error, held."""
     torch.cuda.synchronize()
     release()
 
