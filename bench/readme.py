@@ -168,7 +168,7 @@ TABLES: dict[str, Make] = {
     "ablation-scenes": partial(ablation_table, "scenes"),
     "ablation-digits": partial(ablation_table, "digits"),
     "questions": questions_table,
-    "adjoint-neighbours": partial(adjoint_table, adjoint.neighbours),
+    "adjoint-neighbors": partial(adjoint_table, adjoint.neighbors),
     "adjoint-segments": partial(adjoint_table, adjoint.segments),
     "adjoint-combination": partial(adjoint_table, adjoint.combination),
     "adjoint-phases": partial(adjoint_table, adjoint.phases),

@@ -101,7 +101,7 @@ def test_the_device_is_that_of_the_host() -> None:
         assert relative_error(found.grads[name].cpu(), gradient) <= 1e-3, name
 
 
-# Kernels. Against float64 all of them are checked by tests/test_kernels*.py, whose Triton lane runs here on the device.
+# Kernels. Against float64 all of them are checked by tests/kernels, whose Triton lane runs here on the device.
 
 
 def flat_inputs(parameters: int) -> list[torch.Tensor]:

@@ -172,7 +172,7 @@ def _worth(results: Path, pyplot: Any) -> Any:
     if result is None:
         return None
     margins = {"left": 0.05, "right": 0.925, "top": 0.84, "bottom": 0.15, "wspace": 0.42}
-    figure, (bias, noise, neighbours) = style.panels(pyplot, 3.0, 1, 3, **margins)
+    figure, (bias, noise, neighbors) = style.panels(pyplot, 3.0, 1, 3, **margins)
     shares = [0.0, *SHARES]
     labels = [Side(adjoint=share).label for share in shares]
     at = [row["states"]["initial"] for row in result["rows"]]
@@ -187,16 +187,16 @@ def _worth(results: Path, pyplot: Any) -> Any:
         style.label_ends(panel, ends)
     ends = []
     for share, label in zip(shares, labels, strict=True):
-        columns = zip(*(one[label]["neighbours"]["cosine"] for one in at), strict=True)
+        columns = zip(*(one[label]["neighbors"]["cosine"] for one in at), strict=True)
         values = [mean(column) for column in columns]
-        neighbours.plot(values, marker="o", color=_OF_SHARE[share])
+        neighbors.plot(values, marker="o", color=_OF_SHARE[share])
         ends.append((label, len(values) - 1, values[-1], _OF_SHARE[share]))
-    neighbours.set(xlabel="start point s, epochs")
-    style.label_ends(neighbours, ends)
+    neighbors.set(xlabel="start point s, epochs")
+    style.label_ends(neighbors, ends)
     bias.set_title("Cosine of the average over\nbatches with the exact one")
     noise.set_title("Cosine between gradients\nof different batches")
-    neighbours.set_title("Cosine of gradients from\nstarts s and s + 1")
-    for panel in (bias, noise, neighbours):
+    neighbors.set_title("Cosine of gradients from\nstarts s and s + 1")
+    for panel in (bias, noise, neighbors):
         panel.grid(axis="x", visible=False)
     return figure
 

@@ -327,16 +327,16 @@ def phases(results: Path) -> str:
     return table.markdown(_about(result, about))
 
 
-def neighbours(results: Path) -> str:
+def neighbors(results: Path) -> str:
     """The paper's measure of oscillation: gradients of adjacent start points, truncated."""
     result = part(results, "why")
     if result is None:
         return NOT_YET
     states = result["rows"][0]["states"]
-    starts = range(len(next(iter(states.values()))[TRUNCATED.label]["neighbours"]["norm"]))
+    starts = range(len(next(iter(states.values()))[TRUNCATED.label]["neighbors"]["norm"]))
     table = Table(["pairs", None, *map(str, starts)], left=(0, 1))
     for state in states:
-        rows = [row["states"][state][TRUNCATED.label]["neighbours"] for row in result["rows"]]
+        rows = [row["states"][state][TRUNCATED.label]["neighbors"] for row in result["rows"]]
         for name, title, style in (("cosine", "cosine with the next", ".2f"), ("norm", "norm", ".3f")):
             cells = [f"{mean(column):{style}}" for column in zip(*(row[name] for row in rows), strict=True)]
             table.add(state, title, *cells, *[""] * (len(starts) - len(cells)))

@@ -106,7 +106,7 @@ def _at(
             str(start): _averaged(gradients(side, batches[: BATCHES // 2])[0]["images"], expected[start])
             for start, batches in fixed.items()
         }
-        row["neighbours"] = _neighbors(gradients, side, draws, store.epochs, config)
+        row["neighbors"] = _neighbors(gradients, side, draws, store.epochs, config)
         state[side.label] = row
     return state
 

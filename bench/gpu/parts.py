@@ -49,7 +49,7 @@ _CONVOLUTIONAL: tuple[tuple[Precision, ...], ...] = (("fp32", "tf32"), ("bf16",)
 _OTHERS: tuple[tuple[Precision, ...], ...] = (("tf32",), ("bf16",), ("fp32",))
 _GRADIENTS = (Case("convnet-64", 32, 25, pairs=50), Case("nfnet_l0", 96, 8, pairs=20, steps=2))
 _TESTS = ("tests/test_gpu.py",)
-_LANES = tuple(f"tests/test_kernels{name}.py" for name in ("", "_contrast", "_ops", "_triton"))
+_LANES = tuple(f"tests/kernels/test_{name}.py" for name in ("kernels", "contrast", "ops", "triton"))
 
 
 def parts(dry: bool) -> tuple[Part, ...]:

@@ -31,7 +31,7 @@ from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.baselines import subset
 from ptmst.evaluation.evaluate import evaluate, evaluate_experts
 from ptmst.evaluation.scores import Scores
-from ptmst.presets import applied, experiment, methods
+from ptmst.presets import RENAMED, applied, experiment, methods
 from ptmst.report.tables import Row
 from ptmst.support import devices, files, folders, parallel, progress
 from ptmst.support.memory import peak_memory
@@ -80,7 +80,8 @@ def ablate(config: AblateConfig, command: str) -> list[Row]:
     known = [*get_args(Selection), *methods()]
     for name in config.methods:
         if name not in known:
-            raise InputError(f"methods: expected methods, found {name}{schema.nearest(name, known)}")
+            renamed = f"; it is now called {RENAMED[name]}" if name in RENAMED else schema.nearest(name, known)
+            raise InputError(f"methods: expected methods, found {name}{renamed}")
     base = experiment(config.preset)
     _refuse_sizes(config, base)
     with folders.claimed(config.out, FOLDER):

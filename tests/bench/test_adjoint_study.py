@@ -289,7 +289,7 @@ def explained(draw: np.random.Generator) -> dict[str, Any]:
         if side != TRUNCATED:
             of["growth"] = draw.uniform(1, 3, (12, 8, 2)).tolist()
         of["fixed"] = {str(start): dict(zip(names, draw.uniform(0, 1, 4).tolist(), strict=True)) for start in why.FIXED}
-        of["neighbours"] = {"cosine": draw.uniform(0, 1, 9).tolist(), "norm": draw.uniform(0, 1, 10).tolist()}
+        of["neighbors"] = {"cosine": draw.uniform(0, 1, 9).tolist(), "norm": draw.uniform(0, 1, 10).tolist()}
         found[side.label] = of
     return found
 

@@ -357,7 +357,7 @@ GOLDEN = {"KL": "kl", "BCE": "bce", "WBCE": "wbce", "InfoNCE": "infonce", "MSE":
 @each_lane
 def test_golden_losses(device: torch.device) -> None:
     """The reference implementation's values, from embeddings whose cosines are its logits."""
-    tensors = load_file(Path(__file__).parent / "golden" / "losses.safetensors")
+    tensors = load_file(Path(__file__).parents[1] / "golden" / "losses.safetensors")
     for size in ("B4", "B20"):
         logits, similarity = (tensors[f"{size}.{name}"].double() for name in ("logits", "similarity"))
         images, texts, temperature = embeddings_of(logits)

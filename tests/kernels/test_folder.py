@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 each_folder = pytest.mark.parametrize("root", [True, False], ids=["from the root", "from elsewhere"])
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from ptmst.kernels import dispatch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAT = ("point", "shortcut", "vector", "flat", "sgd")
 
 
