@@ -91,28 +91,28 @@ class Source(Protocol):
 
 
 def gather(
-    entries: Iterable[T], item: Callable[[T], Item | None], fault: Fault | None, *, origin: str, remedy: str
+    entries: Iterable[T], item_of: Callable[[T], Item | None], fault: Fault | None, *, origin: str, remedy: str
 ) -> Annotations:
-    """Annotations of the entries: `item` returns None to skip one, and raises InputError if it is broken."""
+    """Annotations of the entries: `item_of` returns None to skip one, and raises InputError if it is broken."""
     index: dict[str, int] = {}
     places: list[ImageBytes] = []
     captions: list[str] = []
     image_of_text: list[int] = []
     for entry in entries:
         try:
-            found = item(entry)
+            item = item_of(entry)
         except InputError as error:
             if fault is None:
                 raise
             fault(str(error))
             continue
-        if found is None:
+        if item is None:
             continue
-        image = index.setdefault(found.name, len(index))
+        image = index.setdefault(item.name, len(index))
         if image == len(places):
-            places.append(found.place)
-        captions += found.captions
-        image_of_text += [image] * len(found.captions)
+            places.append(item.place)
+        captions += item.captions
+        image_of_text += [image] * len(item.captions)
     return Annotations(origin, remedy, tuple(index), tuple(places), tuple(captions), tuple(image_of_text))
 
 

@@ -92,30 +92,29 @@ def check(name: str, root: Path | str, max_words: int = 30) -> Report:
     for split in present:
         faults: list[str] = []
         try:
-            found = source.read(root, split, faults.append)
+            annotations = source.read(root, split, faults.append)
         except InputError as error:
             problems.append(str(error))
             continue
-        names, absent = found.image_names, found.missing()
-        looks = _look(found, root, set(absent), f"check {split}")
+        names, origin, absent = annotations.image_names, annotations.origin, annotations.missing()
+        looks = _look(annotations, root, set(absent), f"check {split}")
         unreadable = [look for look in looks.values() if isinstance(look, str)]
-        seen = {i: look for i, look in looks.items() if isinstance(look, _Look)}
-        empty = [found.image_of_text[i] for i, text in enumerate(found.captions) if not clean_caption(text, max_words)]
-        problems += _first(faults, found.origin, "entries that cannot be used")
+        decoded = {i: look for i, look in looks.items() if isinstance(look, _Look)}
+        wordless = [i for i, text in enumerate(annotations.captions) if not clean_caption(text, max_words)]
+        empty = [annotations.image_of_text[i] for i in wordless]
+        problems += _first(faults, origin, "entries that cannot be used")
         if absent:
             lost = _some([names[i] for i in absent])
-            problems.append(f"{found.origin}: {_count(absent, 'image')} missing under {root}: {lost}; {found.remedy}")
-        problems += _first(unreadable, found.origin, "images that cannot be read")
+            problems.append(f"{origin}: {_count(absent, 'image')} missing under {root}: {lost}; {annotations.remedy}")
+        problems += _first(unreadable, origin, "images that cannot be read")
         if empty:
             whose = _some([names[i] for i in dict.fromkeys(empty)])
-            problems.append(
-                f"{found.origin}: {_count(empty, 'caption')} without a word once cleaned, of {whose}; fix them"
-            )
+            problems.append(f"{origin}: {_count(empty, 'caption')} without a word once cleaned, of {whose}; fix them")
         for image in names:
             splits_of.setdefault(image, []).append(split)
-        for i, look in seen.items():
+        for i, look in decoded.items():
             images_of.setdefault(look.digest, []).append((split, names[i]))
-        splits.append(_report(split, found, len(empty), len(absent), len(unreadable), list(seen.values())))
+        splits.append(_report(split, annotations, len(empty), len(absent), len(unreadable), list(decoded.values())))
     problems += [*_in_several_splits(splits_of), *_identical(images_of.values())]
     if isinstance(source, Karpathy) and splits:
         problems += _other_than_published(name, source.published, splits)
@@ -123,35 +122,35 @@ def check(name: str, root: Path | str, max_words: int = 30) -> Report:
     return Report(name, root, tuple(splits), tuple(dict.fromkeys(problems)))
 
 
-def _look(found: Annotations, root: Path, absent: set[int], label: str) -> dict[int, _Look | str]:
+def _look(annotations: Annotations, root: Path, absent: set[int], label: str) -> dict[int, _Look | str]:
     """What each image that has a file shows, or what is wrong with it."""
 
     def look(index: int) -> _Look | str:
-        place = found.places[index]
+        place = annotations.places[index]
         try:
-            picture = decode(place, root / found.image_names[index])
+            picture = decode(place, root / annotations.image_names[index])
         except InputError as error:
             return str(error)
         return _Look(files.sha256(place.read()), picture.mode, picture.rotated, picture.upright.size)
 
-    there = [i for i in range(len(found.places)) if i not in absent]
+    there = [i for i in range(len(annotations.places)) if i not in absent]
     looks: dict[int, _Look | str] = {}
     with bar(label, len(there)) as progress, ThreadPoolExecutor(DECODERS) as pool:
-        for i, seen in zip(there, pool.map(look, there), strict=True):
-            looks[i] = seen
+        for i, result in zip(there, pool.map(look, there), strict=True):
+            looks[i] = result
             progress.advance()
     return looks
 
 
 def _report(
-    split: str, found: Annotations, empty: int, missing: int, unreadable: int, looks: Sequence[_Look]
+    split: str, annotations: Annotations, empty: int, missing: int, unreadable: int, looks: Sequence[_Look]
 ) -> SplitReport:
-    counts = Counter(found.image_of_text).values()
+    counts = Counter(annotations.image_of_text).values()
     sizes = sorted((look.size for look in looks), key=lambda size: (size[0] * size[1], size))
     return SplitReport(
         split=split,
-        images=len(found.image_names),
-        captions=len(found.captions),
+        images=len(annotations.image_names),
+        captions=len(annotations.captions),
         per_image=(min(counts), sum(counts) / len(counts), max(counts)) if counts else (0, 0.0, 0),
         empty=empty,
         missing=missing,
@@ -168,15 +167,15 @@ def _other_than_published(
     name: str, published: Mapping[str, tuple[int, int]], splits: Sequence[SplitReport]
 ) -> Iterator[str]:
     """A download that is not whole, or of another version."""
-    found = {split.split: (split.images, split.captions) for split in splits}
+    sizes = {split.split: (split.images, split.captions) for split in splits}
     for split in ("train", "val", "test"):
         counts = published.get(split)
         what = f"{counts[0]:,} images with {counts[1]:,} captions" if counts else "annotations"
         expected = f"{name} {split}: expected {what}"
-        if split not in found:
+        if split not in sizes:
             yield f"{expected}, found no annotations; add them"
-        elif counts and found[split] != counts:
-            yield f"{expected}, found {found[split][0]:,} with {found[split][1]:,}; fetch the annotations again"
+        elif counts and sizes[split] != counts:
+            yield f"{expected}, found {sizes[split][0]:,} with {sizes[split][1]:,}; fetch the annotations again"
 
 
 def _in_several_splits(splits_of: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -184,8 +183,8 @@ def _in_several_splits(splits_of: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for image, splits in splits_of.items():
         if len(splits) > 1:
             shared.setdefault(" and ".join(splits), []).append(image)
-    for where, images in shared.items():
-        yield f"{where}: {_count(images, 'image')} in each of them: {_some(images)}; keep each in one"
+    for in_splits, images in shared.items():
+        yield f"{in_splits}: {_count(images, 'image')} in each of them: {_some(images)}; keep each in one"
 
 
 def _identical(groups: Iterable[Sequence[tuple[str, str]]]) -> Iterator[str]:
@@ -195,8 +194,8 @@ def _identical(groups: Iterable[Sequence[tuple[str, str]]]) -> Iterator[str]:
         # Twice within a split is how data come; in two splits it is a leak.
         if len(names) > 1 and len(splits) > 1:
             shared.setdefault(" and ".join(splits), []).append(" = ".join(names))
-    for where, images in shared.items():
-        yield f"{where}: {_count(images, 'image')} of the same bytes: {_some(images)}; keep one of each"
+    for in_splits, images in shared.items():
+        yield f"{in_splits}: {_count(images, 'image')} of the same bytes: {_some(images)}; keep one of each"
 
 
 def _first(lines: Sequence[str], origin: str, what: str) -> list[str]:

@@ -68,8 +68,8 @@ def read_classes(root: Path, image_names: Sequence[str], what: str = "images") -
                 f"{path}: expected one class of {image}, found a second one under another spelling; keep one"
             )
     # In a tar file the name of a member may have a ./ too.
-    found = [class_of.get(PurePath(image).as_posix()) for image in image_names]
-    labels = torch.tensor([-1 if name is None else names.index(name) for name in found])
+    class_names = [class_of.get(PurePath(image).as_posix()) for image in image_names]
+    labels = torch.tensor([-1 if name is None else names.index(name) for name in class_names])
     unnamed = [image for image, label in zip(image_names, labels.tolist(), strict=True) if label < 0]
     if unnamed:
         named, count = len(image_names) - len(unnamed), len(image_names)

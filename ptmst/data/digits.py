@@ -25,8 +25,8 @@ SHARES = {"train": 0.5, "val": 0.15, "test": 0.15, "warmup": 0.2}
 FIRST = Classified(
     prompts={
         name: [
-            f"a {name} {where}"
-            for where in (
+            f"a {name} {place}"
+            for place in (
                 "in the top left corner",
                 "at the upper left",
                 "at the top centre",

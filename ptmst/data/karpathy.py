@@ -60,12 +60,12 @@ class Karpathy:
         if split != "train":
             entries = entries[: self.most]
 
-        def item(numbered: tuple[int, object]) -> Item:
+        def item_of(numbered: tuple[int, object]) -> Item:
             where = f"{path}: entry {numbered[0]} of {len(entries)}"
             name, captions = _read_entry(numbered[1], root, where)
             return Item(name, captions, ImageBytes(root / name))
 
-        return gather(enumerate(entries, 1), item, fault, origin=str(path), remedy=remedy)
+        return gather(enumerate(entries, 1), item_of, fault, origin=str(path), remedy=remedy)
 
 
 def write_annotations(path: Path, images: Iterable[tuple[str, Sequence[str]]], *, entry_per_caption: bool) -> None:
@@ -83,7 +83,7 @@ def _read_whole(path: Path, folder: str, root: Path, split: str, fault: Fault | 
     if not isinstance(images, list):
         raise InputError(f'{path}: expected {{"images": [entries]}}, found {kind(value)} without them; {remedy}')
 
-    def item(numbered: tuple[int, object]) -> Item | None:
+    def item_of(numbered: tuple[int, object]) -> Item | None:
         where, entry = f"{path}: image {numbered[0]} of {len(images)}", numbered[1]
         if not isinstance(entry, dict):
             raise InputError(f"{where}: expected an object, found {kind(entry)}; fix the entry")
@@ -102,10 +102,10 @@ def _read_whole(path: Path, folder: str, root: Path, split: str, fault: Fault | 
         )
         return Item(name, captions, ImageBytes(root / name))
 
-    found = gather(enumerate(images, 1), item, fault, origin=str(path), remedy=remedy)
-    if not found.image_names and fault is None:
+    annotations = gather(enumerate(images, 1), item_of, fault, origin=str(path), remedy=remedy)
+    if not annotations.image_names and fault is None:
         raise InputError(f"{path}: expected images of split {split}, found none; {remedy}")
-    return found
+    return annotations
 
 
 def _read_json(path: Path) -> object:

@@ -165,12 +165,13 @@ def load_pairs(
         if value < 1:
             raise InputError(f"{setting}: expected a positive number, found {value}; raise it")
     root = Path(root)
-    found = source.read(root, split)
-    if missing := found.missing():
+    annotations = source.read(root, split)
+    if missing := annotations.missing():
         raise InputError(
-            f"{found.origin}: expected every image it names under {root}, found {len(missing)} missing, "
-            f"the first {found.image_names[missing[0]]}; {found.remedy}"
+            f"{annotations.origin}: expected every image it names under {root}, found {len(missing)} missing, "
+            f"the first {annotations.image_names[missing[0]]}; {annotations.remedy}"
         )
-    captions = tuple(clean_caption(caption, max_words) for caption in found.captions)
-    image_of_text = torch.tensor(found.image_of_text)
-    return Pairs(name, split, root, found.image_names, found.places, captions, image_of_text, image_size, mean, std)
+    captions = tuple(clean_caption(caption, max_words) for caption in annotations.captions)
+    image_of_text = torch.tensor(annotations.image_of_text)
+    image_names, places = annotations.image_names, annotations.places
+    return Pairs(name, split, root, image_names, places, captions, image_of_text, image_size, mean, std)

@@ -17,9 +17,9 @@ def random_subset(pairs: Pairs, seed: int, count: int) -> Tensor:
     captions_of: list[list[int]] = [[] for _ in range(images)]
     for text, image in enumerate(pairs.image_of_text.tolist()):
         captions_of[image].append(text)
-    draw = generator(seed, "subset")
-    order = torch.randperm(images, generator=draw)[:count].tolist()
-    picks = torch.rand(images, generator=draw).tolist()
+    rng = generator(seed, "subset")
+    order = torch.randperm(images, generator=rng)[:count].tolist()
+    picks = torch.rand(images, generator=rng).tolist()
     return torch.tensor([captions_of[i][int(picks[i] * len(captions_of[i]))] for i in order])
 
 

@@ -66,13 +66,13 @@ def write_scenes(root: Path | str, *, progress: Progress | None = None, **settin
 def _paint(layout: Layout, split: str, rng: np.random.Generator) -> Image.Image:
     extent = layout.image_size * SUPERSAMPLE
     canvas = Image.new("RGB", (extent, extent), layout.background)
-    draw = ImageDraw.Draw(canvas)
+    drawing = ImageDraw.Draw(canvas)
     for placed in layout.placed:
         x, y = (c * extent for c in placed.center)
         radius = RADII[placed.thing.size] * extent
         outline = OUTLINES[placed.thing.kind]
-        draw.polygon([(x + radius * u, y + radius * v) for u, v in outline], fill=placed.ink)
+        drawing.polygon([(x + radius * u, y + radius * v) for u, v in outline], fill=placed.ink)
         if placed.thing.kind == "ring":
             hole = radius * HOLE
-            draw.polygon([(x + hole * u, y + hole * v) for u, v in outline], fill=layout.background)
+            drawing.polygon([(x + hole * u, y + hole * v) for u, v in outline], fill=layout.background)
     return canvas.reduce(SUPERSAMPLE)

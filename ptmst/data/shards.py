@@ -40,8 +40,8 @@ class Shards:
         if not shards:
             raise InputError(f"{origin}: expected tar files of that name, found none; check the pattern and the root")
 
-        def item(found: tuple[Path, dict[str, Any]]) -> Item:
-            shard, sample = found
+        def item_of(shard_and_sample: tuple[Path, dict[str, Any]]) -> Item:
+            shard, sample = shard_and_sample
             where = f"{shard}: sample {sample['__key__']}"
             image = next((sample[suffix] for suffix in _IMAGES if suffix in sample), None)
             if image is None:
@@ -50,10 +50,10 @@ class Shards:
             return Item(f"{name}/{image.name}", _captions(shard, sample, where), _place(shard, image))
 
         samples = ((shard, sample) for shard in shards for sample in _samples(shard))
-        found = gather(samples, item, fault, origin=origin, remedy="fetch the tar files again")
-        if not found.image_names and fault is None:
+        annotations = gather(samples, item_of, fault, origin=origin, remedy="fetch the tar files again")
+        if not annotations.image_names and fault is None:
             raise InputError(f"{origin}: expected at least one pair, found empty tar files; check the pattern")
-        return found
+        return annotations
 
     def _files(self, root: Path, split: str) -> list[Path]:
         braceexpand = _library("braceexpand").braceexpand
@@ -64,8 +64,8 @@ class Shards:
             raise InputError(
                 f"wds:{self.pattern}: expected balanced braces, found unbalanced ones ({error}); fix it"
             ) from error
-        found = (glob.glob(os.path.join(above, pattern), recursive=True) for pattern in patterns)
-        return sorted({Path(file) for files in found for file in files})
+        matches = (glob.glob(os.path.join(above, pattern), recursive=True) for pattern in patterns)
+        return sorted({Path(file) for files in matches for file in files})
 
 
 def _samples(shard: Path) -> Iterator[dict[str, Any]]:

@@ -14,13 +14,13 @@ from ptmst.schema import nearest
 
 def _published(
     file: str,
-    where: str,
+    contents: str,
     whole: KarpathyFile | None = None,
     most: int | None = None,
     counts: Mapping[str, tuple[int, int]] | None = None,
 ) -> Karpathy:
     either = f" (Karpathy's {whole.file} does in place of the JSON file)" if whole else ""
-    return Karpathy(file, ("train", "val", "test"), f"lay {where} in {{root}}{either}", whole, most, counts or {})
+    return Karpathy(file, ("train", "val", "test"), f"lay {contents} in {{root}}{either}", whole, most, counts or {})
 
 
 def _generated(name: str) -> Karpathy:

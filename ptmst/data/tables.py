@@ -35,19 +35,19 @@ class Table:
     def present(self, root: Path) -> tuple[str, ...]:
         if "{split}" in self.path:
             return tuple(split for split in self.splits if self._file(root, split).is_file())
-        found = set()
+        present = set()
         for where, row in self._rows(root, "train"):
             try:
-                found.add(self._split(self._fields(row, where), "train", where))
+                present.add(self._split(self._fields(row, where), "train", where))
             except InputError:  # `read` tells of it
                 continue
-        return tuple(split for split in self.splits if split in found)
+        return tuple(split for split in self.splits if split in present)
 
     def read(self, root: Path, split: str, fault: Fault | None = None) -> Annotations:
         unmarked = split if "{split}" in self.path else "train"
         others: set[str] = set()
 
-        def item(numbered: tuple[str, object]) -> Item | None:
+        def item_of(numbered: tuple[str, object]) -> Item | None:
             where, row = numbered
             fields = self._fields(row, where)
             if (of := self._split(fields, unmarked, where)) != split:
@@ -56,13 +56,13 @@ class Table:
             return _item(fields, (_KEYS,) if self.form in _DELIMITERS else (_JSON_KEYS, _KEYS), root, where)
 
         file = self._file(root, split)
-        found = gather(self._rows(root, split), item, fault, origin=str(file), remedy=_IMAGES)
-        if not found.image_names and fault is None:
+        annotations = gather(self._rows(root, split), item_of, fault, origin=str(file), remedy=_IMAGES)
+        if not annotations.image_names and fault is None:
             raise InputError(
                 f"{file}: expected rows of split {split}, found {' and '.join(sorted(others)) or 'no rows'}; "
                 "name the split of each row in a column `split`, or have a file per split and write {split} in its name"
             )
-        return found
+        return annotations
 
     def _file(self, root: Path, split: str) -> Path:
         return root / self.path.replace("{split}", split)
