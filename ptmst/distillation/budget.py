@@ -57,21 +57,21 @@ class Way:
     need: float
 
 
-def ways(config: DistillConfig, parameters: int, frozen: bool, of: Mapping[Keep, Memory]) -> Iterator[Way]:
-    """Every way that `config` leaves open and `of` knows, the fastest first: primals, then whole batches, then ever
-    smaller chunks.
+def ways(config: DistillConfig, parameters: int, frozen: bool, memory_of: Mapping[Keep, Memory]) -> Iterator[Way]:
+    """Every way that `config` leaves open and `memory_of` knows, the fastest first: primals, then whole batches, then
+    ever smaller chunks.
 
     All keep the inner loop's vectors of P `parameters`. Primals are the activations of all inner steps, behind a frozen
     tower of all images that are drawn; otherwise there are those of one batch, or chunk.
     """
     batch, steps = config.batch_size, config.inner_steps
     vectors = 4 * parameters * (steps + 2)
-    if (primals := of.get("primals")) is not None and config.chunk in ("auto", None):
+    if (primals := memory_of.get("primals")) is not None and config.chunk in ("auto", None):
         most_pairs = max(phase.pairs for phase in config.phases)
         images = min(steps * batch, most_pairs) if frozen else steps * batch
         need = vectors + primals.fixed + images * primals.kept + batch * (primals.most - primals.kept)
         yield Way("primals", None, need)
-    for keep, memory in of.items():
+    for keep, memory in memory_of.items():
         for rows in (rows for rows in range(batch, 0, -1) if batch % rows == 0 and keep != "primals"):
             chunk = rows if rows < batch else None
             if config.chunk in ("auto", chunk):
@@ -94,21 +94,21 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
     first, device = next(derivable), student.device
     if device.type != "cuda" or "auto" not in (config.keep, config.chunk):
         return replace(config, keep=first, chunk=None if config.chunk == "auto" else config.chunk)
-    of = {keep: _measured(keep, config, store, student) for keep in (first, *derivable)}
+    memory_of = {keep: _measured(keep, config, store, student) for keep in (first, *derivable)}
     if compiles(config.compile, device):
-        of |= {keep: replace(m, most=_COMPILED * m.most) for keep, m in of.items() if keep != "primals"}
+        memory_of |= {keep: replace(m, most=_COMPILED * m.most) for keep, m in memory_of.items() if keep != "primals"}
     total = torch.cuda.get_device_properties(device).total_memory
-    found = list(ways(config, student.layers.num_params, student.tower is not None, of))
-    way = next((way for way in found if way.need <= _SHARE * total), found[-1])
+    candidates = list(ways(config, student.layers.num_params, student.tower is not None, memory_of))
+    chosen = next((way for way in candidates if way.need <= _SHARE * total), candidates[-1])
     _LOG.info(
         "distill: keep %s, chunk %s; the inner steps need about %.1f GiB of the device's %.1f "
         "(--keep and --chunk set others)",
-        way.keep,
-        way.chunk or "none",
-        way.need / _GIB,
+        chosen.keep,
+        chosen.chunk or "none",
+        chosen.need / _GIB,
         total / _GIB,
     )
-    return replace(config, keep=way.keep, chunk=way.chunk)
+    return replace(config, keep=chosen.keep, chunk=chosen.chunk)
 
 
 def _derivable(
@@ -139,16 +139,16 @@ def _few(images: int, store: TrajectoryStore, student: Student) -> tuple[Tensor,
 def _measured(keep: Keep, config: DistillConfig, store: TrajectoryStore, student: Student) -> Memory:
     if config.precision == "bf16":
         student = student.in_bf16()
-    found: dict[int, tuple[int, int]] = {}
+    bytes_of: dict[int, tuple[int, int]] = {}
     with arithmetic(config.precision):
         # The first one also takes what libraries keep for good. Then the most of some: what was held before may be
         # freed late, by another thread, and counts against the next.
         _bytes(keep, config.adjoint > 0, student, *_few(_FEW[0], store, student))
         for images in _FEW:
             tries = (_bytes(keep, config.adjoint > 0, student, *_few(images, store, student)) for _ in range(_TRIES))
-            found[images] = max(tries)
-    kept, most = zip(*found.values(), strict=True)
-    return Memory.line(_FEW, kept, most)
+            bytes_of[images] = max(tries)
+    kept_bytes, most_bytes = zip(*bytes_of.values(), strict=True)
+    return Memory.line(_FEW, kept_bytes, most_bytes)
 
 
 def _bytes(keep: Keep, in_theta: bool, student: Student, images: Tensor, texts: Tensor) -> tuple[int, int]:
@@ -165,13 +165,13 @@ def _bytes(keep: Keep, in_theta: bool, student: Student, images: Tensor, texts: 
     if student.tower is not None:
         leaf = images.requires_grad_()
         out = student.features(leaf)
-        kept = requested("current") - before
+        kept_bytes = requested("current") - before
         torch.autograd.grad(out.sum(), leaf)
     else:
-        way = derivatives(student, "wbce", 1.0, in_theta=in_theta, keep=keep, chunk=None, compiler=None)
+        implementation = derivatives(student, "wbce", 1.0, in_theta=in_theta, keep=keep, chunk=None, compiler=None)
         lr = torch.ones(student.layers.num_groups, device=images.device)
         with torch.no_grad():
-            step = way.step(theta, lr, lambda: Batch(images, texts, eye))
-            kept = requested("current") - before
+            step = implementation.step(theta, lr, lambda: Batch(images, texts, eye))
+            kept_bytes = requested("current") - before
             step.along(torch.ones_like(theta))
-    return kept, requested("peak") - before
+    return kept_bytes, requested("peak") - before

@@ -172,15 +172,15 @@ def _drawn(
     experts, phase = sorted(store.experts), config.phases[number]
 
     def expert(step: int) -> tuple[int, torch.Generator]:
-        draw = generator(config.seed, "phase", number, step)
-        return experts[int(torch.randint(len(experts), (1,), generator=draw))], draw
+        rng = generator(config.seed, "phase", number, step)
+        return experts[int(torch.randint(len(experts), (1,), generator=rng))], rng
 
-    here, draw = expert(step)
+    here, rng = expert(step)
     following = expert(step + 1)[0] if step + 1 < config.steps else None
-    first = int(torch.randint(*phase.start, (1,), generator=draw))
+    first = int(torch.randint(*phase.start, (1,), generator=rng))
     span = cache.get(here, prefetch=following).span(first, first + config.expert_epochs)
-    batches = draw_batches(phase.pairs, config.batch_size, config.inner_steps, draw)
-    mixing = draw_mixing(config.batch_size, config.inner_steps, config.blend, draw) if config.blend else None
+    batches = draw_batches(phase.pairs, config.batch_size, config.inner_steps, rng)
+    mixing = draw_mixing(config.batch_size, config.inner_steps, config.blend, rng) if config.blend else None
     return span, sent(batches, cache.device), None if mixing is None else sent(mixing, cache.device)
 
 
@@ -198,28 +198,28 @@ class _Seen:
 
 def _look(state: OuterState, gradient: OuterGradient | None = None) -> _Seen:
     """All of it in one answer: each would wait for the device."""
-    lr, begun, found = state.pairs.lr, state.optimized(), {"loss": torch.zeros_like(state.pairs.lr[0])}
+    lr, begun, computed = state.pairs.lr, state.optimized(), {"loss": torch.zeros_like(state.pairs.lr[0])}
     if gradient is not None:
-        found = {"loss": gradient.loss, **{f"gradient of {name}": value for name, value in gradient.grads.items()}}
-    flags = [*(torch.isfinite(value).all() for value in (*begun.values(), *found.values())), (lr > 0).all()]
-    numbers = [torch.stack(flags).double(), found["loss"].view(1).double(), lr.double()]
-    told = torch.cat(numbers).tolist()
-    answers, (loss, *eta) = told[: len(flags)], told[len(flags) :]
-    good = dict(zip((*begun, *found), answers, strict=False))
+        computed = {"loss": gradient.loss, **{f"gradient of {name}": value for name, value in gradient.grads.items()}}
+    flags = [*(torch.isfinite(value).all() for value in (*begun.values(), *computed.values())), (lr > 0).all()]
+    numbers = [torch.stack(flags).double(), computed["loss"].view(1).double(), lr.double()]
+    host_values = torch.cat(numbers).tolist()
+    answers, (loss, *eta) = host_values[: len(flags)], host_values[len(flags) :]
+    good = dict(zip((*begun, *computed), answers, strict=False))
     broken_state, broken_gradient = (
-        [f"non-finite {name}" for name in part if not good[name]] for part in (begun, found)
+        [f"non-finite {name}" for name in part if not good[name]] for part in (begun, computed)
     )
     if not broken_state and not answers[-1]:
         broken_state = ["η that is no longer positive"]
     return _Seen(broken_state, broken_gradient, loss, eta)
 
 
-def _diverged(number: int, step: int, eta: list[float], found: list[str], config: DistillConfig) -> Diverged:
-    kept = f"the last good checkpoint is kept in {config.out}" if config.out else "nothing was saved"
+def _diverged(number: int, step: int, eta: list[float], problems: list[str], config: DistillConfig) -> Diverged:
+    saved = f"the last good checkpoint is kept in {config.out}" if config.out else "nothing was saved"
     return Diverged(
-        f"phase {number + 1}, outer step {step}: found {', '.join(found)} after η = "
+        f"phase {number + 1}, outer step {step}: found {', '.join(problems)} after η = "
         f"{', '.join(f'{rate:.3g}' for rate in eta)}; begin again in another folder with lower rates.lr, "
-        f"rates.images or student_lr, or with adjoint_clip; {kept}"
+        f"rates.images or student_lr, or with adjoint_clip; {saved}"
     )
 
 

@@ -23,25 +23,25 @@ def initial_pairs(config: DistillConfig, number: int, pairs: Pairs, texts: Tenso
     if config.similarity == "full":
         similarity = FullSimilarity.identity(count)
     else:
-        draw = generator(config.seed, "low-rank", number)
-        similarity = LowRankSimilarity.identity(count, config.rank, config.alpha, draw)
+        rng = generator(config.seed, "low-rank", number)
+        similarity = LowRankSimilarity.identity(count, config.rank, config.alpha, rng)
     lr = torch.full((groups,), config.student_lr)
     return SyntheticPairs(pairs.images(pairs.image_of_text[chosen]), texts[chosen].clone(), similarity, lr)
 
 
-def draw_batches(pairs: int, batch: int, steps: int, draw: torch.Generator) -> Tensor:
+def draw_batches(num_pairs: int, batch: int, steps: int, rng: torch.Generator) -> Tensor:
     """int64 [steps, batch]: random permutations walked in chunks, redrawn when fewer than `batch` are left."""
-    per_permutation = pairs // batch
+    per_permutation = num_pairs // batch
     permutations = -(-steps // per_permutation)
-    walked = [torch.randperm(pairs, generator=draw)[: per_permutation * batch] for _ in range(permutations)]
+    walked = [torch.randperm(num_pairs, generator=rng)[: per_permutation * batch] for _ in range(permutations)]
     return torch.cat(walked).view(-1, batch)[:steps]
 
 
-def draw_mixing(batch: int, steps: int, blend: float, draw: torch.Generator) -> Tensor:
+def draw_mixing(batch: int, steps: int, blend: float, rng: torch.Generator) -> Tensor:
     """float32 [steps, batch, batch]: λ I + (1 − λ) P of every step, λ from Beta(blend, blend), P a permutation."""
     # torch's own sampler of Beta takes no generator.
-    chance = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=draw)))
+    chance = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=rng)))
     lam = torch.from_numpy(chance.beta(blend, blend, steps)).float()[:, None, None]
     identity = torch.eye(batch)
-    permuted = torch.stack([identity[torch.randperm(batch, generator=draw)] for _ in range(steps)])
+    permuted = torch.stack([identity[torch.randperm(batch, generator=rng)] for _ in range(steps)])
     return lam * identity + (1 - lam) * permuted

@@ -79,8 +79,8 @@ class OuterState:
     def restored(self, step: int, tensors: Mapping[str, Tensor]) -> OuterState:
         """The state of a checkpoint that was written from one of this form."""
         both = [(value, tensors[name].view_as(value)) for name, value in self.tensors().items()]
-        for value, kept in both:
-            value.copy_(kept)
+        for value, stored in both:
+            value.copy_(stored)
         return replace(self, step=step)
 
 

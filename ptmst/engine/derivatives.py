@@ -60,7 +60,7 @@ class Step(NamedTuple):
 class Derivatives(Protocol):
     """How inner steps, and their gradients, are computed."""
 
-    def step(self, theta: Tensor, lr: Tensor, draw: Callable[[], Batch]) -> Step:
+    def step(self, theta: Tensor, lr: Tensor, make_batch: Callable[[], Batch]) -> Step:
         """An inner step from θ [P] with learning rates lr [G]. A batch is drawn again when it is needed again."""
 
 
@@ -119,9 +119,10 @@ class Recomputed:
 
         self._step, self._along = compiled(step), compiled(along)
 
-    def step(self, theta: Tensor, lr: Tensor, draw: Callable[[], Batch]) -> Step:
+    def step(self, theta: Tensor, lr: Tensor, make_batch: Callable[[], Batch]) -> Step:
         return Step(
-            self._step(theta, lr, *draw()), lambda direction: MixedDerivatives(*self._along(theta, direction, *draw()))
+            self._step(theta, lr, *make_batch()),
+            lambda direction: MixedDerivatives(*self._along(theta, direction, *make_batch())),
         )
 
 
@@ -142,8 +143,8 @@ class Stored:
 
         self._step, self._in_theta = compiled(step), in_theta
 
-    def step(self, theta: Tensor, lr: Tensor, draw: Callable[[], Batch]) -> Step:
-        leaves = [leaf.detach().requires_grad_() for leaf in draw()]
+    def step(self, theta: Tensor, lr: Tensor, make_batch: Callable[[], Batch]) -> Step:
+        leaves = [leaf.detach().requires_grad_() for leaf in make_batch()]
         theta = theta.detach().requires_grad_(self._in_theta)
         with torch.enable_grad():
             moved, g = self._step(theta, lr, *leaves)
@@ -214,14 +215,14 @@ class Chunked:
         self._loss_along = compiled(loss_along)
         self._images_along = compiled(images_along)
 
-    def step(self, theta: Tensor, lr: Tensor, draw: Callable[[], Batch]) -> Step:
-        batch = draw()
+    def step(self, theta: Tensor, lr: Tensor, make_batch: Callable[[], Batch]) -> Step:
+        batch = make_batch()
         images = batch.images.split(self._chunk)
         embeds = torch.cat([self._embed(theta, some) for some in images])
         weights, g = self._loss_pull(embeds, theta, *batch[1:])
         for some, some_weights in zip(images, weights.split(self._chunk), strict=True):
             g = g + self._theta_pull(theta, some, some_weights)
-        return Step(self._update(theta, lr, g), lambda direction: self._along(theta, direction, draw()))
+        return Step(self._update(theta, lr, g), lambda direction: self._along(theta, direction, make_batch()))
 
     def _along(self, theta: Tensor, direction: Tensor, batch: Batch) -> MixedDerivatives:
         images = batch.images.split(self._chunk)

@@ -11,14 +11,14 @@ from ptmst.engine.compilation import Compiler
 from ptmst.students.student import Student
 
 
-def drawn(pairs: int, batches: Tensor) -> tuple[Tensor, Tensor]:
+def drawn(num_pairs: int, batches: Tensor) -> tuple[Tensor, Tensor]:
     """The pairs to embed for `batches` (int64 [n, B]), and the row of each batch entry among them: [R], [n, B].
 
     R is known from shapes alone: all pairs, or one row for each batch entry where that is fewer. Then a pair that is
     drawn twice is embedded twice, and its gradient is the sum over its rows.
     """
-    if pairs <= batches.numel():
-        return torch.arange(pairs, device=batches.device), batches
+    if num_pairs <= batches.numel():
+        return torch.arange(num_pairs, device=batches.device), batches
     return batches.flatten(), torch.arange(batches.numel(), device=batches.device).view_as(batches)
 
 

@@ -148,18 +148,23 @@ class OuterStep:
         """
         replayed = self._compiler is not None and self._student.device.type == "cuda"
         with arithmetic(self._precision):
-            found = (self._replayed if replayed else self._gradient)(span, pairs, batches, mixing)
+            gradient = (self._replayed if replayed else self._gradient)(span, pairs, batches, mixing)
         self._called = True
-        return found
+        return gradient
 
     def _replayed(self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None) -> OuterGradient:
         def flat(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
             of_span = {name: inputs[f"span.{name}"] for name in span.tensors()}
             leaves = {name: inputs[f"leaf.{name}"] for name in pairs.leaves()}
-            found = self._gradient(
+            gradient = self._gradient(
                 span.replace(of_span), pairs.replace(leaves), inputs["batches"], inputs.get("mixing")
             )
-            return {"loss": found.loss, "per_group": found.per_group, "theta": found.theta_final, **found.grads}
+            return {
+                "loss": gradient.loss,
+                "per_group": gradient.per_group,
+                "theta": gradient.theta_final,
+                **gradient.grads,
+            }
 
         inputs = {f"span.{name}": value for name, value in span.tensors().items()}
         inputs |= {f"leaf.{name}": value for name, value in pairs.leaves().items()} | {"batches": batches}
@@ -168,8 +173,8 @@ class OuterStep:
         alpha = pairs.similarity.alpha if isinstance(pairs.similarity, LowRankSimilarity) else None
         # A recording belongs to the current device, which need not be the student's.
         with torch.cuda.device_of(batches):
-            found = dict(self._captured(flat, inputs, constants=alpha))
-        return OuterGradient(found.pop("loss"), found.pop("per_group"), found.pop("theta"), found)
+            outputs = dict(self._captured(flat, inputs, constants=alpha))
+        return OuterGradient(outputs.pop("loss"), outputs.pop("per_group"), outputs.pop("theta"), outputs)
 
     def _gradient(self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None) -> OuterGradient:
         if not self._frozen:
@@ -179,9 +184,11 @@ class OuterStep:
             self._features = Features(self._student, block, self._keep == "primals", self._compiler)
         rows, slots = drawn(len(pairs), batches)
         features, back = self._features(pairs.images[rows])
-        found = self._differentiated(span, InnerLoop(pairs, batches, mixing, features, slots))
-        images = torch.zeros_like(pairs.images).index_add_(0, rows, back(found.grads["images"]))
-        return OuterGradient(found.loss, found.per_group, found.theta_final, found.grads | {"images": images})
+        gradient = self._differentiated(span, InnerLoop(pairs, batches, mixing, features, slots))
+        images = torch.zeros_like(pairs.images).index_add_(0, rows, back(gradient.grads["images"]))
+        return OuterGradient(
+            gradient.loss, gradient.per_group, gradient.theta_final, gradient.grads | {"images": images}
+        )
 
     def _differentiated(self, span: Span, inner: InnerLoop) -> OuterGradient:
         layers, store_path = self._student.layers, self._keep != "nothing"

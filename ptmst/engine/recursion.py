@@ -128,14 +128,14 @@ class InnerLoop:
         """A gradient of zero in every leaf; that of `images` is in what the student sees."""
         return {name: torch.zeros_like(leaf) for name, leaf in {**self.pairs.leaves(), "images": self.images}.items()}
 
-    def add(self, grads: dict[str, Tensor], i: int, found: MixedDerivatives) -> None:
+    def add(self, grads: dict[str, Tensor], i: int, derivatives: MixedDerivatives) -> None:
         """Add the derivatives in the batch of step i to those in the leaves."""
-        of_images, of_texts = found.images, found.texts
+        of_images, of_texts = derivatives.images, derivatives.texts
         if self.mixing is not None:
             of_images, of_texts = _times(self.mixing[i].T, of_images), self.mixing[i].T @ of_texts
         grads["images"].index_add_(0, self.rows[i], of_images)
         grads["texts"].index_add_(0, self.batches[i], of_texts)
-        self.pairs.similarity.add_gradient(grads, self.batches[i], found.similarity)
+        self.pairs.similarity.add_gradient(grads, self.batches[i], derivatives.similarity)
 
 
 def differentiate(
