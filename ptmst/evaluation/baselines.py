@@ -57,18 +57,18 @@ def subset(
         raise InputError(f"pairs: expected at least 1, found {count}; raise it")
     if not 0 < lr < float("inf"):
         raise InputError(f"lr: expected a positive number, found {lr}; name one")
-    where = devices.pick(device)
-    pairs, texts = store.recipe.at(root).training_pairs(where)
+    torch_device = devices.pick(device)
+    pairs, texts = store.recipe.at(root).training_pairs(torch_device)
     refuse_more(count, pairs)
     chosen = random_subset(pairs, seed, count if selection == "random" else len(pairs.image_names))
     more: dict[str, Any] = {}
     if selection == "forgetting":
-        learned = _known(store, pairs, texts, chosen, seed, where)
+        learned = _known(store, pairs, texts, chosen, seed, torch_device)
         chosen = chosen[most_forgotten(learned)[:count]]
         # Where it is above count / N, the set is a draw from the pairs that are never learned.
         more = {"never_learned": float((~learned.any(1)).float().mean())}
     elif selection != "random":
-        embeds = torch.cat(_embeddings(store, pairs, texts, chosen, seed, max(store.endpoints), where), dim=1)
+        embeds = torch.cat(_embeddings(store, pairs, texts, chosen, seed, max(store.endpoints), torch_device), dim=1)
         chosen = chosen[(herded if selection == "herding" else k_centers)(embeds, count)]
     rates = torch.full((store.layers.num_groups,), lr)
     images = pairs.images(pairs.image_of_text[chosen])
@@ -115,7 +115,7 @@ def most_forgotten(known: Tensor) -> Tensor:
 
 
 def _known(
-    store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int, where: torch.device
+    store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int, device: torch.device
 ) -> Tensor:
     """bool [N, T]: whether a pair's image and text find each other among a batch of others, at every kept epoch."""
     if len(store.endpoints) < 2:
@@ -125,26 +125,26 @@ def _known(
         )
     columns = []
     for epoch in store.endpoints:
-        images, captions = _embeddings(store, pairs, texts, chosen, seed, epoch, where)
-        found = []
+        images, captions = _embeddings(store, pairs, texts, chosen, seed, epoch, device)
+        known = []
         for z, t in zip(images.split(_TOGETHER), captions.split(_TOGETHER), strict=True):
             scores = z @ t.T
             own = scores.diagonal()
-            found.append((scores > own).sum(0).eq(0) & (scores > own[:, None]).sum(1).eq(0))
-        columns.append(torch.cat(found))
+            known.append((scores > own).sum(0).eq(0) & (scores > own[:, None]).sum(1).eq(0))
+        columns.append(torch.cat(known))
     return torch.stack(columns, dim=1)
 
 
 @torch.no_grad()
 def _embeddings(
-    store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int, epoch: int, where: torch.device
+    store: TrajectoryStore, pairs: Pairs, texts: Tensor, chosen: Tensor, seed: int, epoch: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Normalized images and texts [N, H] of the chosen pairs, as one expert embeds them after an epoch."""
     numbers = sorted(store.experts)
     expert = store.expert(numbers[seed % len(numbers)], (epoch,))
-    theta, student = expert.raw().point(epoch).to(where), store.student((seed, "student")).to(where)
-    batches = image_batches(pairs, pairs.image_of_text[chosen].split(IMAGES_AT_ONCE), where)
+    theta, student = expert.raw().point(epoch).to(device), store.student((seed, "student")).to(device)
+    batches = image_batches(pairs, pairs.image_of_text[chosen].split(IMAGES_AT_ONCE), device)
     with devices.arithmetic("fp32"):
         images = torch.cat([student.embed_images(theta, batch) for batch in batches])
-        captions = student.embed_texts(theta, texts[chosen].to(where))
+        captions = student.embed_texts(theta, texts[chosen].to(device))
     return F.normalize(images, dim=1).cpu(), F.normalize(captions, dim=1).cpu()

@@ -51,21 +51,21 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     epochs = (config.epochs + 1) * len(distilled)
     with arithmetic("fp32"), room_for(at_once), progress.bar("evaluate", config.students * epochs) as bar:
         for numbers in groups(config.students, at_once):
-            draws = [(config.seed, "student", number) for number in numbers]
-            fresh = [distilled.student(draw) for draw in draws]
+            seed_keys = [(config.seed, "student", number) for number in numbers]
+            fresh = [distilled.student(seed_key) for seed_key in seed_keys]
             thetas = torch.stack([student.flatten() for student in fresh]).to(device)
             # Students differ in θ alone: the functions of one serve all.
             student = fresh[0].to(device)
             # Of each, evaluation by evaluation: what it is chosen by, and its scores.
             runs: list[list[tuple[float, dict[str, float]]]] = [[] for _ in numbers]
-            for epoch, trained in train_students(student, thetas, distilled, config, draws):
+            for epoch, trained in train_students(student, thetas, distilled, config, seed_keys):
                 bar.advance(f"student {numbers[-1] + 1}/{config.students}", steps=len(numbers))
                 last = epoch == epochs - 1
                 if last or (config.select != "last" and epoch % (config.epochs + 1) % config.every == 0):
                     for run, theta in zip(runs, trained, strict=True):
-                        found = scored_on.score(student, theta)
-                        by = found if choose is scored_on else choose.score(student, theta)
-                        run.append((by["mean"], found))
+                        scores = scored_on.score(student, theta)
+                        by = scores if choose is scored_on else choose.score(student, theta)
+                        run.append((by["mean"], scores))
             for run in runs:
                 students.append((run[-1] if config.select == "last" else max(run, key=itemgetter(0)))[1])
     provenance = {
@@ -111,14 +111,14 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
             f"{store.path}: expected the last epoch, {store.epochs}, among the kept end points, found "
             f"{', '.join(map(str, store.endpoints))}; to score experts, teach with it among --endpoints"
         )
-    where = devices.pick(config.device)
+    device = devices.pick(config.device)
     recipe = store.recipe.at(config.root)
     tower, scored = recipe.text_tower(), recipe.pairs(config.split)
-    scored_on = RetrievalScorer(scored, tower, where)
-    student = store.student(("experts",)).to(where)
+    scored_on = RetrievalScorer(scored, tower, device)
+    student = store.student(("experts",)).to(device)
     numbers = sorted(store.experts)[: config.students]
     with arithmetic("fp32"):
-        students = [scored_on.score(student, store.expert(n).raw().point(store.epochs).to(where)) for n in numbers]
+        students = [scored_on.score(student, store.expert(n).raw().point(store.epochs).to(device)) for n in numbers]
     provenance = {
         "split": config.split,
         "experts": numbers,

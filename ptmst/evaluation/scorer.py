@@ -63,9 +63,9 @@ class RetrievalScorer:
         if self._held is not None:
             return self._held
         count = len(self._pairs.image_paths)
-        some = torch.arange(count).split(IMAGES_AT_ONCE)
-        made = map(student.features, image_batches(self._pairs, some, self._device))
+        indices = torch.arange(count).split(IMAGES_AT_ONCE)
+        inputs = map(student.features, image_batches(self._pairs, indices, self._device))
         if student.tower is None and 4 * count * 3 * self._pairs.image_size**2 > _HELD_BYTES:
-            return made
-        self._held = list(made)
+            return inputs
+        self._held = list(inputs)
         return self._held

@@ -40,17 +40,17 @@ def students_at_once(
     room = int(_SHARE * total) - torch.cuda.memory_allocated(device)
     one = _stack_bytes(1, student, distilled, config)
     two = _stack_bytes(2, student, distilled, config) if 2 * one <= room else 2 * one
-    found = students_that_fit(config.students, room, one, two)
+    at_once = students_that_fit(config.students, room, one, two)
     _LOG.info(
         "evaluate: %d of %d students at a time; one takes %.1f GiB, each more about %.1f, of the device's %.1f "
         "(--together sets another number)",
-        found,
+        at_once,
         config.students,
         one / _GIB,
         (two - one) / _GIB,
         total / _GIB,
     )
-    return found
+    return at_once
 
 
 def groups(students: int, at_once: int) -> list[range]:
@@ -71,13 +71,13 @@ def _stack_bytes(count: int, student: Student, distilled: DistilledSet, config: 
     device = student.device
     # The first epoch is then one of the largest batches.
     phases = sorted(distilled.phases, key=lambda phase: len(phase.pairs), reverse=True)
-    draws = [(config.seed, "student", number) for number in range(count)]
+    seed_keys = [(config.seed, "student", number) for number in range(count)]
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     with room_for(count), suppress(Diverged):  # where phases are not in their order
         next(
             train_students(
-                student, student.flatten().repeat(count, 1), replace(distilled, phases=tuple(phases)), config, draws
+                student, student.flatten().repeat(count, 1), replace(distilled, phases=tuple(phases)), config, seed_keys
             )
         )
     return torch.cuda.max_memory_allocated(device) - before

@@ -32,7 +32,7 @@ def train_students(
     thetas: Tensor,
     distilled: DistilledSet,
     config: EvaluateConfig,
-    draws: Sequence[tuple[int | str, ...]],
+    seed_keys: Sequence[tuple[int | str, ...]],
 ) -> Iterator[tuple[int, Tensor]]:
     """Train K students from θ [K, P] on the phases in order; yields (epoch, θ [K, P]) after every epoch of all phases.
 
@@ -45,29 +45,33 @@ def train_students(
     assert config.loss is not None and config.temperature is not None
     gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
     phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
-    seen = [_features(student, pairs.images) for pairs in phases]
+    features = [_features(student, pairs.images) for pairs in phases]
     momentum = torch.zeros_like(thetas)
     for epoch, (phase, rates, restart) in enumerate(schedule(distilled, config)):
-        pairs, images = phases[phase], seen[phase]
+        pairs, images = phases[phase], features[phase]
         rate = layers.expand(rates.to(device))
         momentum = torch.zeros_like(thetas) if restart else momentum
-        batches = [_epoch_batches(len(pairs), config.batch_size, generator(*draw, "epoch", epoch)) for draw in draws]
+        generators = [generator(*seed_key, "epoch", epoch) for seed_key in seed_keys]
+        batches = [_epoch_batches(len(pairs), config.batch_size, rng) for rng in generators]
         # At once, since a copy waits for the device.
         for index in torch.stack(batches, dim=1).to(device):
-            similarity = torch.stack([pairs.similarity.batch(own) for own in index])
+            similarity = torch.stack([pairs.similarity.batch(chosen) for chosen in index])
             g = gradient(thetas, images[index], pairs.texts[index], similarity)
             momentum = config.momentum * momentum + g + config.weight_decay * thetas
             thetas = thetas - rate * momentum
-        for draw, finite in zip(draws, torch.isfinite(thetas).all(1).tolist(), strict=True):
+        for seed_key, finite in zip(seed_keys, torch.isfinite(thetas).all(1).tolist(), strict=True):
             if not finite:
                 eta = ", ".join(f"{r:.3g}" for r in rates.tolist())
-                raise Diverged(f"student {draw}, epoch {epoch}: θ is not finite at η = {eta}; the set's η is too large")
+                raise Diverged(
+                    f"student {seed_key}, epoch {epoch}: θ is not finite at η = {eta}; the set's η is too large"
+                )
         yield epoch, thetas
 
 
-def _epoch_batches(pairs: int, batch: int, draw: torch.Generator) -> Tensor:
-    """int64 [ceil(pairs/batch), batch]: the first of a permutation each, of all pairs where a batch holds them."""
-    return torch.stack([torch.randperm(pairs, generator=draw)[:batch] for _ in range(-(-pairs // batch))])
+def _epoch_batches(num_pairs: int, batch_size: int, rng: torch.Generator) -> Tensor:
+    """int64 [ceil(N/B), B]: the first of a permutation each, of all N pairs where a batch of B holds them."""
+    num_batches = -(-num_pairs // batch_size)
+    return torch.stack([torch.randperm(num_pairs, generator=rng)[:batch_size] for _ in range(num_batches)])
 
 
 def _gradient(loss_of: StudentLoss) -> Callable[..., Tensor]:

@@ -57,8 +57,8 @@ def import_distilled(
         pairs = _pairs(path, _dictionary(path, content))
         if phases:
             _check_alike(path, pairs, phases[0].pairs)
-        found = captions(pairs.texts) if captions else ("",) * len(pairs)
-        phases.append(DistilledPhase(pairs, pairs.lr.clone(), found))
+        phase_captions = captions(pairs.texts) if captions else ("",) * len(pairs)
+        phases.append(DistilledPhase(pairs, pairs.lr.clone(), phase_captions))
     return DistilledSet(tuple(phases), {"method": "imported", "files": hashes}, recipe.to_json())
 
 
@@ -81,15 +81,15 @@ def import_set(config: ImportConfig) -> DistilledSet:
 def _dictionary(path: Path, content: bytes) -> dict[Any, Any]:
     content = _checked(path, content)
     try:
-        found = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        loaded = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # on a pickle of somebody else's making torch raises nearly anything
         raise InputError(
             f"{path}: expected a dictionary of tensors, found a pickle that asks for more, none of which was run; "
             f"{_GET_AGAIN}"
         ) from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}; {_GET_AGAIN}")
-    return found
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: expected a dictionary of tensors, found {type(loaded).__name__}; {_GET_AGAIN}")
+    return loaded
 
 
 def _checked(path: Path, content: bytes) -> bytes:
@@ -113,17 +113,17 @@ def _checked(path: Path, content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _pairs(path: Path, found: dict[Any, Any]) -> SyntheticPairs:
-    images = _tensor(path, "image", _value(found, "image"), "N", 3, "H", "W")
+def _pairs(path: Path, entries: dict[Any, Any]) -> SyntheticPairs:
+    images = _tensor(path, "image", _value(entries, "image"), "N", 3, "H", "W")
     n = len(images)
-    texts = _tensor(path, "text", _value(found, "text"), n, "D")
-    similarity = _similarity(path, found, n)
-    lr = torch.stack([_rate(path, name, _value(found, name)) for name in ("syn_lr_img", "syn_lr_txt")])
+    texts = _tensor(path, "text", _value(entries, "text"), n, "D")
+    similarity = _similarity(path, entries, n)
+    lr = torch.stack([_rate(path, name, _value(entries, name)) for name in ("syn_lr_img", "syn_lr_txt")])
     return SyntheticPairs(images, texts, similarity, lr)
 
 
-def _similarity(path: Path, found: dict[Any, Any], n: int) -> Similarity:
-    params, matrix = (_value(found, name) for name in ("similarity_params", "similarity_mat"))
+def _similarity(path: Path, entries: dict[Any, Any], n: int) -> Similarity:
+    params, matrix = (_value(entries, name) for name in ("similarity_params", "similarity_mat"))
     if params is None and matrix is None:
         raise InputError(f"{path}: expected similarity_params or similarity_mat, found neither; {_GET_AGAIN}")
     if matrix is not None:
@@ -154,9 +154,9 @@ def _similarity(path: Path, found: dict[Any, Any], n: int) -> Similarity:
     return similarity
 
 
-def _value(found: dict[Any, Any], name: str) -> Any:
+def _value(entries: dict[Any, Any], name: str) -> Any:
     # A file may give an OrderedDict attributes, a `get` among them.
-    return dict.get(found, name)
+    return dict.get(entries, name)
 
 
 def _tensor(path: Path, name: str, value: Any, *shape: int | str) -> Tensor:

@@ -146,8 +146,8 @@ def _folder(distilled: DistilledSet) -> _Files:
 def _rows(distilled: DistilledSet) -> Iterator[tuple[int, str, bytes, str, Tensor]]:
     """Phase from 1, file name, PNG, caption and text [D] of each pair."""
     for number, phase in enumerate(distilled.phases, start=1):
-        pairs = zip(distilled.pixels(number - 1), phase.captions, phase.pairs.texts, strict=True)
-        for i, (image, caption, text) in enumerate(pairs):
+        columns = zip(distilled.pixels(number - 1), phase.captions, phase.pairs.texts, strict=True)
+        for i, (image, caption, text) in enumerate(columns):
             yield number, f"phase-{number}/{i:03}.png", _png(image), caption, text
 
 

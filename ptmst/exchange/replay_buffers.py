@@ -66,16 +66,16 @@ def _add(
     store: TrajectoryStore | None,
 ) -> TrajectoryStore:
     epochs = len(trajectory[0]) - 1
-    kept = configs.kept(config.endpoints, epochs)
-    if past := [k for k in kept if k > epochs]:
+    stored_epochs = configs.kept(config.endpoints, epochs)
+    if past := [k for k in stored_epochs if k > epochs]:
         raise InputError(
             f"{paths[0]}: expected an epoch {past[0]} to keep, found {epochs} epochs; lower --endpoints, or keep all"
         )
     if store is None:
-        store = TrajectoryStore(config.out, layers, epochs, kept, settings, config.coding)
+        store = TrajectoryStore(config.out, layers, epochs, stored_epochs, settings, config.coding)
     if store.epochs != epochs:
         raise InputError(f"{paths[0]}: expected {store.epochs} epochs as in the first buffer, found {epochs}")
-    recorder = Recorder(layers, kept)
+    recorder = Recorder(layers, stored_epochs)
     for epoch in range(epochs + 1):
         tensors = [tensor for part in trajectory for tensor in part[epoch]]
         recorder.record(_flat(tensors, layers, paths))
@@ -84,17 +84,17 @@ def _add(
 
 
 def _flat(tensors: list[Tensor], layers: LayerTable, paths: tuple[Path, ...]) -> Tensor:
-    where = " + ".join(path.name for path in paths)
+    origin = " + ".join(path.name for path in paths)
     for name, shape, tensor in zip_longest(layers.names, layers.shapes, tensors):
-        found = None if tensor is None else tuple(tensor.shape)
-        if found != shape:
+        actual_shape = None if tensor is None else tuple(tensor.shape)
+        if actual_shape != shape:
             raise InputError(
-                f"{where}: expected {name or 'no more layers'} of shape {shape}, found {found}; name the encoder "
-                "it was made with (--encoder.image-tower and so on)"
+                f"{origin}: expected {name or 'no more layers'} of shape {shape}, found {actual_shape}; name the "
+                "encoder it was made with (--encoder.image-tower and so on)"
             )
     theta = layers.flatten([tensor.float() for tensor in tensors])
     if not bool(torch.isfinite(theta).all()):
-        raise InputError(f"{where}: expected finite parameters, found NaN or infinity; the buffer is damaged")
+        raise InputError(f"{origin}: expected finite parameters, found NaN or infinity; the buffer is damaged")
     return theta
 
 

@@ -32,16 +32,16 @@ def make_student(
     config: EncoderConfig,
     image_size: int,
     text_width: int,
-    draw: tuple[int | str, ...],
+    seed_key: tuple[int | str, ...],
     tower_weights: Mapping[str, Tensor] | None = None,
 ) -> Student:
-    """A fresh student: the image tower at the start all students share, and heads of this `draw` (seeds.py).
+    """A fresh student: the image tower at the start all students share, and heads drawn by `seed_key` (seeds.py).
 
     With a trained tower θ is the tower and a text head; with a frozen one it is an image head and a text head
     (docs/method.md §1, a and b).
     """
     tower, width = image_tower(config, image_size, tower_weights)
-    with seeded("heads", *draw):
+    with seeded("heads", *seed_key):
         if not config.freeze_tower:
             return Student.from_modules(tower, ProjectionHead(text_width, width))
         embedding = config.head_width or width

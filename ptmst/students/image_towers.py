@@ -85,13 +85,13 @@ def image_tower(
     return tower, features.shape[1]
 
 
-def _no_tower(found: str) -> InputError:
+def _no_tower(name: str) -> InputError:
     import open_clip
     import timm
 
-    prefix = "timm" if timm.is_model(found) else "open_clip" if found in open_clip.list_models() else None
-    advice = f"did you mean {prefix}:{found}?" if prefix else "check the name"
-    return InputError(f"image_tower: expected convnet, timm:NAME or open_clip:NAME, found {found}; {advice}")
+    prefix = "timm" if timm.is_model(name) else "open_clip" if name in open_clip.list_models() else None
+    advice = f"did you mean {prefix}:{name}?" if prefix else "check the name"
+    return InputError(f"image_tower: expected convnet, timm:NAME or open_clip:NAME, found {name}; {advice}")
 
 
 def prepared(data: DataConfig, encoder: EncoderConfig) -> DataConfig:
@@ -136,8 +136,8 @@ def _own_preparation(tower: str) -> tuple[int, Channels, Channels]:
         vision, tags = open_clip.get_model_config(name)["vision_cfg"], open_clip.list_pretrained_tags_by_model(name)
         published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
         # Which weights will be loaded is not known: theirs, where all agree.
-        found = {(_channels(one.get("mean") or MEAN), _channels(one.get("std") or STD)) for one in published}
-        return (vision["image_size"], *(found.pop() if len(found) == 1 else (MEAN, STD)))
+        preparations = {(_channels(one.get("mean") or MEAN), _channels(one.get("std") or STD)) for one in published}
+        return (vision["image_size"], *(preparations.pop() if len(preparations) == 1 else (MEAN, STD)))
     return 32, MEAN, STD
 
 

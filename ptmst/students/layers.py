@@ -98,18 +98,18 @@ class LayerTable:
     def split_group(self, part: Tensor, group: int) -> tuple[Tensor, ...]:
         """One group's part of θ, [P_g], as views of its layers in their own shapes."""
         here = slice(*self.layers_of_group[group])
-        pairs = zip(part.split(self.sizes[here]), self.shapes[here], strict=True)
-        return tuple(layer.view(shape) for layer, shape in pairs)
+        shaped_parts = zip(part.split(self.sizes[here]), self.shapes[here], strict=True)
+        return tuple(layer.view(shape) for layer, shape in shaped_parts)
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
         """L tensors as one new vector [P].
 
         Raises InputError for tensors of other shapes than the table has.
         """
-        found = tuple(tuple(t.shape) for t in tensors)
-        if found != self.shapes:
-            wrong = next((i for i, (a, b) in enumerate(zip(found, self.shapes, strict=False)) if a != b), None)
-            what = f"{len(found)} tensors" if wrong is None else f"{self.names[wrong]} of shape {found[wrong]}"
+        shapes = tuple(tuple(t.shape) for t in tensors)
+        if shapes != self.shapes:
+            wrong = next((i for i, (a, b) in enumerate(zip(shapes, self.shapes, strict=False)) if a != b), None)
+            what = f"{len(shapes)} tensors" if wrong is None else f"{self.names[wrong]} of shape {shapes[wrong]}"
             want = f"{self.num_layers}" if wrong is None else f"{self.shapes[wrong]}"
             raise InputError(f"layers: expected {want}, found {what}; the table is of another network")
         return torch.cat([t.reshape(-1) for t in tensors])
@@ -134,8 +134,8 @@ class LayerTable:
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """⟨a, b⟩ over each group: [P], [P] → [G]."""
-        pairs = zip(a.split(self.group_sizes), b.split(self.group_sizes), strict=True)
-        return torch.stack([torch.dot(p, q) for p, q in pairs])
+        parts = zip(a.split(self.group_sizes), b.split(self.group_sizes), strict=True)
+        return torch.stack([torch.dot(p, q) for p, q in parts])
 
     def group_norms(self, layer_norms: Tensor) -> tuple[float, ...]:
         """‖·‖₂ of every group from those of its layers [L]."""

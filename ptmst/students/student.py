@@ -151,8 +151,8 @@ class _HalfProducts(TorchFunctionMode):
         named = kwargs or {}
         if func not in _PRODUCTS:
             return func(*args, **named)
-        found = func(*map(_half, args), **{name: _half(value) for name, value in named.items()})
-        return tuple(map(_whole, found)) if isinstance(found, tuple) else _whole(found)
+        out = func(*map(_half, args), **{name: _half(value) for name, value in named.items()})
+        return tuple(map(_whole, out)) if isinstance(out, tuple) else _whole(out)
 
 
 def _half(value: Any) -> Any:
@@ -165,15 +165,15 @@ def _whole(value: Any) -> Any:
 
 def _refuse_impure(prefix: str, module: nn.Module) -> None:
     for name, part in module.named_modules():
-        where = f"{prefix} module, layer {name or '(itself)'}"
+        label = f"{prefix} module, layer {name or '(itself)'}"
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None):
             raise InputError(
-                f"{where}: BatchNorm in train mode makes the loss depend on more than θ; "
+                f"{label}: BatchNorm in train mode makes the loss depend on more than θ; "
                 "expected frozen statistics: call .eval() on it, or use a tower with group or layer norm"
             )
         if part.training and (p := _drop_probability(part)) > 0:
             raise InputError(
-                f"{where}: dropout with p = {p} draws another mask at each use, so its outer gradient belongs to "
+                f"{label}: dropout with p = {p} draws another mask at each use, so its outer gradient belongs to "
                 "no loss; call .eval() on it or set p = 0"
             )
 

@@ -150,8 +150,8 @@ class HuggingFaceText(_TextModel):
         if not self._has_images:
             first: Tensor = self._model(**tokens).last_hidden_state[:, 0]
             return first
-        found = self._model.get_text_features(**tokens)
-        pooled: Tensor = getattr(found, "pooler_output", found)
+        output = self._model.get_text_features(**tokens)
+        pooled: Tensor = getattr(output, "pooler_output", output)
         return pooled
 
     @torch.no_grad()
@@ -233,5 +233,5 @@ def nearest_captions(texts: Tensor, real_texts: Tensor, captions: Sequence[str])
     from sklearn.neighbors import NearestNeighbors
 
     search = NearestNeighbors(n_neighbors=1, metric="cosine").fit(real_texts.cpu().numpy())
-    found = search.kneighbors(texts.detach().cpu().numpy(), return_distance=False)
-    return tuple(captions[i] for i in found[:, 0])
+    nearest = search.kneighbors(texts.detach().cpu().numpy(), return_distance=False)
+    return tuple(captions[i] for i in nearest[:, 0])
