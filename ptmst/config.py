@@ -139,7 +139,7 @@ class EncoderConfig:
             yield "image_weights and warmup_epochs: expected one of them, found both; drop one"
 
 
-def kept(endpoints: Endpoints, epochs: int) -> tuple[int, ...]:
+def stored_epochs(endpoints: Endpoints, epochs: int) -> tuple[int, ...]:
     """The stored epochs, sorted; "all" is 1..epochs."""
     return tuple(range(1, epochs + 1)) if endpoints == "all" else tuple(sorted(set(endpoints)))
 
@@ -176,7 +176,7 @@ class TeachConfig:
     @property
     def kept_endpoints(self) -> tuple[int, ...]:
         """The stored epochs, sorted."""
-        return kept(self.endpoints, self.epochs)
+        return stored_epochs(self.endpoints, self.epochs)
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "experts", "epochs", "lr", "batch_size", "temperature")

@@ -24,23 +24,23 @@ T = TypeVar("T")
 
 def check(config: object) -> None:
     """Raise one InputError that lists every mistake of a config and of the configs inside it."""
-    found = list(_walk(config, ""))
-    if len(found) == 1:
-        raise InputError(found[0])
-    if found:
-        raise InputError("\n  ".join([f"{len(found)} settings cannot be used:", *found]))
+    problems = list(_walk(config, ""))
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        raise InputError("\n  ".join([f"{len(problems)} settings cannot be used:", *problems]))
 
 
 def _walk(config: object, prefix: str) -> Iterator[str]:
-    found = list(getattr(config, "problems", tuple)())
-    yield from (prefix + line for line in found)
+    problems = list(getattr(config, "problems", tuple)())
+    yield from (prefix + line for line in problems)
     kinds = get_type_hints(type(config))
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, f.name)
         if _is_literal(kinds[f.name]) and value not in get_args(kinds[f.name]):
             yield f"{prefix}{f.name}: {_no_choice(value, kinds[f.name])}"
-        told = any(line.startswith(f"{f.name}:") for line in found)
-        if isinstance(value, float) and not math.isfinite(value) and not told:
+        reported = any(line.startswith(f"{f.name}:") for line in problems)
+        if isinstance(value, float) and not math.isfinite(value) and not reported:
             yield f"{prefix}{f.name}: expected a finite number, found {value}; lower it"
         if dataclasses.is_dataclass(value):
             yield from _walk(value, f"{prefix}{f.name}.")
@@ -64,8 +64,9 @@ def from_json(kind: type[T], value: object) -> T:
     try:
         return _converter().structure(value, kind)
     except BaseValidationError as error:
-        found = transform_error(error, format_exception=_explain)
-        raise InputError("\n  ".join(found) if len(found) == 1 else "\n  ".join(["settings:", *found])) from None
+        problems = transform_error(error, format_exception=_explain)
+        lines = problems if len(problems) == 1 else ["settings:", *problems]
+        raise InputError("\n  ".join(lines)) from None
 
 
 def decisive(config: object) -> dict[str, Any]:
@@ -111,11 +112,11 @@ def from_toml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = No
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables, with `changes` written over them."""
-    found = dict(values)
+    result = dict(values)
     for key, value in changes.items():
-        inside = found.get(key)
-        found[key] = merged(inside, value) if isinstance(inside, Mapping) and isinstance(value, Mapping) else value
-    return found
+        inside = result.get(key)
+        result[key] = merged(inside, value) if isinstance(inside, Mapping) and isinstance(value, Mapping) else value
+    return result
 
 
 def parse_phase(text: str) -> Phase:

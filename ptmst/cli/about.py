@@ -47,8 +47,8 @@ class Inspect(Command):
     def run(self) -> None:
         from ptmst.cli.inspection import inspect
 
-        for what, finding in inspect(self.path, self.verify):
-            result(f"{what:20} {finding}")
+        for name, finding in inspect(self.path, self.verify):
+            result(f"{name:20} {finding}")
 
 
 @dataclass(frozen=True)
@@ -60,5 +60,5 @@ class Doctor(Command):
     def run(self) -> None:
         from ptmst.cli.doctor import report
 
-        for what, finding in report():
-            result(f"{what:28} {finding}")
+        for name, finding in report():
+            result(f"{name:28} {finding}")

@@ -28,8 +28,8 @@ class Import(Command):
         if self.settings.distilled:
             from ptmst.exchange.distilled_sets import import_set
 
-            found = import_set(self.settings)
-            result(f"{self.settings.out}: {found.num_pairs} pairs in {len(found)} phases")
+            distilled = import_set(self.settings)
+            result(f"{self.settings.out}: {distilled.num_pairs} pairs in {len(distilled)} phases")
             return
         from ptmst.exchange.replay_buffers import import_buffers
 

@@ -88,22 +88,22 @@ def constructors() -> ConstructorRegistry:
     def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         if (kind := schema.without_none(info.type)) is None:
             return None
-        of = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
-        if isinstance(of, UnsupportedTypeAnnotationError):
+        inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
+        if isinstance(inner, UnsupportedTypeAnnotationError):
             return None
 
         def read(words: list[str]) -> Any:
             if words == ["None"]:
                 raise ValueError("expected none in lower case, found None")
-            return None if words == ["none"] else of.instance_from_str(words)
+            return None if words == ["none"] else inner.instance_from_str(words)
 
         return PrimitiveConstructorSpec(
-            nargs=1 if of.nargs == 1 else (1, of.nargs),  # type: ignore[arg-type]
-            metavar=f"{{{','.join((*of.choices, 'none'))}}}" if of.choices else f"{of.metavar}|none",
+            nargs=1 if inner.nargs == 1 else (1, inner.nargs),  # type: ignore[arg-type]
+            metavar=f"{{{','.join((*inner.choices, 'none'))}}}" if inner.choices else f"{inner.metavar}|none",
             instance_from_str=read,
-            is_instance=lambda value: value is None or of.is_instance(value),
-            str_from_instance=lambda value: ["none"] if value is None else of.str_from_instance(value),
-            choices=(*of.choices, "none") if of.choices else None,
+            is_instance=lambda value: value is None or inner.is_instance(value),
+            str_from_instance=lambda value: ["none"] if value is None else inner.str_from_instance(value),
+            choices=(*inner.choices, "none") if inner.choices else None,
         )
 
     @registry.primitive_rule

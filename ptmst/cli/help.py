@@ -117,7 +117,7 @@ def _default(shown: str) -> str:
 @cache
 def _docstrings(kind: type) -> dict[str, str]:
     """The docstrings of a dataclass's fields, those that it inherits included."""
-    found: dict[str, str] = {}
+    docstrings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):
             (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
@@ -125,8 +125,8 @@ def _docstrings(kind: type) -> dict[str, str]:
             for field, after in pairwise(definition.body):
                 match field, after:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        found[name] = _one_line(text)
-    return found
+                        docstrings[name] = _one_line(text)
+    return docstrings
 
 
 def _one_line(docstring: str | None) -> str:

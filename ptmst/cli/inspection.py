@@ -63,21 +63,21 @@ def _store(store: TrajectoryStore, verify: bool) -> Iterator[Line]:
 
 
 def _set(path: Path, verify: bool) -> Iterator[Line]:
-    found = DistilledSet.load(path)  # compares every hash
+    distilled = DistilledSet.load(path)  # compares every hash
     yield "kind", "distilled set"
     yield "size", f"{sum(file.stat().st_size for file in path.iterdir() if file.is_file()) / 1e6:,.1f} MB"
-    yield "pairs", f"{found.num_pairs} in {len(found)} phases"
-    for number, phase in enumerate(found.phases, start=1):
+    yield "pairs", f"{distilled.num_pairs} in {len(distilled)} phases"
+    for number, phase in enumerate(distilled.phases, start=1):
         pairs = phase.pairs
         form = "full" if isinstance(pairs.similarity, FullSimilarity) else "low-rank"
         images, texts = "×".join(map(str, pairs.images.shape[1:])), pairs.texts.shape[1]
         rates = ", ".join(f"{rate:.4g}" for rate in pairs.lr.tolist())
         yield f"phase {number}", f"{len(pairs)} pairs, images {images}, texts {texts}, {form} soft labels, η {rates}"
-    yield from _settings(found.settings)
-    yield "method", str(found.provenance.get("method", "unknown"))
+    yield from _settings(distilled.settings)
+    yield "method", str(distilled.provenance.get("method", "unknown"))
     for name in ("store_sha256", "versions"):
-        if name in found.provenance:
-            yield name, _short(found.provenance[name])
+        if name in distilled.provenance:
+            yield name, _short(distilled.provenance[name])
     if verify:
         index = files.read_json(path / distilled_set.INDEX, distilled_set.KIND, distilled_set.VERSION)
         yield from _verified(path, index["hashes"])
@@ -109,26 +109,26 @@ def _tensors_file(path: Path, verify: bool) -> Iterator[Line]:
 
 
 def _published(path: Path) -> Iterator[Line]:
-    found = load_published(path)
+    content = load_published(path)
     size = f"{path.stat().st_size / 1e6:,.1f} MB"
-    if isinstance(found, Mapping) and "image" in found and "text" in found:
+    if isinstance(content, Mapping) and "image" in content and "text" in content:
         yield "kind", "published distilled set"
         yield "size", size
-        for key, value in found.items():
+        for key, value in content.items():
             yield str(key), _described(value)
         return
-    if isinstance(found, list) and found and all(isinstance(trajectory, list) for trajectory in found):
-        stamp = found[0][0] if found[0] else []
+    if isinstance(content, list) and content and all(isinstance(trajectory, list) for trajectory in content):
+        stamp = content[0][0] if content[0] else []
         if isinstance(stamp, list | tuple) and stamp and all(isinstance(tensor, Tensor) for tensor in stamp):
             parameters = sum(tensor.numel() for tensor in stamp)
             yield "kind", "published replay buffer"
             yield "size", size
-            yield "trajectories", str(len(found))
-            yield "timestamps", ", ".join(str(len(trajectory)) for trajectory in found)
+            yield "trajectories", str(len(content))
+            yield "timestamps", ", ".join(str(len(trajectory)) for trajectory in content)
             yield "network", f"{len(stamp)} tensors, {parameters:,} parameters"
             yield "first tensors", "; ".join(_shape(tensor.shape) for tensor in stamp[:6])
             return
-    raise InputError(f"{path}: expected a replay buffer or a distilled set of torch.save, found {_described(found)}")
+    raise InputError(f"{path}: expected a replay buffer or a distilled set of torch.save, found {_described(content)}")
 
 
 def _layers(layers: LayerTable) -> Iterator[Line]:

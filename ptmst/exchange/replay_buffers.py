@@ -66,7 +66,7 @@ def _add(
     store: TrajectoryStore | None,
 ) -> TrajectoryStore:
     epochs = len(trajectory[0]) - 1
-    stored_epochs = configs.kept(config.endpoints, epochs)
+    stored_epochs = configs.stored_epochs(config.endpoints, epochs)
     if past := [k for k in stored_epochs if k > epochs]:
         raise InputError(
             f"{paths[0]}: expected an epoch {past[0]} to keep, found {epochs} epochs; lower --endpoints, or keep all"

@@ -50,22 +50,23 @@ class Row:
         provenance = self.scores.provenance
         config: Mapping[str, Any] = provenance.get("config", {})
         seeds = provenance.get("seeds", [config["seed"]] if "seed" in config else [])
-        found: dict[str, str | int] = {"students": len(self.scores.students)}
-        found |= {"seeds": ", ".join(map(str, seeds)), "data": provenance.get("data", ""), "split": provenance["split"]}
+        columns: dict[str, str | int] = {"students": len(self.scores.students)}
+        columns |= {"seeds": ", ".join(map(str, seeds)), "data": provenance.get("data", "")}
+        columns["split"] = provenance["split"]
         if "scored" in provenance:
-            found["images"] = provenance["scored"]["images"]
+            columns["images"] = provenance["scored"]["images"]
         if self.is_full:
-            return found | {"protocol": "as trained", "selection": "last"}
-        found |= {"protocol": config["protocol"], "selection": config["select"]}
+            return columns | {"protocol": "as trained", "selection": "last"}
+        columns |= {"protocol": config["protocol"], "selection": config["select"]}
         if config.get("loss"):
-            found["loss"] = config["loss"]
+            columns["loss"] = config["loss"]
         if config.get("student"):
-            found |= {"tower": config["student"], "weights": _weights(provenance)}
+            columns |= {"tower": config["student"], "weights": _weights(provenance)}
         if config.get("temperature"):
-            found["temperature"] = config["temperature"]
+            columns["temperature"] = config["temperature"]
         default = schema.to_json(EvaluateConfig())
         changed = [f"{k} {v}" for k, v in config.items() if k in default.keys() - _TOLD and v != default[k]]
-        return found | ({"changed": ", ".join(changed)} if changed else {})
+        return columns | ({"changed": ", ".join(changed)} if changed else {})
 
 
 _TOLD = {
@@ -126,9 +127,9 @@ def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
 
 def _measured_on(row: Row) -> tuple[Any, ...]:
     """What two rows must have in common to be compared."""
-    found = row.scores.provenance
+    provenance = row.scores.provenance
     keys = ("split", "scored", "data_fingerprint", "encoder", "text_fingerprint", "image_weights_sha256")
-    return tuple(found.get(key) for key in keys)
+    return tuple(provenance.get(key) for key in keys)
 
 
 def recall_table(rows: Sequence[Row], columns: str = "") -> Table:
@@ -176,7 +177,7 @@ def how(rows: Sequence[Row]) -> list[str]:
         by_way.setdefault(_way(row), {})[row.name] = None
     if len(by_way) == 1:
         return list(by_way)
-    return [f"{', '.join(names)}: {way}" for way, names in by_way.items()]
+    return [f"{', '.join(names)}: {description}" for description, names in by_way.items()]
 
 
 def _way(row: Row) -> str:
@@ -186,8 +187,8 @@ def _way(row: Row) -> str:
         who += f" of {seeds + 1} seeds"
     if "tower" in e:
         who += f" of {e['tower']} ({e['weights']})"
-    where = f"{e['data']} {e['split']}".strip() + (f" of {e['images']:,} images" if "images" in e else "")
-    parts = [who, where, e["protocol"], f"selection {e['selection']}"]
+    split_of_data = f"{e['data']} {e['split']}".strip() + (f" of {e['images']:,} images" if "images" in e else "")
+    parts = [who, split_of_data, e["protocol"], f"selection {e['selection']}"]
     parts += [f"loss {e['loss']}"] if "loss" in e else []
     parts += [f"temperature {e['temperature']}"] if e.get("temperature", TEMPERATURE) != TEMPERATURE else []
     return ", ".join(map(str, parts + ([e["changed"]] if "changed" in e else [])))
@@ -206,14 +207,14 @@ def write_table(out: Path, rows: Sequence[Row], columns: str = "") -> None:
 
 
 def _records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    found = []
+    records = []
     for row in rows:
         recalls: dict[str, float] = {}
         for metric in row.scores.metrics:
             recalls |= {metric: row.scores.mean(metric), f"{metric} std": row.scores.std(metric)}
         more = {"percent of all real pairs": fraction_of_full(row, rows)}
-        found.append({"trained on": row.name, "pairs": row.pairs, **recalls, **more, **row.more, **row.evaluation})
-    return found
+        records.append({"trained on": row.name, "pairs": row.pairs, **recalls, **more, **row.more, **row.evaluation})
+    return records
 
 
 def _csv(rows: Sequence[Row], _: str) -> str:
@@ -246,9 +247,9 @@ def lines(rows: Sequence[Row], between: str = " ± ") -> tuple[list[str], list[l
 
 def note(rows: Sequence[Row], columns: str = "") -> str:
     """What the numbers of a table are, and the columns of its own."""
-    what = "Recall and zero-shot accuracy" if ZERO_SHOT in measured(rows) else "Recall"
-    told = f"{what} on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}."
-    return f"{told} {columns}".rstrip()
+    scores = "Recall and zero-shot accuracy" if ZERO_SHOT in measured(rows) else "Recall"
+    text = f"{scores} on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}."
+    return f"{text} {columns}".rstrip()
 
 
 def _markdown(rows: Sequence[Row], columns: str) -> str:
@@ -264,10 +265,10 @@ _LATEX |= {"^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "η": 
 def _latex(rows: Sequence[Row], columns: str) -> str:
     head, body = lines(rows)
     shown = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in (head, *body)]
-    told = "".join(_LATEX.get(c, c) for c in note(rows, columns))
+    caption = "".join(_LATEX.get(c, c) for c in note(rows, columns))
     start = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
     return "\n".join([f"% {note(rows)}", start, r"\hline", shown[0], r"\hline", *shown[1:], r"\hline"]) + (
-        f"\n\\end{{tabular}}\n\n{told}\n"
+        f"\n\\end{{tabular}}\n\n{caption}\n"
     )
 
 

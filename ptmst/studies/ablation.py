@@ -182,27 +182,27 @@ class _Grid:
 
     def _mean(self, run: Run) -> float:
         """Mean recall; that of a student that diverged is 0."""
-        found = self.found[run]
-        values: list[float] = [student["mean"] for student in found["students"]]
-        return mean(values + [0.0] * found["lost"])
+        row = self.found[run]
+        values: list[float] = [student["mean"] for student in row["students"]]
+        return mean(values + [0.0] * row["lost"])
 
     def rows(self, runs: Sequence[Run], full: Sequence[Run]) -> list[Row]:
         """A row a method and size, over the students of all seeds."""
-        found, measured = [], list(self.found[full[0]]["students"][0])
-        for pairs, method in product(self._config.pairs, self._config.methods):
-            mine = [self.found[run] for run in runs if (run.method, run.pairs) == (method, pairs)]
-            students = [student for row in mine for student in row["students"]]
-            diverged = sum(row["lost"] for row in mine)
+        table, measured = [], list(self.found[full[0]]["students"][0])
+        for num_pairs, method in product(self._config.pairs, self._config.methods):
+            measured_rows = [self.found[run] for run in runs if (run.method, run.pairs) == (method, num_pairs)]
+            students = [student for row in measured_rows for student in row["students"]]
+            diverged = sum(row["lost"] for row in measured_rows)
             students += [dict.fromkeys(measured, 0.0)] * diverged
-            (run, *_) = (run for run in runs if (run.method, run.pairs) == (method, pairs))
-            more = {"tuned": tuned(run, FACTORS, REAL_LR), "diverged": diverged, **_cost(mine)}
-            found.append(Row(method, Scores(tuple(students), self._provenance(mine)), pairs, more=more))
+            (run, *_) = (run for run in runs if (run.method, run.pairs) == (method, num_pairs))
+            more = {"tuned": tuned(run, FACTORS, REAL_LR), "diverged": diverged, **_cost(measured_rows)}
+            table.append(Row(method, Scores(tuple(students), self._provenance(measured_rows)), num_pairs, more=more))
         for name in dict.fromkeys(run.method for run in full):
-            mine = [self.found[run] for run in full if run.method == name]
-            scored = tuple(student for row in mine for student in row["students"])
-            provenance = self._provenance(mine)
-            found.append(Row(name, Scores(scored, provenance), provenance["pairs"]))
-        return found
+            measured_rows = [self.found[run] for run in full if run.method == name]
+            scored = tuple(student for row in measured_rows for student in row["students"])
+            provenance = self._provenance(measured_rows)
+            table.append(Row(name, Scores(scored, provenance), provenance["pairs"]))
+        return table
 
     def _provenance(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Of a method's runs together."""
@@ -225,10 +225,10 @@ def _cost(rows: Sequence[dict[str, Any]]) -> dict[str, str | float]:
 
 
 def _refuse_sizes(config: AblateConfig, base: Experiment) -> None:
-    for pairs in config.pairs:
-        if not 2 * len(base.distill.phases) <= pairs <= base.data.train:
+    for num_pairs in config.pairs:
+        if not 2 * len(base.distill.phases) <= num_pairs <= base.data.train:
             least, most = 2 * len(base.distill.phases), base.data.train
-            raise InputError(f"pairs: expected {least} to {most}, found {pairs}; choose another number")
+            raise InputError(f"pairs: expected {least} to {most}, found {num_pairs}; choose another number")
 
 
 def _data(config: AblateConfig) -> DataConfig:
@@ -257,8 +257,8 @@ def settings(base: Experiment, run: Run) -> Experiment:
     )
     # One batch for all methods: the smallest phase holds it.
     cut = replace(base.distill, phases=phases, batch_size=min(base.distill.batch_size, *shares))
-    found = applied(run.method, replace(base, distill=cut))
-    return replace(found, distill=replace(found.distill, rates=found.distill.rates.scaled(run.factor)))
+    experiment = applied(run.method, replace(base, distill=cut))
+    return replace(experiment, distill=replace(experiment.distill, rates=experiment.distill.rates.scaled(run.factor)))
 
 
 def evaluation(base: Experiment, made: Sequence[int]) -> EvaluateConfig:
@@ -276,8 +276,8 @@ def evaluation(base: Experiment, made: Sequence[int]) -> EvaluateConfig:
     return replace(config, epochs=epochs - 1, lr_drop=high - 1)
 
 
-def _shares(pairs: int, count: int) -> list[int]:
-    return [pairs // count + (number < pairs % count) for number in range(count)]
+def _shares(num_pairs: int, count: int) -> list[int]:
+    return [num_pairs // count + (number < num_pairs % count) for number in range(count)]
 
 
 def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str, Any]]:
@@ -288,11 +288,11 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
         scores = evaluate_experts(TrajectoryStore.open(_store(config, run.seed, run.method == _FULL_HEADS)), every)
         return run, row | {"students": [dict(s) for s in scores.students], "provenance": dict(scores.provenance)}
     if run.method in methods():
-        one = settings(base, run)
-        store = TrajectoryStore.open(_store(config, run.seed, one.teach.encoder.freeze_tower))
-        sizes = [phase.pairs for phase in one.distill.phases]
-        loss, temperature = one.distill.loss, one.distill.temperature
-        made, cost = _distilled(replace(one.distill, seed=run.seed, device="cpu"), store)
+        experiment = settings(base, run)
+        store = TrajectoryStore.open(_store(config, run.seed, experiment.teach.encoder.freeze_tower))
+        sizes = [phase.pairs for phase in experiment.distill.phases]
+        loss, temperature = experiment.distill.loss, experiment.distill.temperature
+        made, cost = _distilled(replace(experiment.distill, seed=run.seed, device="cpu"), store)
     else:
         selection = cast(Selection, run.method)
         store = TrajectoryStore.open(_store(config, run.seed, False))
@@ -304,16 +304,16 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
         cost = {"seconds": time.process_time() - began, "peak bytes": sum(peak)}
         if "never_learned" in made.provenance:
             cost["never learned"] = made.provenance["never_learned"]
-    how = evaluation(base, sizes)
-    how = replace(how, loss=loss, temperature=how.temperature or temperature)
-    how = replace(how, seed=run.seed, split=run.split, device="cpu")
+    evaluate_config = evaluation(base, sizes)
+    evaluate_config = replace(evaluate_config, loss=loss, temperature=evaluate_config.temperature or temperature)
+    evaluate_config = replace(evaluate_config, seed=run.seed, split=run.split, device="cpu")
     provenance = {
         "split": run.split,
-        "config": schema.decisive(how),
+        "config": schema.decisive(evaluate_config),
         **store.recipe.provenance(store.recipe.pairs(run.split)),
     }
     row |= {"provenance": provenance, **cost}
-    return run, row | ({"lost": how.students} if made is None else _one_by_one(made, how))
+    return run, row | ({"lost": evaluate_config.students} if made is None else _one_by_one(made, evaluate_config))
 
 
 def _distilled(config: DistillConfig, store: TrajectoryStore) -> tuple[DistilledSet | None, dict[str, Any]]:
@@ -339,9 +339,9 @@ def shared_outer_step(config: DistillConfig, store: TrajectoryStore) -> OuterSte
     """Outer steps shared within the process so that each graph compiles once."""
     device = devices.pick(config.device)
     # A frozen tower is a store's own.
-    own = store.fingerprint if store.recipe.encoder.freeze_tower else store.layers
+    tower_or_layers = store.fingerprint if store.recipe.encoder.freeze_tower else store.layers
     computed = (config.batch_size, config.loss, config.temperature, config.adjoint, config.adjoint_clip)
-    key = (own, *computed, config.precision, config.keep, config.chunk, config.compile, device)
+    key = (tower_or_layers, *computed, config.precision, config.keep, config.chunk, config.compile, device)
     if key not in _STEPS:
         _STEPS[key] = OuterStep.of(store.student((config.seed, "student")).to(device), config)
     return _STEPS[key]

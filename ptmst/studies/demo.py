@@ -87,9 +87,9 @@ def _score_random(store: TrajectoryStore, count: int, config: EvaluateConfig) ->
         return evaluate(subset, replace(config, students=1, seed=seed, loss=loss, split=split))
 
     loss, lr = max(product(RANDOM_LOSSES, RANDOM_LR), key=lambda tried: score(0, tried[0], tried[1], "val").mean())
-    found = [score(number, loss, lr, config.split) for number in range(config.students)]
-    students = tuple(student for one in found for student in one.students)
-    return Scores(students, {**found[0].provenance, "loss": loss, "lr": lr})
+    scores = [score(number, loss, lr, config.split) for number in range(config.students)]
+    students = tuple(student for one in scores for student in one.students)
+    return Scores(students, {**scores[0].provenance, "loss": loss, "lr": lr})
 
 
 def _record_results(path: Path, command: str, minutes: float, rows: list[Row]) -> None:

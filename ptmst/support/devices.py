@@ -76,10 +76,10 @@ def free_bytes(device: torch.device) -> int:
     try:
         available = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
         free = [1024 * int(available[0].split()[1])]
-        limit, used, told = ((_CONTAINER / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        limit, used, stat = ((_CONTAINER / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
         # Files that were read are kept until somebody wants their memory, but count as used.
-        kept = (line.split() for line in told.splitlines() if line.startswith(("active_file ", "inactive_file ")))
-        free.append(int(limit) - int(used) + sum(int(size) for _, size in kept))
+        file_lines = (line.split() for line in stat.splitlines() if line.startswith(("active_file ", "inactive_file ")))
+        free.append(int(limit) - int(used) + sum(int(size) for _, size in file_lines))
     except (OSError, ValueError, IndexError):  # no such limit, or no Linux
         pass
     return max(0, min(free))

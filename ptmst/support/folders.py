@@ -60,10 +60,10 @@ def _format(path: Path) -> str | None:
     """The format of a JSON file of ours; None for any other file."""
     try:
         with open(path, "rb") as file:
-            found = _FORMAT.search(file.read(_HEAD))
+            match = _FORMAT.search(file.read(_HEAD))
     except OSError:
         return None
-    return found[1].decode() if found else None
+    return match[1].decode() if match else None
 
 
 @contextmanager

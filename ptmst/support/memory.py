@@ -43,13 +43,13 @@ def peak_memory() -> Iterator[list[int]]:
     They are the list's one entry after the block; none where the system does not tell (it is not Linux). What was
     freed before, and kept, is given back first.
     """
-    found: list[int] = []
+    peak: list[int] = []
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError):
-        yield found
+        yield peak
         return
-    yield found
+    yield peak
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    found.append(1024 * int(line.split()[1]))
+    peak.append(1024 * int(line.split()[1]))

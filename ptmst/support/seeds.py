@@ -12,16 +12,16 @@ from contextlib import contextmanager
 import torch
 
 
-def generator(*draw: str | int) -> torch.Generator:
+def generator(*key: str | int) -> torch.Generator:
     """A fresh CPU generator for one purpose, such as `generator(seed, "expert", 3, 7)`."""
-    return torch.Generator().manual_seed(_mix(*draw))
+    return torch.Generator().manual_seed(_mix(*key))
 
 
 @contextmanager
-def seeded(*draw: str | int) -> Iterator[None]:
+def seeded(*key: str | int) -> Iterator[None]:
     """Run module constructors, which draw from torch's global generator, without touching its state."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_mix(*draw))
+        torch.manual_seed(_mix(*key))
         yield
 
 

@@ -134,12 +134,12 @@ class TrajectoryStore:
         """
         if number not in self.experts:
             raise InputError(f"{self.path}: expected experts {sorted(self.experts)}, found none numbered {number}")
-        kept = self.endpoints if endpoints is None else tuple(k for k in self.endpoints if k in endpoints)
+        stored_epochs = self.endpoints if endpoints is None else tuple(k for k in self.endpoints if k in endpoints)
         try:
             entry = self.experts[number]
             base = self._base(tuple(entry["bases"][group] for group in self.layers.group_names))
-            of = {k: {name: f"{name}.{k}" for name in coding.names(self.coding)} for k in kept}
-            wanted = ["step_norms", *(name for names in of.values() for name in names.values())]
+            stored_names = {k: {name: f"{name}.{k}" for name in coding.names(self.coding)} for k in stored_epochs}
+            wanted = ["step_norms", *(name for names in stored_names.values() for name in names.values())]
             tensors = self._read(entry["file"], wanted)
             norms = tensors["step_norms"]
         except (KeyError, TypeError) as error:
@@ -151,7 +151,7 @@ class TrajectoryStore:
                 raise ValueError("the layers are others")
             displacements = {
                 k: coding.unpacked({name: tensors[stored] for name, stored in names.items()}, self.layers, self.coding)
-                for k, names in of.items()
+                for k, names in stored_names.items()
             }
         except ValueError as error:
             raise InputError(
