@@ -37,14 +37,14 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
     image_of_text = image_of_text.to(image_embeds.device)
 
     image_rank = []
-    for some in torch.arange(texts, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // images)):
-        scores = text_embeds[some] @ image_embeds.T
-        own = scores.gather(1, image_of_text[some, None])
+    for index in torch.arange(texts, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // images)):
+        scores = text_embeds[index] @ image_embeds.T
+        own = scores.gather(1, image_of_text[index, None])
         image_rank.append((scores > own).sum(1))
     text_rank = []
-    for some in torch.arange(images, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // texts)):
-        scores = image_embeds[some] @ text_embeds.T
-        owned = image_of_text == some[:, None]
+    for index in torch.arange(images, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // texts)):
+        scores = image_embeds[index] @ text_embeds.T
+        owned = image_of_text == index[:, None]
         best = scores.masked_fill(~owned, float("-inf")).amax(1, keepdim=True)
         text_rank.append((scores > best).sum(1).masked_fill(~owned.any(1), torch.iinfo(torch.int64).max))
 
