@@ -25,10 +25,10 @@ def drawn(num_pairs: int, batches: Tensor) -> tuple[Tensor, Tensor]:
 class Features:
     """The tower's features of many images, `block` at a time, and the way back."""
 
-    def __init__(self, student: Student, block: int, keep: bool, compiler: Compiler | None) -> None:
+    def __init__(self, student: Student, block: int, keep_activations: bool, compiler: Compiler | None) -> None:
         tower = student.features
         self._tower = compiler(tower) if compiler is not None else tower
-        self._block, self._keep = block, keep
+        self._block, self._keep_activations = block, keep_activations
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Features [R, Z] of images [R, 3, H, W], and the function from ∂L/∂features to ∂L/∂images.
@@ -39,7 +39,7 @@ class Features:
         # Blocks of one size: nothing is compiled twice. The padding's gradient is 0 and is cut off again.
         padding = images[:1].expand(-rows % self._block, *images.shape[1:])
         blocks = [block.detach().requires_grad_() for block in torch.cat([images, padding]).split(self._block)]
-        with torch.set_grad_enabled(self._keep):
+        with torch.set_grad_enabled(self._keep_activations):
             embedded = [self._tower(block) for block in blocks]
         features = torch.cat([part.detach() for part in embedded])
 
@@ -48,7 +48,7 @@ class Features:
             parts = []
             for i, (block, share) in enumerate(zip(blocks, padded.split(self._block), strict=True)):
                 with torch.enable_grad():
-                    out = embedded[i] if self._keep else self._tower(block)
+                    out = embedded[i] if self._keep_activations else self._tower(block)
                 parts += torch.autograd.grad(out, block, share)
             return torch.cat(parts)[:rows]
 
