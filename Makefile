@@ -1,4 +1,5 @@
 # Two commands: `make demo` runs the main job, `make test` the checks and tests. Both make .venv first.
+# `make quick` runs lint, types and the quick tests; `make slow` what does not fit into `make test`.
 # `make test-oldest` runs the tests on the oldest versions that pyproject.toml allows, in .venv-oldest.
 # `make bundle PYTHON=3.12` makes the wheels that a machine without a network lacks, for its Python.
 
@@ -10,13 +11,19 @@ BIN := $(VENV)/bin
 AT_ONCE := --numprocesses 2 --dist loadfile
 BUILD_INPUTS := pyproject.toml $(wildcard constraints*.txt) CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: demo test test-oldest check bundle clean
+.PHONY: demo test quick slow test-oldest check bundle clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ptmst demo $(ARGS)
 
 test: check
 	$(BIN)/pytest $(AT_ONCE) $(ARGS)
+
+quick: check
+	$(BIN)/pytest $(AT_ONCE) -m "not slow and not exhaustive" $(ARGS)
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/pytest $(AT_ONCE) -m exhaustive --timeout 1800 $(ARGS)
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/pytest $(AT_ONCE) $(ARGS)

@@ -135,10 +135,9 @@ def _write(
 
 
 def _refuse_other_settings(record: Path, name: str, settings: Mapping[str, object]) -> None:
-    there = files.read_json(record, name, VERSION)
-    differing = [
-        f"{key} {there.get(key)} instead of {value}" for key, value in settings.items() if there.get(key) != value
-    ]
+    # A setting that is missing takes its default, so that a new one does not orphan old data.
+    there = asdict(RenderConfig()) | files.read_json(record, name, VERSION)
+    differing = [f"{key} {there[key]} instead of {value}" for key, value in settings.items() if there[key] != value]
     if differing:
         raise InputError(
             f"{record}: expected the settings asked for, found {', '.join(differing)}; "
