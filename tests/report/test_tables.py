@@ -315,10 +315,10 @@ def test_students_of_another_tower_see_the_same_pictures_as_it_wants_them(
         seen.append((data.mean, data.std, data.image_size))
         return load(data, split)
 
+    made = subset(store, "random", 6, 0.1, 0)
     monkeypatch.setattr(evaluation, "train_students", watched)
     monkeypatch.setattr(recipe, "load_split", loaded)
     short = EvaluateConfig(students=1, epochs=0, lr_drop=0, batch_size=5, device="cpu", student="timm:test_nfnet")
-    made = subset(store, "random", 6, 0.1, 0)
     evaluate(made, short)
     (mean, std, size), (images,) = seen
     assert (mean, std, size) == (half, half, made[0].images.shape[-1])
@@ -361,7 +361,11 @@ def test_students_of_another_tower_begin_as_the_sets_own_did(
         return trained(student, thetas, *rest)
 
     monkeypatch.setattr(recipe, "warm_tower", warmed)
-    monkeypatch.setattr(recipe, "load_split", lambda data, split: (data.name, split))
+
+    def loaded(data: DataConfig, split: str) -> Any:
+        return (data.name, split) if split == "warmup" else load_split(data, split)
+
+    monkeypatch.setattr(recipe, "load_split", loaded)
     monkeypatch.setattr(evaluation, "train_students", watched)
     short = EvaluateConfig(students=1, epochs=0, lr_drop=0, batch_size=5, device="cpu", student="timm:test_nfnet")
     found = evaluate(made, short)
