@@ -32,7 +32,7 @@ from ptmst.recipe import Fingerprints, Recipe
 from ptmst.teachers import train_teachers
 from tiny import DISTILL, RECIPE, teach_config, tiny_store
 
-EARLIER = Path(__file__).parent / "golden" / "store-of-0.1.0"
+EARLIER = Path(__file__).parent / "earlier" / "0.1.0"
 
 
 @pytest.fixture

@@ -404,7 +404,7 @@ def test_data_that_changed_since_is_refused(own: Path, tmp_path: Path) -> None:
     rewrite(own / "scenes_train.json", {"caption": "something else"})
     with pytest.raises(
         InputError,
-        match="own: expected the pairs that the experts were trained on, found different ones",
+        match="scenes: expected the pairs that the experts were trained on, found different ones",
     ):
         store.recipe.training_pairs()
     with pytest.raises(InputError, match=r"found different ones \(data_fingerprint: \w+ in the store, \w+ asked for\)"):

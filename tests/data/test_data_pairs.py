@@ -199,7 +199,7 @@ ENTRY = {"image": "a.png", "caption": "x"}
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ('[\n{"image": "a.png",\n"caption" "x"}]', r"flickr30k_train\.json: expected JSON, found .+ in line 3; mend"),
+        ('[\n{"image": "a.png",\n"caption" "x"}]', r"flickr30k_train\.json: expected JSON, found .+ in line 3; fix"),
         ({"a.png": "x"}, r"expected a list of entries, found an object"),
         ("null", r"expected a list of entries, found null"),
         ([], r"expected at least one entry, found an empty list"),

@@ -291,7 +291,7 @@ def rotation(folder: Path) -> Found:
     store: Any = Store()
     with ExpertCache(store, lambda expert: expert.shortcut(1), (1,), torch.device("cuda", 0), room=0) as experts:
         for number in range(30):
-            experts.get(number % 4, (number + 1) % 4)
+            experts.get(number % 4, prefetch=(number + 1) % 4)
             reserved.append(torch.cuda.memory_reserved())
     return {"after 3": reserved[2], "after 30": reserved[-1]}
 

@@ -182,7 +182,7 @@ def test_an_index_with_a_gap_is_refused(tmp_path: Path, change: Callable[[dict[s
     del index["sha256"]
     change(index)
     file.write_text(json.dumps(index))
-    with pytest.raises(InputError, match=r"distilled\.json: expected a whole index, found a damaged one \(.+\); dist"):
+    with pytest.raises(InputError, match=r"distilled\.json: expected a whole index, found a damaged one \(.+\); run"):
         DistilledSet.load(tmp_path)
 
 

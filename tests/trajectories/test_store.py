@@ -227,7 +227,7 @@ def test_an_index_with_a_gap_is_refused(path: Path, key: str) -> None:
 @pytest.mark.parametrize("value", [3, "x", [1], None, {"names": []}])
 def test_an_index_of_other_layers_is_refused(path: Path, value: object) -> None:
     mend(path, lambda index: index.update(layers=value))
-    with pytest.raises(InputError, match=r"store\.json: expected a whole index, found a damaged one \(.+\); teach"):
+    with pytest.raises(InputError, match=r"store\.json: expected a whole index, found a damaged one \(.+\); run"):
         TrajectoryStore.open(path)
 
 
@@ -245,13 +245,13 @@ def test_an_index_that_does_not_fit_its_files_is_refused(
     path: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
     mend(path, change)
-    with pytest.raises(InputError, match=r"store\.json: expected a whole index, found a damaged one \(.+\); teach"):
+    with pytest.raises(InputError, match=r"store\.json: expected a whole index, found a damaged one \(.+\); run"):
         TrajectoryStore.open(path).expert(3)
 
 
 def test_a_file_without_a_hash_is_refused(path: Path) -> None:
     mend(path, lambda index: index["hashes"].pop("expert-003.safetensors"))
-    with pytest.raises(InputError, match=r"expert-003\.safetensors: expected a hash in store\.json, found none; teach"):
+    with pytest.raises(InputError, match=r"expert-003\.safetensors: expected a hash in store\.json, found none; run"):
         TrajectoryStore.open(path).expert(3)
 
 
