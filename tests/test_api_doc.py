@@ -74,6 +74,7 @@ def described() -> list[tuple[str, Callable[..., Any], str]]:
 DESCRIBED = described()
 
 
+@pytest.mark.slow
 def test_the_page_is_current() -> None:
     assert api.page() == TEXT, "run python -m bench.api"
 

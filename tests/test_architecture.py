@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ptmst
 from bench.house import imported, modules, own, package
 
@@ -132,6 +134,7 @@ print(*sorted({"torch", "timm", "open_clip", "sklearn", "matplotlib"} & set(sys.
 """
 
 
+@pytest.mark.slow
 def test_a_command_line_is_parsed_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")

@@ -71,6 +71,7 @@ def test_every_config_is_found() -> None:
     assert {DataConfig, DistillConfig, EncoderConfig, EvaluateConfig, LeafRates, Phase, TeachConfig} < set(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)

@@ -22,7 +22,7 @@ from bench import result
 from null_device.flows import DISTILLATIONS, FROZEN, MORE, STEPS
 
 _LACKING = null_device.lacking()
-pytestmark = pytest.mark.skipif(_LACKING is not None, reason=_LACKING or "")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(_LACKING is not None, reason=_LACKING or "")]
 
 Found = dict[str, Any]
 Ran = Callable[[str], Found]

@@ -137,6 +137,7 @@ def plain_training(modules: list[nn.Module], config: TeachConfig, number: int) -
         yield torch.cat([p.detach().flatten() for p in parameters]), float(np.mean(losses))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [16, 20])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_an_expert_is_a_plain_training_loop(config: TeachConfig, batch: int, frozen: bool) -> None:
@@ -156,6 +157,7 @@ def test_an_expert_is_a_plain_training_loop(config: TeachConfig, batch: int, fro
     assert torch.equal(student.flatten(), start)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_was_walked(config: TeachConfig) -> None:
     store = TrajectoryStore.open(train_teachers(config).path)
     assert (store.epochs, store.endpoints, len(store)) == (EPOCHS, (2, 3), 2)
@@ -192,6 +194,7 @@ def test_a_recorder_copies_what_it_takes() -> None:
 # The store
 
 
+@pytest.mark.slow
 def test_a_seed_decides_every_bit(config: TeachConfig, tmp_path: Path) -> None:
     one, same, other = (
         train_teachers(replace(config, out=tmp_path / name, seed=seed)).path
@@ -206,6 +209,7 @@ def test_a_seed_decides_every_bit(config: TeachConfig, tmp_path: Path) -> None:
     assert not torch.equal(store.expert(0).base[image:], others.expert(0).base[image:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [ENCODER, WARM], ids=["cold", "warm"])
 def test_more_experts_continue_a_store(config: TeachConfig, tmp_path: Path, encoder: EncoderConfig) -> None:
     config = replace(config, encoder=encoder)
@@ -218,6 +222,7 @@ def test_more_experts_continue_a_store(config: TeachConfig, tmp_path: Path, enco
     assert continued.fingerprint == TrajectoryStore.open(whole).fingerprint
 
 
+@pytest.mark.slow
 def test_a_store_that_is_whole_is_left_alone(config: TeachConfig) -> None:
     train_teachers(config)
     stamps = {file: file.stat().st_mtime_ns for file in config.out.iterdir()}
@@ -225,6 +230,7 @@ def test_a_store_that_is_whole_is_left_alone(config: TeachConfig) -> None:
     assert {file: file.stat().st_mtime_ns for file in config.out.iterdir()} == stamps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", [1, 2, 3])
 def test_a_killed_run_continues(
     config: TeachConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
@@ -256,6 +262,7 @@ def test_a_killed_run_continues(
     assert contents(config.out) == contents(whole)
 
 
+@pytest.mark.slow
 def test_all_end_points(config: TeachConfig) -> None:
     every = train_teachers(replace(config, experts=1, endpoints="all"))
     assert every.endpoints == (1, 2, 3) == tuple(every.expert(0).displacements)
@@ -279,6 +286,7 @@ def test_fewer_pairs_than_a_batch_are_refused(config: TeachConfig) -> None:
     assert len(train_teachers(replace(config, batch_size=48, experts=1))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -295,6 +303,7 @@ def test_a_store_of_another_encoder_is_refused(config: TeachConfig, changed: dic
         train_teachers(replace(config, **changed))
 
 
+@pytest.mark.slow
 def test_the_width_of_heads_that_a_student_has_not_is_no_difference(config: TeachConfig) -> None:
     frozen = replace(config, encoder=replace(ENCODER, freeze_tower=True, head_width=8), out=config.out.with_name("f"))
     for one in (config, frozen):
@@ -305,6 +314,7 @@ def test_the_width_of_heads_that_a_student_has_not_is_no_difference(config: Teac
         train_teachers(replace(frozen, encoder=replace(ENCODER, freeze_tower=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -322,6 +332,7 @@ def test_a_store_of_other_settings_is_refused(config: TeachConfig, changed: dict
         train_teachers(replace(config, **changed))
 
 
+@pytest.mark.slow
 def test_a_store_of_before_there_was_a_precision_was_taught_in_fp32(config: TeachConfig) -> None:
     store = train_teachers(replace(config, experts=1))
     assert store.settings["precision"] == "fp32"
@@ -342,6 +353,7 @@ def test_tf32_is_refused_on_a_cpu(config: TeachConfig) -> None:
     assert not config.out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [False, True])
 def test_where_images_are_held_is_told_and_changes_nothing(
     config: TeachConfig, held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -15,7 +15,6 @@ WORDS = {
     r"\bfound others?\b(?! \w)": "found different ones, or what it is",
     r"\btaught\b": "trained",
     r"\bturned (by|upright)\b": "EXIF-rotated",
-    r"METHOD §|\bFACTS\b": "docs/method.md §",
     r"\bdistils?\b": "distill",
     r"(normal|optim|initial|summar|recogn|organ|minim|maxim)is(e|es|ed|er|ing|ation)\b": "-iz-",
     r"\b\w*colour|COLOUR": "color",

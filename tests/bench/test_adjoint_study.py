@@ -34,6 +34,8 @@ from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.synthetic.soft_labels import FullSimilarity
 from tiny import DISTILL, OuterCase, outer_case, three_layers, tower_case
 
+pytestmark = pytest.mark.slow
+
 CASE = "convnet"
 
 

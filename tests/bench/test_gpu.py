@@ -29,6 +29,8 @@ from bench.gpu.runner import Runner
 from bench.tables import NOT_YET
 from ptmst import InputError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -21,6 +21,8 @@ from ptmst import cli
 from ptmst.presets import experiment
 from tiny import DISTILL, tiny_store
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()

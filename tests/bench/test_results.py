@@ -17,6 +17,8 @@ from bench.tables import Table, source
 from ptmst.errors import InputError
 from ptmst.support import files
 
+pytestmark = pytest.mark.slow
+
 ROOT = result.ROOT
 FILES = sorted(result.RESULTS.rglob("*.json"))
 ABOUT: dict[str, Any] = {

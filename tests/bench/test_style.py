@@ -12,6 +12,8 @@ from bench import plots, style
 from bench.adjoint import figures
 from bench.result import RESULTS, ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def test_labels_are_moved_apart_and_no_further() -> None:
     assert style.apart([0.0, 20.0, 40.0], 10) == [0, 20, 40]

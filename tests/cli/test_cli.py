@@ -57,6 +57,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
+@pytest.mark.slow
 def test_the_flow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "data", "--root", "d", *DATA) == (0, "d: written\n", "")
     assert run(capsys, "data", "--root", "d", *DATA) == (0, "d: there already, nothing to do\n", "")
@@ -112,6 +113,7 @@ def test_the_flow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 # A file of settings
 
 
+@pytest.mark.slow
 def test_settings_come_from_a_file_and_flags_override_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "ours.toml").write_text(
         """
@@ -159,7 +161,7 @@ def test_settings_come_from_a_file_and_flags_override_them(here: Path, capsys: p
     [
         ("[distill]\nstep = 3\n", r"unknown setting step; did you mean steps"),
         ("[distill]\nrates = { image = 3.0 }\n", r"unknown setting image; did you mean images"),
-        ("[distill]\nsteps = 3\n", r"unknown setting distill; did you mean distill"),
+        ("[distil]\nsteps = 3\n", r"unknown setting distil; did you mean distill"),
         ("[distill]\nsteps = 1.5\n", r"expected int, found 1\.5.*steps"),
         ('[distill]\noptimizer = "lion"\n', "lion"),
         ("[distill\n", "expected TOML, found a mistake .*fix that line"),
@@ -183,7 +185,7 @@ def test_a_file_that_is_missing_is_named(here: Path, capsys: pytest.CaptureFixtu
 
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mistake(capsys, "distill") == "ptmst: distill: no such command; did you mean distill?\n"
+    assert mistake(capsys, "distil") == "ptmst: distil: no such command; did you mean distill?\n"
 
 
 @pytest.mark.parametrize(
@@ -248,6 +250,7 @@ def test_a_full_disk_leaves_nothing_half_written(here: Path, capsys: pytest.Capt
     assert not [name for name in _files(here) if name.endswith((".json", ".part"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["teach", "distill", "evaluate", "report"])
 def test_a_disk_that_fills_up_later(
     here: Path, capsys: pytest.CaptureFixture[str], command: str, request: pytest.FixtureRequest
@@ -309,6 +312,7 @@ def test_data_that_moved_are_found_again(here: Path, capsys: pytest.CaptureFixtu
     assert contents(here / "before", "phase-*") == contents(here / "after", "phase-*")
 
 
+@pytest.mark.slow
 def test_random_weights_of_a_published_tower_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "data", "--root", "d", *DATA)[0] == 0
     teach = ["teach", "--data.root", "d", "--experts", "1", "--epochs", "2", "--endpoints", "2", *TEACH]
@@ -323,6 +327,7 @@ def test_random_weights_of_a_published_tower_are_told(here: Path, capsys: pytest
     assert "of timm:test_nfnet (random weights)" in " ".join(out.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "found"),
     [
@@ -397,6 +402,7 @@ def test_none_is_written_alike_everywhere(here: Path, capsys: pytest.CaptureFixt
 # What is shown meanwhile
 
 
+@pytest.mark.slow
 def test_quiet_means_results_alone(here: Path) -> None:
     """In processes of their own, so that nothing that a library prints is missed."""
     teach = ["teach", "--data.root", "d", "--out", "s", "--experts", "1", "--epochs", "2", "--endpoints", "2", *TEACH]
@@ -434,6 +440,7 @@ def test_remarks_are_lines_on_stderr(
 # Help
 
 
+@pytest.mark.slow
 def test_without_arguments_the_commands_are_listed() -> None:
     for arguments in ((), ("--help",)):
         code, out, err = finish(python(*arguments))
@@ -459,6 +466,7 @@ POSITIONAL |= {"inspect": "path", "data check": "name"}
 HELPED: dict[str, type[Command]] = {**COMMANDS, "data check": DataCheck}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HELPED)
 def test_help_names_every_setting_without_loading_torch(name: str) -> None:
     code = (

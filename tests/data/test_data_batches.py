@@ -126,6 +126,7 @@ def test_a_broken_image_is_told_where_its_batch_is_due(pairs: Pairs) -> None:
     assert not reading()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
 def test_who_stops_midway_leaves_no_thread(pairs: Pairs, stop: type[BaseException]) -> None:
     def walk() -> None:

@@ -166,6 +166,7 @@ def test_a_missing_warmup_split_is_reported(write: Writer, name: str, tmp_path: 
         load_pairs(name, tmp_path, "warmup")
 
 
+@pytest.mark.slow
 def test_no_scene_is_drawn_twice() -> None:
     # A world of one kind of thing has 36 × 16² + 84 × 16³ scenes; of 9,000 drawn blindly, hundreds would repeat.
     few = Vocabulary(generic="shape", kinds={"circle": ("circle",)})

@@ -69,6 +69,7 @@ def test_a_published_layout_is_read(tmp_path: Path, name: str) -> None:
     assert np.array_equal(denormalize(test.images(torch.tensor([0])))[0].numpy(), expected)
 
 
+@pytest.mark.slow
 def test_cc3m_is_evaluated_on_the_first_ten_thousand(tmp_path: Path) -> None:
     entries = [{"image": f"GCC_train_{i}.jpg", "caption": f"number {i}"} for i in range(10_002)]
     for split, count in (("train", 10_002), ("val", 10_000), ("test", 10_000)):
@@ -310,6 +311,7 @@ def odd_images(root: Path, names: list[str]) -> None:
     Image.fromarray(noise(1500, 2000, 3)).save(root / names[4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PER_SPLIT)
 def test_a_whole_run_on_a_published_layout_equals_one_on_a_table(tmp_path: Path, name: str) -> None:
     file, image = PER_SPLIT[name]
@@ -334,6 +336,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -83,6 +83,7 @@ def test_the_law_of_the_draws(blend: float) -> None:
     assert abs(still - 0.2) < 0.02
 
 
+@pytest.mark.slow
 def test_blending_is_a_setting_of_distillation(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     store = tiny_store(tmp_path_factory)
     blended = replace(DISTILL, steps=3, blend=1.0)

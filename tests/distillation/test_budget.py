@@ -181,6 +181,7 @@ def test_a_tower_that_cannot_be_differentiated_is_refused(
         settled(replace(OPEN, keep=keep, chunk=chunk, adjoint=0.0), store, student)
 
 
+@pytest.mark.slow
 def test_what_was_settled_is_recorded_and_stays_on_resuming(
     store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

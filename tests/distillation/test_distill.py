@@ -152,6 +152,7 @@ def test_phases_begin_at_real_pairs_of_their_own(
 # The whole loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trajectory", "optimizer", "similarity", "length"),
     [
@@ -268,6 +269,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).norm() <= 1e-6 * b.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trajectory", ["shortcut", "raw"])
 def test_every_expert_and_every_start_is_drawn(
     store: TrajectoryStore, trajectory: Literal["shortcut", "raw"], monkeypatch: pytest.MonkeyPatch
@@ -281,12 +283,14 @@ def test_every_expert_and_every_start_is_drawn(
     assert len({tuple(batches.flatten().tolist()) for _, batches in steps}) > 20
 
 
+@pytest.mark.slow
 def test_the_matching_loss_falls(store: TrajectoryStore) -> None:
     config = replace(DISTILL, phases=(Phase(16, 2, (0, 1)),), steps=15, batch_size=16, inner_steps=2)
     loss = distill(config, store).phases[0].history["loss"].sum(1)
     assert loss[-3:].mean() < 0.95 * loss[:3].mean()
 
 
+@pytest.mark.slow
 def test_a_seed_decides_the_bits(store: TrajectoryStore) -> None:
     config = replace(DISTILL, steps=2, phases=DISTILL.phases[:1])
     first, again, other = (distill(replace(config, seed=seed), store)[0].images for seed in (1, 1, 2))
@@ -305,6 +309,7 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("way", QUICK)
 def test_another_way_of_computing_is_the_same_run(
@@ -326,6 +331,7 @@ def test_another_way_of_computing_is_the_same_run(
     assert found.provenance["config"].items() >= QUICK[way].items()
 
 
+@pytest.mark.slow
 def test_settings_reach_the_outer_step(store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of how it is computed change no result that would tell."""
     given: list[dict[str, Any]] = []
@@ -351,6 +357,7 @@ def test_settings_reach_the_outer_step(store: TrajectoryStore, monkeypatch: pyte
     assert given == [settings]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("way", ["primals", "all at once"])
 def test_another_way_of_computing_resumes_to_the_same_bits(
@@ -370,6 +377,7 @@ def test_another_way_of_computing_resumes_to_the_same_bits(
     assert contents(tmp_path / "stopped", "phase-*") == contents(tmp_path / "whole", "phase-*")
 
 
+@pytest.mark.slow
 def test_a_run_says_that_it_compiles(
     store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -446,6 +454,7 @@ def test_a_folder_that_cannot_be_written_is_refused(store: TrajectoryStore, tmp_
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_refused(store: TrajectoryStore, tmp_path: Path) -> None:
     config = replace(DISTILL, out=tmp_path / "out", steps=1)
     distill(config, store)
@@ -469,6 +478,7 @@ def test_a_folder_that_holds_a_run_is_refused(store: TrajectoryStore, tmp_path: 
     assert contents(tmp_path / "out", "*") == {name: before[name] for name in before if name != "run.json"}
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_kind_is_refused_before_anything_is_read(
     store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -505,6 +515,7 @@ def test_data_that_changed_leave_no_trace_of_a_run(store: TrajectoryStore, tmp_p
 # Divergence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -528,6 +539,7 @@ def test_divergence_is_named_and_leaves_a_whole_checkpoint(
         assert all(bool(torch.isfinite(value).all()) for value in read_tensors(path).values())
 
 
+@pytest.mark.slow
 def test_an_update_that_overflows_is_divergence(
     store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -590,6 +602,7 @@ def whole(store: TrajectoryStore, tmp_path_factory: pytest.TempPathFactory) -> C
     return phases
 
 
+@pytest.mark.slow
 def test_the_newest_two_checkpoints_are_kept(
     store: TrajectoryStore, stopped: DistillConfig, whole: Callable[[], dict[str, bytes]]
 ) -> None:
@@ -601,6 +614,7 @@ def test_the_newest_two_checkpoints_are_kept(
     assert names(stopped.out) == ["distilled.json", "phase-1.safetensors", "phase-2.safetensors", "run.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_the_end_of_the_step(
     store: TrajectoryStore,
@@ -657,6 +671,7 @@ def test_a_second_signal_ends_at_once(store: TrajectoryStore, tmp_path: Path, mo
     assert names(tmp_path / "out") == ["checkpoint-0-00000000.safetensors", "run.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "other pairs", "no history"])
 @pytest.mark.parametrize("how_many", [1, 2])
 def test_a_damaged_checkpoint_is_passed_over(
@@ -686,6 +701,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert contents(stopped.out, "phase-*") == whole()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_back(store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(DISTILL, out=tmp_path, steps=1)
     made = distill(config, store)
@@ -749,17 +765,19 @@ def _wait_for_progress(out: Path, alive: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(
-    store: TrajectoryStore, tmp_path: Path, uninterrupted: Callable[[], Path]
+    kills: int, store: TrajectoryStore, tmp_path: Path, uninterrupted: Callable[[], Path]
 ) -> None:
     draw, out, killed = random.Random(0), tmp_path / "out", 0
-    for attempt in range(5):
+    for attempt in range(kills):
         process = python(*_command(store, out, *(["--resume"] if attempt else [])))
         _wait_for_progress(out, lambda process=process: process.poll() is None)  # type: ignore[misc]
         time.sleep(draw.uniform(0, 0.3))
         process.kill()
         killed += finish(process)[0] == -signal.SIGKILL
-    assert killed == 5
+    assert killed == kills
     (out / f".checkpoint-0-00000001.safetensors.{process.pid}.part").write_bytes(b"cut off")
     code, said, _ = finish(python(*_command(store, out, "--resume")))
     assert code == 0 and said == f"{out}: 18 pairs in 2 phases\n"
@@ -768,6 +786,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
     assert DistilledSet.load(out).num_pairs == 18
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_between_steps_and_resume_goes_on(
     store: TrajectoryStore, tmp_path: Path, uninterrupted: Callable[[], Path]
 ) -> None:
@@ -796,6 +815,7 @@ def test_a_folder_that_is_being_written_is_refused(store: TrajectoryStore, tmp_p
     distill(replace(DISTILL, out=tmp_path / "out", steps=1), store)
 
 
+@pytest.mark.slow
 def test_experts_that_do_not_fit_give_the_same_set(store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read ahead on a thread, one after the other: to the same bits."""
     expected = distill(DISTILL, store)

@@ -22,6 +22,8 @@ from ptmst.errors import InputError
 from ptmst.support import torch_compat
 from tiny import OuterCase, outer_case, three_layers
 
+pytestmark = pytest.mark.slow
+
 WAYS: dict[str, dict[str, Any]] = {
     "path": {"adjoint": 1.0, "adjoint_clip": 0.9},
     "primals": {"keep": "primals", "adjoint": 1.0},

@@ -17,6 +17,8 @@ from ptmst.trajectories.shortcut import Displacement, Expert, Trajectory
 from ptmst.trajectories.spans import Span
 from tiny import LEAVES, OuterCase, outer_case, three_layers
 
+pytestmark = pytest.mark.slow
+
 
 class Recorder:
     """As a CUDA graph: outputs are written by a repetition, not by the recording, and always to the same place."""

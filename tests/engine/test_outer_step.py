@@ -67,6 +67,7 @@ def expected(which: str, form: str, adjoint: float, clip: float | None) -> tuple
     return loss, exact if (adjoint, clip) == (1.0, None) else c.oracle.recursion(adjoint, clip)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LEAVES)
 @pytest.mark.parametrize("which", CASES)
 @pytest.mark.parametrize(("way", "adjoint", "clip"), ASKED)
@@ -88,6 +89,7 @@ def test_the_dials_are_turned(which: str) -> None:
         assert relative_error(both, other) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", CASES)
 def test_a_frozen_towers_images_that_no_batch_holds_stay(which: str) -> None:
     c = small(which, "full")
@@ -98,6 +100,7 @@ def test_a_frozen_towers_images_that_no_batch_holds_stay(which: str) -> None:
         assert all(bool((images[i] != 0).any()) for i in set(range(len(c.pairs))) - set(unseen))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [None, 2])
 @pytest.mark.parametrize("which", CASES)
 def test_walking_twice_repeats_the_bits(which: str, chunk: int | None) -> None:
@@ -114,6 +117,7 @@ def same(a: OuterGradient, b: OuterGradient) -> bool:
     return all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("which", CASES)
 def test_a_step_is_used_again(which: str, way: str) -> None:
@@ -130,6 +134,7 @@ def _moved(pairs: SyntheticPairs) -> SyntheticPairs:
     return pairs.replace({name: leaf * 1.1 for name, leaf in pairs.leaves().items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [way for way in WAYS if "nothing" not in way])
 @pytest.mark.parametrize("which", CASES)
 def test_inputs_are_left_alone(which: str, way: str) -> None:
@@ -161,6 +166,7 @@ def asked(tower: nn.Module) -> Iterator[tuple[list[int], list[int]]]:
         handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 7])
 @pytest.mark.parametrize("adjoint", [0.0, 1.0])
 @pytest.mark.parametrize("keep", ["path", "primals"])
@@ -243,33 +249,39 @@ PATH = 4 * sum(value.numel() for value in (*wide_tower().parameters(), *nn.Linea
 BATCH = 4 * (4 * 3 * SIDE**2 + 4 * TEXT_WIDTH + 4 * 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"adjoint": 1.0}, {"chunk": 2}, {"adjoint": 1.0, "chunk": 2}])
 def test_a_path_costs_its_parameter_vectors(how: dict[str, Any]) -> None:
     assert PATH <= grown(**how) <= PATH + BATCH + 64
     assert 10 * (PATH + BATCH) < ACTIVATIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"adjoint": 1.0}, {"chunk": 2}])
 def test_a_path_costs_its_parameter_vectors_alone(how: dict[str, Any]) -> None:
     assert grown(**how) <= PATH + 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_nothing_costs_nothing(chunk: int | None) -> None:
     assert abs(grown(keep="nothing", chunk=chunk)) <= 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", [0.0, 1.0])
 def test_primals_cost_their_activations(adjoint: float) -> None:
     assert grown(keep="primals", adjoint=adjoint) >= 2 * ACTIVATIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", [0.0, 1.0])
 def test_chunks_hold_a_chunks_activations(adjoint: float) -> None:
     whole, halves, ones = (wide_step(3, adjoint=adjoint, chunk=chunk) for chunk in (None, 2, 1))
     assert halves < 0.6 * whole and ones < 0.6 * halves
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_holds_a_blocks_activations() -> None:
     few, many, kept = (
         wide_step(4, frozen=True, pairs=pairs, chunk=2, keep=keep)
@@ -312,6 +324,7 @@ def taught_case(name: str, size: int, batch: int, draw: torch.Generator) -> Oute
     return OuterCase(student, start, torch.cat(parts).detach(), leaves, batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tower", "size", "batch", "draws"),
     [
@@ -339,6 +352,7 @@ def test_bf16_keeps_the_direction(tower: str, size: int, batch: int, draws: int)
         assert median(values) >= 0.999 and min(values) >= 0.99, (which, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_bf16_is_one_arithmetic_in_every_way(way: str) -> None:
     c = taught_case("convnet", 16, 4, torch.Generator().manual_seed(1))
@@ -543,6 +557,7 @@ def shortcut_span(layers: LayerTable, base: Tensor) -> ShortcutSpan:
     return Expert(layers, base, {3: Displacement.encode(delta, layers)}, norms).shortcut(3).span(1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LEAVES)
 @pytest.mark.parametrize("kind", [RawSpan, ShortcutSpan])
 @pytest.mark.parametrize("frozen", [False, True])

@@ -26,6 +26,7 @@ def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor], form: st
         assert relative_error(found[name], value) <= 1e-9, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LEAVES)
 @pytest.mark.parametrize("tower", TOWERS)
 def test_truncated_is_double_backward(tower: str, form: str) -> None:
@@ -37,6 +38,7 @@ def test_truncated_is_double_backward(tower: str, form: str) -> None:
     assert relative_error(found.grads["lr"], lr) <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LEAVES)
 @pytest.mark.parametrize("tower", TOWERS)
 def test_exact_is_full_unrolling(tower: str, form: str) -> None:
@@ -54,12 +56,14 @@ def _squares(c: OuterCase, vector: Tensor) -> Tensor:
     return torch.stack([part.square().sum() for part in vector.split(c.student.layers.group_sizes)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bce", "infonce", "kl", "mse", "cwcl"])
 def test_every_loss_is_exact(kind: LossKind) -> None:
     c = replace(tower_case("convnet", "full"), kind=kind)
     assert_alike(c.gradient(adjoint=1.0).grads, c.oracle.unrolled()[1], "full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LEAVES)
 @pytest.mark.parametrize(("adjoint", "clip"), [(0.5, None), (0.5, 0.9), (1.0, 1.0), (1.0, 0.3)])
 def test_both_dials(form: str, adjoint: float, clip: float | None) -> None:
@@ -77,6 +81,7 @@ def test_the_recursion_written_out_is_exact() -> None:
     assert_alike(c.oracle.recursion(1.0, None), c.oracle.unrolled()[1], "full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LEAVES)
 def test_a_pair_twice_in_a_batch(form: str) -> None:
     c = replace(tower_case("convnet", form), batches=torch.tensor([[0, 0, 2], [1, 2, 1]]))
@@ -90,6 +95,7 @@ def test_frozen_tower() -> None:
     assert_alike(c.gradient(1.0).grads, c.oracle.unrolled()[1], "full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leaf", ["images", "texts", "lr", "diag", "left", "right"])
 def test_exact_against_finite_differences(leaf: str) -> None:
     c = tower_case("convnet", "low-rank")
@@ -113,6 +119,7 @@ def test_inputs_are_left_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_a_function_call_is_one_outer_step() -> None:
     c = tower_case("convnet", "low-rank")
     found = outer_gradient(
@@ -176,6 +183,7 @@ class Halved:
         return lambda i, adjoint, change: adjoint + 0.5 * change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adjoint", "share", "clip"),
     [
@@ -196,6 +204,7 @@ def test_an_adjoint_is_a_share_and_a_clip_or_an_object(adjoint: Adjoint, share: 
         assert all(torch.equal(by_object[name], value) for name, value in by_number.items())
 
 
+@pytest.mark.slow
 def test_steps_of_several_adjoints_share_their_derivatives() -> None:
     case = tower_case("convnet", "full")
     exact = case.step(adjoint=1.0)

@@ -169,6 +169,7 @@ def _record_batches(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["wbce", "infonce"])
 @pytest.mark.parametrize("protocol", ["per-phase", "reference"])
 def test_a_student_is_trained_as_torch_would(
@@ -251,6 +252,7 @@ def _trained(
     return thetas, walked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["per-phase", "reference"])
 @pytest.mark.parametrize("which", ["distilled", "frozen"])
 def test_students_together_are_students_alone(
@@ -271,6 +273,7 @@ def test_students_together_are_students_alone(
     assert relative_error(alone[0][-1], alone[1][-1]) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["distilled", "frozen"])
 def test_scores_do_not_depend_on_how_many_train_at_once(which: str, request: pytest.FixtureRequest) -> None:
     given: DistilledSet = request.getfixturevalue(which)
@@ -280,6 +283,7 @@ def test_scores_do_not_depend_on_how_many_train_at_once(which: str, request: pyt
         assert evaluate(given, replace(config, together=together)).students == alone.students
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "together", "groups"),
     [
@@ -466,6 +470,7 @@ def test_an_image_between_two_classes_is_wrong() -> None:
     assert zero_shot_accuracy(torch.zeros(2, 3), eye, once, torch.tensor([0, 0])) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [3, 256])
 def test_a_frozen_tower_sees_each_test_image_once(
     frozen: DistilledSet, at_once: int, monkeypatch: pytest.MonkeyPatch
@@ -528,6 +533,7 @@ class Scripted:
         return dict.fromkeys(METRICS, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("select", "split", "expected", "asked"),
     [
@@ -557,6 +563,7 @@ def test_the_evaluation_that_counts(
     assert Scripted.asked == asked * 2
 
 
+@pytest.mark.slow
 def test_students_differ_and_a_seed_decides_them(distilled: DistilledSet) -> None:
     first, again, other = (evaluate(distilled, replace(SHORT, students=3, seed=seed)) for seed in (1, 1, 2))
     assert first.students == again.students
@@ -572,6 +579,7 @@ def test_a_student_that_diverges_is_named(distilled: DistilledSet) -> None:
         evaluate(replace(distilled, phases=(hot,)), SHORT)
 
 
+@pytest.mark.slow
 def test_data_that_have_moved(store: TrajectoryStore, distilled: DistilledSet) -> None:
     moved = replace(distilled, settings={**store.settings, "data": {**store.settings["data"], "root": "/nowhere"}})
     with pytest.raises(InputError, match="/nowhere"):
@@ -622,6 +630,7 @@ def test_means_and_deviations() -> None:
     assert Scores(students[:1], {}).std() == 0.0
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sets_own_unless_another_is_asked_for(distilled: DistilledSet) -> None:
     own = replace(distilled, provenance={"config": {"loss": "infonce"}})
     short = EvaluateConfig(students=1, epochs=1, batch_size=5, device="cpu")
@@ -633,6 +642,7 @@ def test_the_loss_is_the_sets_own_unless_another_is_asked_for(distilled: Distill
     assert evaluate(own, short).provenance["config"]["loss"] == "infonce"
 
 
+@pytest.mark.slow
 def test_the_temperature_is_the_sets_own_unless_another_is_asked_for(distilled: DistilledSet) -> None:
     """Of a distilled set; of real pairs, whose settings are those of the experts; or as published."""
     short = EvaluateConfig(students=1, epochs=1, batch_size=5, device="cpu")

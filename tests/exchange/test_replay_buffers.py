@@ -334,6 +334,7 @@ def test_a_store_of_one_network_serves_no_students(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_of_a_buffer_goes_unseen(tmp_path: Path) -> None:
     path = tmp_path / "replay_buffer_0.pt"
     torch.save([[[torch.randn(50)], [torch.randn(50)]]], path)

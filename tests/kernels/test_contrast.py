@@ -154,6 +154,7 @@ def assert_as_exact_as_torch(kind: LossKind, batches: list[Batch], device: torch
     return found[0]
 
 
+@pytest.mark.slow
 @each_lane
 @each_kind
 @each_label
@@ -165,6 +166,7 @@ def test_against_float64(lane: str, device: torch.device, kind: LossKind, labels
         assert_as_exact_as_torch(kind, [Batch.of(pairs, labels, seed=seed) for seed in seeds], device)
 
 
+@pytest.mark.slow
 @each_lane
 @each_kind
 @each_label
@@ -176,6 +178,7 @@ def test_in_blocks_of_rows(lane: str, device: torch.device, kind: LossKind, labe
     assert torch.equal(alone, found)
 
 
+@pytest.mark.slow
 @each_lane
 @each_kind
 def test_saturated_logits(device: torch.device, kind: LossKind) -> None:
@@ -191,6 +194,7 @@ def test_saturated_logits(device: torch.device, kind: LossKind) -> None:
         assert relative_error(found[0].cpu(), exact[0]) <= 5e-4
 
 
+@pytest.mark.slow
 @each_lane
 @each_kind
 def test_a_row_of_zeros_has_a_finite_gradient(device: torch.device, kind: LossKind) -> None:
@@ -233,6 +237,7 @@ def tile_results(kind: LossKind, z: Tensor, labels: Tensor) -> list[Tensor]:
     return [rows, columns, z, d_labels, sums]
 
 
+@pytest.mark.slow
 @each_lane
 def test_bfloat16_embeddings(device: torch.device) -> None:
     batch = Batch.of(33, "identity").to(torch.bfloat16)
@@ -249,6 +254,7 @@ def test_bfloat16_embeddings(device: torch.device) -> None:
         assert relative_error(3 * found.cpu(), expected) <= 2e-2
 
 
+@pytest.mark.slow
 @each_lane
 @pytest.mark.parametrize("kind", ["siglip", "infonce", "wbce"])
 def test_autocast_changes_nothing(device: torch.device, kind: LossKind) -> None:
@@ -263,6 +269,7 @@ def test_autocast_changes_nothing(device: torch.device, kind: LossKind) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", ["reference", "portable"])
 def test_gradients_lie_as_they_are_promised(device: torch.device) -> None:
     """Of embeddings that lie by columns: a compiler relies on the strides that it is told."""
@@ -279,6 +286,7 @@ def test_gradients_lie_as_they_are_promised(device: torch.device) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @each_lane
 def test_embeddings_with_gaps(device: torch.device) -> None:
     batch = Batch.of(20, "dense").to(torch.float32).to(device)
@@ -318,6 +326,7 @@ class Memory(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wbce", "infonce", "kl"])
 @pytest.mark.parametrize("labels", ["identity", "low-rank"])
 def test_no_matrix_of_all_pairs(kind: LossKind, labels: str, small_tiles: None) -> None:
@@ -333,6 +342,7 @@ def test_no_matrix_of_all_pairs(kind: LossKind, labels: str, small_tiles: None) 
 # Others' losses
 
 
+@pytest.mark.slow
 @each_lane
 def test_infonce_is_open_clips_loss(device: torch.device) -> None:
     open_clip = pytest.importorskip("open_clip")
@@ -345,6 +355,7 @@ def test_infonce_is_open_clips_loss(device: torch.device) -> None:
         assert_same_gradients(torch.autograd.grad(mine, inputs), torch.autograd.grad(theirs, inputs), inputs)
 
 
+@pytest.mark.slow
 @each_lane
 def test_siglip_is_open_clips_loss(device: torch.device) -> None:
     open_clip = pytest.importorskip("open_clip")
@@ -367,6 +378,7 @@ def assert_same_gradients(mine: Any, theirs: Any, inputs: list[Tensor]) -> None:
 GOLDEN = {"KL": "kl", "BCE": "bce", "WBCE": "wbce", "InfoNCE": "infonce", "MSE": "mse", "CWCL": "cwcl"}
 
 
+@pytest.mark.slow
 @each_lane
 def test_golden_losses(device: torch.device) -> None:
     """The reference implementation's values, from embeddings whose cosines are its logits."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 each_folder = pytest.mark.parametrize("root", [True, False], ids=["from the root", "from elsewhere"])
 

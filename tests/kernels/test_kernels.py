@@ -107,6 +107,7 @@ def test_shortcut_point_against_float64(device: torch.device, sizes: tuple[int, 
     assert torch.equal(ours, reference.shortcut_point(*point))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", LANES)
 @given(sizes=drawn_tables, seed=st.integers(0, 2**32))
 @example(sizes=[33], seed=3212291180)  # whose inner product's terms cancel
@@ -121,6 +122,7 @@ def test_flat_kernels_of_any_table(lane: str, sizes: list[int], seed: int) -> No
         assert_descended(device, sizes, seed)
 
 
+@pytest.mark.slow
 @each_lane
 @pytest.mark.parametrize("size", [1, 7, 9, 1 << 16])
 def test_every_finite_half_is_decoded(lane: str, device: torch.device, size: int) -> None:
@@ -189,6 +191,7 @@ def assert_near(
         assert float((a.cpu() - b).norm()) <= 2 * float((c - b).norm()) + 2 * EPS * float(size.norm())
 
 
+@pytest.mark.slow
 @each_lane
 @each_size
 def test_residuals_against_float64(device: torch.device, sizes: tuple[int, ...]) -> None:
@@ -207,6 +210,7 @@ def test_a_group_without_layers_sums_to_nothing(device: torch.device) -> None:
         assert (found.cpu()[[0, 2]] != 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", NATIVE)
 def test_vectors_that_are_written_past_the_caches(device: torch.device) -> None:
     """Beyond two million parameters; layers begin and end beside any alignment."""
@@ -307,6 +311,7 @@ def shifted(tensor: Tensor) -> Tensor:
     return room[1:].view(tensor.shape)
 
 
+@pytest.mark.slow
 @each_lane
 @pytest.mark.parametrize("place", [with_gaps, shifted])
 @pytest.mark.parametrize("sizes", [UGLY, (4096, 1, 4095)])

@@ -56,6 +56,7 @@ updates = pytest.mark.parametrize("name", [n for n in dispatch.KERNELS if n.ends
 # Traced
 
 
+@pytest.mark.slow
 @each_kernel
 @each_lane
 def test_compiled_in_one_graph(lane: str, name: str) -> None:
@@ -78,6 +79,7 @@ def test_compiled_in_one_graph(lane: str, name: str) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @differentiable
 @each_lane
 def test_compiled_with_its_gradient(lane: str, name: str) -> None:
@@ -227,6 +229,7 @@ def test_forward_mode_is_refused(name: str) -> None:
         torch.func.jvp(lambda v: getattr(kernels, name)(v, *inputs[1:]), (inputs[0],), (torch.ones_like(inputs[0]),))
 
 
+@pytest.mark.slow
 @differentiable
 def test_a_compiled_forward_mode_is_refused(name: str) -> None:
     inputs, _ = arguments(name)
@@ -378,6 +381,7 @@ def test_triton_where_it_is_not_installed(
     assert dispatch.on_device("cuda", None) is reference
 
 
+@pytest.mark.slow
 def test_triton_is_not_imported_for_the_cpu() -> None:
     source = (
         "import sys, torch; from ptmst import kernels; "

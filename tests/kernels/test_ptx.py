@@ -13,6 +13,8 @@ import pytest
 
 from ptmst.kernels import dispatch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FLAT = ("point", "shortcut", "vector", "flat", "sgd")
 

@@ -205,6 +205,7 @@ def test_figures_show_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert list(line.get_ydata()) == pytest.approx(list(page._smoothed(history["loss"][:, group])))
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert page_of(tmp_path, rows()) == page_of(tmp_path, rows())
     assert page_of(tmp_path, rows()) != page_of(tmp_path, rows()[::-1])

@@ -267,6 +267,7 @@ def test_sets_and_experts_are_written_up(
         read_row(store.path)
 
 
+@pytest.mark.slow
 def test_students_of_another_tower(
     store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -45,6 +45,7 @@ def tower_student(tower: str, size: int) -> Student:
     return Student.from_modules(module, ProjectionHead(6, width))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ARCHITECTURES)
 def test_derivatives_of_a_real_architecture(tower: str) -> None:
     """Forward over reverse, against double backward through a loss written out here."""

@@ -362,6 +362,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_hf_text_is_the_cls_token(bert: Path) -> None:
     import transformers
 
@@ -421,6 +422,7 @@ def test_hf_fingerprint_names_the_weights(bert: Path, tmp_path: Path) -> None:
     assert text_tower(EncoderConfig(text_tower=f"hf:{tmp_path / 'other'}")).fingerprint != one.fingerprint
 
 
+@pytest.mark.slow
 def test_hf_text_in_a_process_of_its_own(bert: Path) -> None:
     """Beside our folder `kernels`, which transformers must not take for the package of that name."""
     code = (
@@ -452,6 +454,7 @@ def _saved(path: Path, model: Any, tokenizer: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "width"), [("bert-base", 768), ("distilbert", 768), ("bge-small", 384)])
 def test_the_text_encoders_that_are_named(kind: str, width: int, bert: Path, tmp_path: Path) -> None:
     """Of published widths and heads, in two layers, with random weights."""
@@ -480,6 +483,7 @@ def test_the_text_encoders_that_are_named(kind: str, width: int, bert: Path, tmp
         assert relative_error(embed, alone) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
 def test_the_text_of_a_model_of_images_and_texts(kind: str, bert: Path, tmp_path: Path) -> None:
     """ViT-B/32's text tower in two layers: its projected text feature, whatever stands beside a caption."""
@@ -561,6 +565,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     open_clip.factory._rescan_model_configs()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_open_clip_text_is_its_text_tower(clip: str, tmp_path: Path, suffix: str) -> None:
     torch.manual_seed(3)

@@ -25,6 +25,8 @@ from ptmst.studies.ablation import COLUMNS, REAL_LOSSES, RESULTS, Run, ablate, e
 from ptmst.support import parallel
 from tiny import DISTILL, ENCODER
 
+pytestmark = pytest.mark.slow
+
 TINY = Experiment(
     data=RenderConfig(image_size=16, train=24, val=8, test=8, warmup=0, captions=2),
     teach=TeachConfig(encoder=replace(ENCODER, head_width=16), experts=1, epochs=3, batch_size=16, endpoints="all"),

@@ -20,6 +20,8 @@ from ptmst.studies.demo import run_demo
 from ptmst.support.files import sha256
 from tiny import ENCODER
 
+pytestmark = pytest.mark.slow
+
 PRESETS = ("demo", "demo-quick")
 
 

@@ -49,6 +49,7 @@ def test_other_files_do_not_tell(tmp_path: Path) -> None:
     folders.refuse_taken(tmp_path / "not there")
 
 
+@pytest.mark.slow
 def test_every_kind_is_refused_where_its_module_is_not_imported(tmp_path: Path) -> None:
     """Whoever teaches has never imported the studies."""
     for kind, record in (("demo", "demo.json"), ("ablation", "ablation.json")):

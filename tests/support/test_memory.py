@@ -10,6 +10,7 @@ import torch
 from ptmst.support.memory import peak_memory
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
 def test_a_peak_is_that_of_its_block_alone() -> None:
     torch.ones(2 * 10**8).sum()

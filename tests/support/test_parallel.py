@@ -12,6 +12,8 @@ import pytest
 from ptmst.errors import InputError
 from ptmst.support.parallel import completed
 
+pytestmark = pytest.mark.slow
+
 
 def squared(number: int) -> int:
     if number == 13:

@@ -14,6 +14,8 @@ import ptmst
 from ptmst.support import progress
 from ptmst.support.parallel import completed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

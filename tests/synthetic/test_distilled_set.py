@@ -221,6 +221,7 @@ def test_nearest_captions(count: int) -> None:
     assert nearest_captions(leaf, torch.from_numpy(real).float(), captions) == tuple(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["distilled.json", "phase-2.safetensors", "tower.safetensors"])
 def test_no_flipped_bit_goes_unseen(tmp_path: Path, name: str) -> None:
     """A thousand of them in each kind of file: named, or without consequence."""

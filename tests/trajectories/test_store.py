@@ -366,6 +366,7 @@ def test_a_file_that_changes_later_is_checked_again(path: Path) -> None:
 # Faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["store.json", "expert-003.safetensors", "base-*"])
 def test_no_flipped_bit_goes_unseen(path: Path, name: str) -> None:
     """A thousand of them in each kind of file: named, or without consequence."""
@@ -424,6 +425,7 @@ def test_a_crash_between_write_and_rename_loses_nothing(path: Path, monkeypatch:
         assert not list(path.glob(".*.part"))
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from ptmst.support import folders; from ptmst.trajectories.store import FOLDER\n"
