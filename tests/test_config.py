@@ -88,6 +88,7 @@ def test_missing_settings_take_their_defaults(kind: type) -> None:
     check(kind())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_setting_is_explained(kind: type) -> None:
     """By a docstring, or by those of the config that it is."""

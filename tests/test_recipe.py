@@ -82,6 +82,7 @@ def forget(path: Path, *keys: str) -> None:
     path.write_text(json.dumps(value))
 
 
+@pytest.mark.slow
 def test_a_setting_that_an_old_file_lacks_takes_its_default(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

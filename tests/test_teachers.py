@@ -444,6 +444,7 @@ def test_an_image_that_is_not_there_is_refused(own: Path, tmp_path: Path) -> Non
         train_teachers(teach_config(own, tmp_path / "store"))
 
 
+@pytest.mark.slow
 def test_a_torn_image_is_refused(own: Path, tmp_path: Path) -> None:
     whole, torn = own / "images" / "train" / "whole.jpg", own / "images" / "train" / "torn.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
@@ -491,6 +492,7 @@ def test_warm_up_is_a_plain_training_loop(scenes: Path) -> None:
         assert relative_error(found[name], value) <= 1e-4, name
 
 
+@pytest.mark.slow
 def test_all_experts_start_from_the_warm_tower(config: TeachConfig) -> None:
     store = TrajectoryStore.open(train_teachers(replace(config, encoder=WARM)).path)
     warm = warm_tower(WARM, load_pairs("scenes", config.data.folder, "warmup", IMAGE), 0, torch.device("cpu"))

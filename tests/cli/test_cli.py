@@ -188,6 +188,7 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert mistake(capsys, "distil") == "ptmst: distil: no such command; did you mean distill?\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
@@ -297,6 +298,7 @@ def test_pictures_of_a_preset_on_published_data_are_not_rendered(
     assert not names(here)
 
 
+@pytest.mark.slow
 def test_data_that_moved_are_found_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "data", "--root", "d", *DATA)[0] == 0
     teach = ["--data.root", "d", "--out", "s", "--experts", "1", "--epochs", "2", "--endpoints", "2", *TEACH]
@@ -350,6 +352,7 @@ def test_a_subset_that_cannot_be_is_refused(
 # What is typed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "flag", "value"), [("distill", "store", "s"), ("subset --out o", "store", "s"), ("evaluate", "set", "s")]
 )
@@ -519,6 +522,7 @@ def _groups(shown: str) -> dict[str, list[str]]:
     return {title: re.findall(r"^│ (-\S+?|[A-Z]+)[, ]", lines, re.MULTILINE) for title, lines in boxes}
 
 
+@pytest.mark.slow
 def test_flags_are_shown_in_groups(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     distill = _groups(_help(capsys, monkeypatch, "distill"))
     assert list(distill) == ["input", "method", "compute", "run"]
@@ -550,6 +554,7 @@ def test_help_shows_the_defaults_of_a_preset(
     assert "usage: ptmst subset STORE --out PATH [FLAGS]\n" in _help(capsys, monkeypatch, "subset")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HELPED)
 def test_every_help_ends_with_two_examples_that_parse(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -564,6 +569,7 @@ def test_every_help_ends_with_two_examples_that_parse(
         parse(words[words.index("ptmst") + 1 :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HELPED)
 def test_every_default_can_be_typed_as_it_is_shown(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

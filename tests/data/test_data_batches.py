@@ -115,6 +115,7 @@ def test_what_is_held_is_read_without_a_thread(pairs: Pairs, monkeypatch: pytest
     assert watched.read == [(INDICES[0].tolist(), True)] and not reading()
 
 
+@pytest.mark.slow
 def test_a_broken_image_is_told_where_its_batch_is_due(pairs: Pairs) -> None:
     (pairs.root / "5.png").write_bytes(b"hello")
     found: list[Tensor] = []

@@ -17,6 +17,7 @@ from ptmst.errors import InputError
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
+@pytest.mark.slow
 def test_the_class_of_digits_is_the_first_one_that_is_read(tmp_path: Path) -> None:
     write_digits(tmp_path, image_size=16, train=2, val=2, test=150, warmup=0, captions=20)
     pairs = load_pairs("digits", tmp_path, "test", image_size=16)

@@ -213,6 +213,7 @@ def test_of_16_bits_the_upper_8_are_kept(tmp_path: Path) -> None:
     assert np.array_equal(pixels_of(tmp_path, "x.png", 12), np.stack([values // 256] * 3, -1))
 
 
+@pytest.mark.slow
 def test_a_large_photo(tmp_path: Path) -> None:
     Image.fromarray(noise(3, 4, 3)).resize((4000, 3000), Image.Resampling.NEAREST).save(tmp_path / "x.jpg")
     with Image.open(tmp_path / "x.jpg") as image:

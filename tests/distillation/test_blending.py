@@ -41,6 +41,7 @@ def unrolled(case: OuterCase, mixed: Tensor) -> tuple[Tensor, dict[str, Tensor]]
     return loss.detach(), dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LEAVES)
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("how", [{}, {"keep": "primals"}])
@@ -66,6 +67,7 @@ def test_identities_blend_nothing() -> None:
     assert all(relative_error(found.grads[name], value) <= 1e-5 for name, value in plain.grads.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blend", [0.3, 1.0, 4.0])
 def test_the_law_of_the_draws(blend: float) -> None:
     steps, batch = 4000, 5

@@ -71,6 +71,7 @@ def test_a_chunk_that_is_set_stays(
     assert [(way.keep, way.chunk) for way in ways(replace(OPEN, chunk=chunk), P, False, of)] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["auto", "path", "nothing", "primals"])
 @pytest.mark.parametrize("chunk", ["auto", None])
 def test_on_a_cpu_it_is_the_path_and_whole_batches(store: TrajectoryStore, keep: KeepOrAuto, chunk: Chunk) -> None:

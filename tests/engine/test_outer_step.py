@@ -81,6 +81,7 @@ def test_every_way_is_the_oracles(way: str, adjoint: float, clip: float | None, 
         assert relative_error(found.grads[name], value) <= 1e-9, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", CASES)
 def test_the_dials_are_turned(which: str) -> None:
     """The cases tell the dials apart: no way could pass above by leaving one alone."""
@@ -194,6 +195,7 @@ def test_a_frozen_tower_is_asked_once(
     assert back == blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", [0.0, 1.0])
 def test_a_trained_tower_is_asked_by_chunks(adjoint: float) -> None:
     student = three_layers()
@@ -460,6 +462,7 @@ def test_arithmetic_is_put_back(precision: Any, fast: bool, other_flags: Flags) 
     assert flags() == other_flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "fast"), [("fp32", False), ("tf32", True)])
 def test_a_step_runs_in_its_arithmetic(
     precision: str, fast: bool, other_flags: Flags, monkeypatch: pytest.MonkeyPatch

@@ -338,6 +338,7 @@ def test_as_many_students_as_fit(total: float, one: float, two: float, students:
     assert found == students or one * 1000 + found * (two - one) * 1000 > room - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "together", "recorded"), [("distilled", None, 1), ("frozen", None, 3), ("distilled", 2, 2)]
 )

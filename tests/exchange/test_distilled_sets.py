@@ -671,6 +671,7 @@ def test_a_short_file_is_refused(tmp_path: Path) -> None:
         refused(path, DAMAGED)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_refused_or_does_not_count(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole.pt", published("low-rank"))
     content, expected = whole.read_bytes(), import_distilled([whole], RECIPE)[0]

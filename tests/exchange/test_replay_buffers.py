@@ -149,6 +149,7 @@ def test_a_buffer_of_one_network(tmp_path: Path) -> None:
     assert relative_error(found, ((theta - end) ** 2).sum() / ((start - end) ** 2).sum()) <= 1e-3
 
 
+@pytest.mark.slow
 def test_from_a_published_buffer_to_a_published_set(files_of: Any, tmp_path: Path) -> None:
     """Import, two outer steps, export; read back by the published reader's rules, which stand here."""
     config, _ = files_of
@@ -246,6 +247,7 @@ def changed(change: Callable[[Buffer], Any]) -> Callable[[Path], None]:
     return apply
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -297,6 +299,7 @@ def test_settings_that_do_not_go_together_are_refused(files_of: Any, tmp_path: P
         import_buffers(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_an_import_is_whole_or_absent(files_of: Any, stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store of the first experts alone would distill without a word."""
@@ -381,6 +384,7 @@ def test_a_store_is_described(files_of: Any) -> None:
         inspect(config.out, verify=True)
 
 
+@pytest.mark.slow
 def test_a_set_and_a_run_are_described(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     store = tiny_store(tmp_path_factory)
     distill(replace(DISTILL, out=tmp_path / "set", steps=1), store)

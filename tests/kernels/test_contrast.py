@@ -206,6 +206,7 @@ def test_a_row_of_zeros_has_a_finite_gradient(device: torch.device, kind: LossKi
     assert torch.isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", NATIVE)
 @each_kind
 def test_bits_do_not_depend_on_threads(device: torch.device, kind: LossKind) -> None:

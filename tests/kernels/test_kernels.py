@@ -98,6 +98,7 @@ def on(device: torch.device, *tensors: Tensor) -> Any:
 # Points
 
 
+@pytest.mark.slow
 @each_lane
 @each_size
 def test_shortcut_point_against_float64(device: torch.device, sizes: tuple[int, ...]) -> None:
@@ -256,6 +257,7 @@ def optimized(
     return leaf.detach(), ema
 
 
+@pytest.mark.slow
 @each_lane
 @pytest.mark.parametrize("shape", [(3, 16, 16), (255,), (), (4097,), (0,)])
 @pytest.mark.parametrize(("momentum", "decay"), [(0.5, 0.99), (0.9, 0.2), (0.0, 0.0)])

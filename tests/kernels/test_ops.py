@@ -102,6 +102,7 @@ def test_compiled_with_its_gradient(lane: str, name: str) -> None:
         torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_the_number_of_groups_may_be_known_late() -> None:
     inputs, _ = arguments("vector_residual")
     compiled = torch.compile(lambda *v: kernels.vector_residual(*v)[1] * 2, fullgraph=True, backend="aot_eager")

@@ -66,6 +66,7 @@ def tables_of(parameters: int, device: torch.device) -> tuple[tiles.Tables, weak
     return found, weakref.ref(found.first_layer)
 
 
+@pytest.mark.slow
 def test_tables_go_with_their_cut_but_for_those_of_a_recording(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

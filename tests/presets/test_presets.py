@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ptmst import cli
+from ptmst.cli.pipeline import Distill
 from ptmst.config import DistillConfig, EvaluateConfig, LeafRates, Phase
 from ptmst.errors import InputError
 from ptmst.presets import applied, catalogue, experiment, methods
@@ -158,6 +159,7 @@ def test_a_file_changes_a_preset(tmp_path: Path) -> None:
     assert found.distill == replace(before.distill, steps=7, rates=replace(before.distill.rates, lr=0.5))
     assert found.teach == replace(before.teach, experts=2)
     command = cli.parse(["distill", "--store", "s", "--preset", "coco-200", f"--config={file}", "--inner-steps", "3"])
+    assert isinstance(command, Distill)
     assert command.settings == replace(found.distill, inner_steps=3)
 
 

@@ -120,6 +120,7 @@ def test_the_table_holds_mean_and_deviation_of_every_recall() -> None:
     assert all(cell in console.file.getvalue() for row in rows() for cell in cells(row))
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone(tmp_path: Path) -> None:
     parsed = Parsed(page_of(tmp_path, rows(), command="ptmst report <x>"))
     assert not [tag for tag, _ in parsed.tags if tag in ("script", "link", "iframe", "object", "video", "audio")]
@@ -130,6 +131,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert not re.search(r"url\((?!#)|@import", (tmp_path / "page.html").read_text())
 
 
+@pytest.mark.slow
 def test_the_page_shows_everything(tmp_path: Path) -> None:
     page = page_of(tmp_path, rows(), title="Pairs & <recalls>", command="ptmst report <x>")
     assert escape(note(rows()), quote=False) in page and "Recall on val in percent" in page
@@ -152,6 +154,7 @@ def test_the_page_shows_everything(tmp_path: Path) -> None:
     assert json.dumps({"seed": 7})[1:-1] in text and "<by hand>" in text
 
 
+@pytest.mark.slow
 def test_the_pictures_are_the_images(tmp_path: Path) -> None:
     parsed = Parsed(page_of(tmp_path, [rows()[1]]))
     found = iter(parsed.all("img"))
@@ -211,6 +214,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert page_of(tmp_path, rows()) != page_of(tmp_path, rows()[::-1])
 
 
+@pytest.mark.slow
 def test_a_scored_set_is_read(tmp_path: Path) -> None:
     made = distilled()
     made.save(tmp_path / "ours")

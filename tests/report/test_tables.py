@@ -236,6 +236,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryStore:
 SHORT = ["--students", "2", "--epochs", "1", "--batch-size", "5", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_sets_and_experts_are_written_up(
     store: TrajectoryStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +297,7 @@ def test_students_of_another_tower(
         evaluate(distilled, replace(short, student_weights=Path("w.safetensors")))
 
 
+@pytest.mark.slow
 def test_students_of_another_tower_see_the_same_pictures_as_it_wants_them(
     store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_wbce_without_a_side() -> None:
         assert relative_error(contrastive_loss("wbce", logits, similarity), expected) <= 1e-12
 
 
+@pytest.mark.slow
 @each_loss
 def test_tangents_of_gradients(kind: LossKind) -> None:
     """Forward over reverse through a student against differences of its gradient: a lost tangent would be zero."""

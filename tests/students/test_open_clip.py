@@ -44,6 +44,7 @@ def tower(**settings: str | Path) -> tuple[nn.Module, int]:
     return image_tower(EncoderConfig(image_tower=f"open_clip:{NAME}", **settings), 32)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_gradients_through_attention() -> None:
     torch.manual_seed(0)
     module, width = tower()

@@ -583,6 +583,7 @@ def test_open_clip_text_is_its_text_tower(clip: str, tmp_path: Path, suffix: str
     assert not found.requires_grad
 
 
+@pytest.mark.slow
 def test_open_clip_without_weights_is_always_the_same(clip: str) -> None:
     config = EncoderConfig(text_tower=f"open_clip:{clip}")
     one = text_tower(config)
@@ -592,6 +593,7 @@ def test_open_clip_without_weights_is_always_the_same(clip: str) -> None:
     assert torch.equal(one.embed(CAPTIONS), again.embed(CAPTIONS))
 
 
+@pytest.mark.slow
 def test_open_clip_fingerprint_names_the_weights(clip: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(open_clip.create_model(clip).state_dict(), path)

@@ -140,6 +140,7 @@ def test_inside_a_plain_inner_loop() -> None:
     assert relative_error(ours, exact) <= 1e-5
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph() -> None:
     theta, start, target = span()
     loss = TrajectoryMatchingLoss(TABLE)
