@@ -25,6 +25,8 @@ from ptmst.students.image_towers import image_tower, prepared
 from ptmst.students.student import Student
 from ptmst.teachers import train_teachers
 
+pytestmark = pytest.mark.slow  # open_clip and transformers take seconds to import
+
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 ARCHITECTURES = {
@@ -45,7 +47,6 @@ def tower_student(tower: str, size: int) -> Student:
     return Student.from_modules(module, ProjectionHead(6, width))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tower", ARCHITECTURES)
 def test_derivatives_of_a_real_architecture(tower: str) -> None:
     """Forward over reverse, against double backward through a loss written out here."""

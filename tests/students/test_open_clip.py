@@ -19,6 +19,8 @@ from ptmst.students.image_towers import image_tower
 from ptmst.students.student import Student
 from tiny import BATCHES, TEXT_WIDTH, outer_case
 
+pytestmark = pytest.mark.slow  # open_clip and transformers take seconds to import
+
 NAME = "ptmst-tiny"
 CLIP = {
     "embed_dim": 16,
@@ -44,7 +46,6 @@ def tower(**settings: str | Path) -> tuple[nn.Module, int]:
     return image_tower(EncoderConfig(image_tower=f"open_clip:{NAME}", **settings), 32)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
 def test_gradients_through_attention() -> None:
     torch.manual_seed(0)
     module, width = tower()

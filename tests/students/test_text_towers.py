@@ -31,6 +31,8 @@ from ptmst.students.image_towers import ConvNet, image_tower
 from ptmst.students.text_towers import CPU, HashedText, HuggingFaceText, chunks, embed_captions, text_tower
 from ptmst.support.folders import cache_folder
 
+pytestmark = pytest.mark.slow  # open_clip and transformers take seconds to import
+
 CONVNET = EncoderConfig(image_width=16, head_width=8)
 CAPTIONS = ["a red star", "two green boxes beside one very large and rather dark blue ring", "star"]
 Dump = Callable[[object, Path], object]
@@ -362,7 +364,6 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_hf_text_is_the_cls_token(bert: Path) -> None:
     import transformers
 
@@ -422,7 +423,6 @@ def test_hf_fingerprint_names_the_weights(bert: Path, tmp_path: Path) -> None:
     assert text_tower(EncoderConfig(text_tower=f"hf:{tmp_path / 'other'}")).fingerprint != one.fingerprint
 
 
-@pytest.mark.slow
 def test_hf_text_in_a_process_of_its_own(bert: Path) -> None:
     """Beside our folder `kernels`, which transformers must not take for the package of that name."""
     code = (
@@ -454,7 +454,6 @@ def _saved(path: Path, model: Any, tokenizer: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "width"), [("bert-base", 768), ("distilbert", 768), ("bge-small", 384)])
 def test_the_text_encoders_that_are_named(kind: str, width: int, bert: Path, tmp_path: Path) -> None:
     """Of published widths and heads, in two layers, with random weights."""
@@ -483,7 +482,6 @@ def test_the_text_encoders_that_are_named(kind: str, width: int, bert: Path, tmp
         assert relative_error(embed, alone) <= 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
 def test_the_text_of_a_model_of_images_and_texts(kind: str, bert: Path, tmp_path: Path) -> None:
     """ViT-B/32's text tower in two layers: its projected text feature, whatever stands beside a caption."""
@@ -565,7 +563,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     open_clip.factory._rescan_model_configs()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_open_clip_text_is_its_text_tower(clip: str, tmp_path: Path, suffix: str) -> None:
     torch.manual_seed(3)
@@ -583,7 +580,6 @@ def test_open_clip_text_is_its_text_tower(clip: str, tmp_path: Path, suffix: str
     assert not found.requires_grad
 
 
-@pytest.mark.slow
 def test_open_clip_without_weights_is_always_the_same(clip: str) -> None:
     config = EncoderConfig(text_tower=f"open_clip:{clip}")
     one = text_tower(config)
@@ -593,7 +589,6 @@ def test_open_clip_without_weights_is_always_the_same(clip: str) -> None:
     assert torch.equal(one.embed(CAPTIONS), again.embed(CAPTIONS))
 
 
-@pytest.mark.slow
 def test_open_clip_fingerprint_names_the_weights(clip: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(open_clip.create_model(clip).state_dict(), path)
