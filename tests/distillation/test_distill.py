@@ -310,8 +310,14 @@ QUICK: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("way", QUICK)
+@pytest.mark.parametrize(
+    ("way", "frozen"),
+    [
+        *((way, False) for way in QUICK),
+        ("all at once", True),
+        *(pytest.param(way, True, marks=pytest.mark.exhaustive) for way in QUICK if way != "all at once"),
+    ],
+)
 def test_another_way_of_computing_is_the_same_run(
     tmp_path_factory: pytest.TempPathFactory, way: str, frozen: bool
 ) -> None:
@@ -358,8 +364,15 @@ def test_settings_reach_the_outer_step(store: TrajectoryStore, monkeypatch: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("way", ["primals", "all at once"])
+@pytest.mark.parametrize(
+    ("way", "frozen"),
+    [
+        ("primals", False),
+        ("all at once", True),
+        pytest.param("primals", True, marks=pytest.mark.exhaustive),
+        pytest.param("all at once", False, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_another_way_of_computing_resumes_to_the_same_bits(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, way: str, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -673,7 +686,7 @@ def test_a_second_signal_ends_at_once(store: TrajectoryStore, tmp_path: Path, mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "other pairs", "no history"])
-@pytest.mark.parametrize("how_many", [1, 2])
+@pytest.mark.parametrize("how_many", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_a_damaged_checkpoint_is_passed_over(
     store: TrajectoryStore,
     stopped: DistillConfig,

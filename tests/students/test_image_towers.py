@@ -39,6 +39,7 @@ ARCHITECTURES = {
     "open_clip:ViT-B-32": 224,
 }
 """Real ones with random weights, and the smallest pictures that are tried; bench/towers.py tries more."""
+_MORE = ("timm:nf_resnet50", "timm:nf_regnet_b1", "timm:resnet50", "open_clip:ViT-B-32")
 
 
 def tower_student(tower: str, size: int) -> Student:
@@ -47,7 +48,9 @@ def tower_student(tower: str, size: int) -> Student:
     return Student.from_modules(module, ProjectionHead(6, width))
 
 
-@pytest.mark.parametrize("tower", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "tower", [pytest.param(t, marks=[pytest.mark.exhaustive] if t in _MORE else []) for t in ARCHITECTURES]
+)
 def test_derivatives_of_a_real_architecture(tower: str) -> None:
     """Forward over reverse, against double backward through a loss written out here."""
     size = ARCHITECTURES[tower]
