@@ -8,7 +8,7 @@ VENV ?= .venv
 OLDEST ?= .venv-oldest
 BUNDLE ?= dist/bundle
 BIN := $(VENV)/bin
-AT_ONCE := --numprocesses 2 --dist loadfile
+AT_ONCE := --numprocesses 2 --dist worksteal
 BUILD_INPUTS := pyproject.toml $(wildcard constraints*.txt) CMakeLists.txt $(wildcard kernels/csrc/*)
 
 .PHONY: demo test quick slow test-oldest check bundle clean

@@ -116,6 +116,7 @@ def test_launches_of_an_outer_step(ran: Ran) -> None:
         assert 0 < launched[name] <= 1.02 * reached[older], name
 
 
+@pytest.mark.exhaustive
 def test_what_is_measured_of_one_tree_stays_beside_that_of_another(tmp_path: Path) -> None:
     file = tmp_path / "cuda-host.json"
     other = {"tree": "before", "part": "launches-small", "commit": "0", "of": "it", "what": "launches", "value": 1}

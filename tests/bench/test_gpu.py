@@ -370,6 +370,7 @@ torch.compile = lambda function, **how: function
 
 
 @pytest.mark.skipif(_LACKING is not None, reason=_LACKING or "")
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_all_of_it_runs_dry(tmp_path: Path) -> None:
     """Killed once on the way. What needs right numbers fails there, and is told; nothing breaks."""
