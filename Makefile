@@ -20,7 +20,7 @@ test: check
 	$(BIN)/pytest $(AT_ONCE) $(ARGS)
 
 quick: check
-	$(BIN)/pytest $(AT_ONCE) -m "not slow and not exhaustive" $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow and not exhaustive" $(ARGS)
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/pytest $(AT_ONCE) -m exhaustive --timeout 1800 $(ARGS)
