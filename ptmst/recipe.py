@@ -170,9 +170,8 @@ class Recipe:
         Without weights it is warmed up as the experts' own was. Images are normalized for it, unless mean or std were
         set by the user. Raises InputError for a tower or weights that cannot be used.
         """
-        encoder = replace(self.encoder, image_tower=name, image_weights=weights)
-        if weights is not None:
-            encoder = replace(encoder, warmup_epochs=0)
+        epochs = 0 if weights is not None else self.encoder.warmup_epochs
+        encoder = replace(self.encoder, image_tower=name, image_weights=weights, warmup_epochs=epochs)
         schema.check(encoder)
         prints = replace(self.fingerprints, image_weights=_file_hash(weights))
         other = replace(

@@ -13,7 +13,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ptmst.config import Chunk, Endpoints, Phase
-from ptmst.errors import InputError
+from ptmst.errors import InputError, said_of
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -104,10 +104,8 @@ def from_toml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = No
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected TOML, found a mistake ({error}); fix that line") from error
-    try:
+    with said_of(path):
         return from_json(kind, merged(defaults or {}, value))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

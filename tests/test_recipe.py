@@ -194,3 +194,13 @@ def test_records_agree_where_what_decides_is_alike() -> None:
     assert not schema.agrees({"rate": 0.25}, Outer())
     with pytest.raises(InputError, match="unknown setting speed"):
         schema.agrees({"speed": 1}, Outer())
+
+
+@pytest.mark.parametrize(
+    ("file", "read"), [("store/store.json", TrajectoryStore.open), ("set/distilled.json", DistilledSet.load)]
+)
+def test_a_record_that_cannot_be_names_its_file(earlier: Path, file: str, read: Callable[[Path], object]) -> None:
+    path = earlier / file
+    forget(path, "settings", "text_width")
+    with pytest.raises(InputError, match=rf"^{path}: expected a complete record .* found one without 'text_width'$"):
+        read(path.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ CONTINUES, STARTS_AGAIN = "the same command continues", "the same command starts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(ABC):
     """What every command has."""
 
     stopped: ClassVar[str] = STARTS_AGAIN
@@ -39,8 +40,9 @@ class Command:
     quiet: Annotated[bool, FlagCreatePairsOff] = field(default=False, metadata=RUN)
     """Show only results, warnings and errors."""
 
+    @abstractmethod
     def run(self) -> None:
-        raise NotImplementedError
+        """Do what the command is for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ def why_not_differentiable(student: Student, keep: Keep, in_theta: bool, images:
             step.along(torch.ones_like(theta))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # NotImplementedError is one
+    except RuntimeError as error:  # one that says what is missing is of this kind too
         return str(error).splitlines()[0]
     return None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptmst.config import Channels
 from ptmst.data import MEAN, STD, denormalize
-from ptmst.errors import InputError
+from ptmst.errors import InputError, said_of
 from ptmst.recipe import TOWER, Recipe
 from ptmst.students.student import Student
 from ptmst.support import files, folders
@@ -140,10 +140,8 @@ class DistilledSet(Sequence[SyntheticPairs]):
                 f"{path / INDEX}: expected a whole index, found a damaged one ({error}); run `ptmst distill` again"
             ) from error
         if distilled.settings:
-            try:
+            with said_of(path / INDEX):
                 distilled.recipe  # noqa: B018
-            except InputError as error:
-                raise InputError(f"{path / INDEX}: {error}") from None
         return distilled
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ptmst.config import Coding
-from ptmst.errors import InputError
+from ptmst.errors import InputError, said_of
 from ptmst.recipe import TOWER, Recipe
 from ptmst.students.layers import LayerTable
 from ptmst.students.student import Student
@@ -83,10 +83,8 @@ class TrajectoryStore:
                 f"{path / INDEX}: expected a whole index, found a damaged one ({error}); run `ptmst teach` again"
             ) from error
         if store.settings:
-            try:
+            with said_of(path / INDEX):
                 store.recipe  # noqa: B018
-            except InputError as error:
-                raise InputError(f"{path / INDEX}: {error}") from None
         return store
 
     def __len__(self) -> int:
