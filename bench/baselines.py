@@ -3,13 +3,14 @@
 `double_backward` is the truncated gradient of LoRS, TESLA, RepBlend and PTM-ST: an inner loop whose parameters are
 constants, then every step once more with a graph, and a backward pass through its gradient. `unrolled` is the exact
 gradient of MTT: one backward pass through all inner steps. Both use one flat vector and the same loss as ptmst, without
-needless work. `Waste` is what the published loop does in addition at every outer step: it builds both encoders and
-reads a replay buffer of whole parameter vectors from disk.
+needless work. `Waste` is what the published loop does in addition at every outer step: it copies the image tower, which
+it keeps on the host like the text encoder, draws the heads and reads a replay buffer of whole parameter vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -67,17 +68,18 @@ def unrolled(
 
 
 class Waste:
-    """The additional work of the published loop: every call builds the encoders and reads `buffer`."""
+    """The additional work of the published loop: every call copies the tower, draws heads, reads `buffer`."""
 
-    def __init__(self, build_tower: Callable[[], nn.Module], buffer: Path, points: Sequence[Tensor]) -> None:
-        self._build_tower, self._buffer = build_tower, buffer
+    def __init__(
+        self, tower: nn.Module, widths: Sequence[tuple[int, int]], buffer: Path, points: Sequence[Tensor]
+    ) -> None:
+        """`widths`: those of each head's input and output."""
+        self._tower, self._widths, self._buffer = tower, widths, buffer
         torch.save([list(points)], buffer)
 
     def __call__(self, device: torch.device) -> None:
-        from transformers import BertConfig, BertModel
-
-        for encoder in (self._build_tower(), BertModel(BertConfig())):
-            encoder.to(device)
+        for module in (copy.deepcopy(self._tower), *(nn.Linear(*width) for width in self._widths)):
+            module.to(device)
         torch.load(self._buffer, weights_only=True)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.baselines import Gradients, double_backward, unrolled
+from bench.baselines import Gradients, Waste, double_backward, unrolled
 from bench.cases import Case
 from ptmst import OuterStep, Student, SyntheticPairs
 from ptmst.students.heads import ProjectionHead
@@ -43,6 +44,12 @@ class Setting:
         loss_of = student_loss(self.student, "wbce", 0.07)
         points = self.trajectory.point(0), self.trajectory.point(1)
         return gradient(loss_of, self.student.layers, *points, self.pairs, self.batches)
+
+    def waste(self, case: Case, buffer: Path) -> Waste:
+        """What the published loop does besides; `buffer` is the file of an expert's first six points."""
+        tower, width = build_tower(case.tower, case.size)
+        points = [self.trajectory.point(t).cpu() for t in range(6)]
+        return Waste(tower, ((width, HEAD_WIDTH), (TEXT_WIDTH, HEAD_WIDTH)), buffer, points)
 
 
 def build_tower(name: str, size: int) -> tuple[nn.Module, int]:

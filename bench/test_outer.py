@@ -14,10 +14,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.baselines import Gradients, Waste
+from bench.baselines import Gradients
 from bench.cases import CLEAN, FORWARDS, GENERAL, GROWTH, OURS, OUTER, PUBLISHED, Case, Implementation
 from bench.measure import copy_bandwidth, peak_memory, product_rate
-from bench.settings import COSINE, build_tower, cosines, forward_operations, opponent, setting
+from bench.settings import COSINE, cosines, forward_operations, opponent, setting
 from ptmst import OuterStep
 
 CPU = torch.device("cpu")
@@ -106,8 +106,7 @@ def test_outer_step(benchmark: BenchmarkFixture, case: Case, way: Implementation
     if isinstance(way, Implementation):
         measure_ours(benchmark, case, way)
     elif way == PUBLISHED:
-        points = [setting(case, CPU).trajectory.point(t) for t in range(6)]
-        waste = Waste(lambda: build_tower(case.tower, case.size)[0], tmp_path / "replay_buffer.pt", points)
+        waste = setting(case, CPU).waste(case, tmp_path / "replay_buffer.pt")
         measure_opponent(benchmark, case, partial(waste, CPU))
     else:
         measure_opponent(benchmark, case)

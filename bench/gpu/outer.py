@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from bench.baselines import Gradients, Waste
+from bench.baselines import Gradients
 from bench.cases import FORWARDS, Case
 from bench.gpu.rows import Sheet, Wrong
 from bench.gpu.timing import alone, profiled, release, timed
 from bench.measure import copy_bandwidth, peak_memory, product_rate
 from bench.result import Row
-from bench.settings import COSINE, build_tower, cosines, forward_operations, opponent, setting
+from bench.settings import COSINE, cosines, forward_operations, opponent, setting
 from ptmst.config import Precision
 from ptmst.engine.cuda_graph import Captured, Tensors, cuda_graph
 from ptmst.engine.outer_step import OuterStep
@@ -168,9 +168,8 @@ def _theirs_in_float32(case: Case, name: str, call: Callable[[], Gradients]) -> 
 
 
 def _published(case: Case, call: Callable[[], Gradients]) -> Row:
-    points = [setting(case, CUDA).trajectory.point(t).cpu() for t in range(6)]
     with tempfile.TemporaryDirectory() as folder:
-        waste = Waste(lambda: build_tower(case.tower, case.size)[0], Path(folder) / "replay_buffer.pt", points)
+        waste = setting(case, CUDA).waste(case, Path(folder) / "replay_buffer.pt")
 
         def loop() -> Gradients:
             waste(CUDA)

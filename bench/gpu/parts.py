@@ -125,7 +125,7 @@ def _captured(case: Case, precisions: tuple[Precision, ...], compiling: float) -
 
 
 def _opponents(case: Case) -> Part:
-    # The published loop builds its encoders on the host.
+    # The published loop copies its tower on the host.
     return Part(f"opponents-{_short(case)}", "measures", "outer.opponents", (case,), 45, 120, cores=4)
 
 
