@@ -30,12 +30,25 @@ class ImageBytes(NamedTuple):
             return file.read(self.size)
 
 
+class Place(Protocol):
+    """Where the bytes of an image are."""
+
+    @property
+    def file(self) -> Path:
+        """The file that they are in."""
+        ...
+
+    def read(self) -> bytes:
+        """All of them."""
+        ...
+
+
 class Item(NamedTuple):
     """An image, by the name that tells it from the others, and captions of it as written."""
 
     name: str
     captions: list[str]
-    place: ImageBytes
+    place: Place
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class Annotations:
     """What to do about missing images, to end one with."""
     image_names: tuple[str, ...]
     """Images as paths relative to the root, [I]; one in a tar file is TAR/MEMBER."""
-    places: tuple[ImageBytes, ...]
+    places: tuple[Place, ...]
     """Where the bytes of each image are, [I]."""
     captions: tuple[str, ...]
     """Captions as written, [T]."""
@@ -95,7 +108,7 @@ def gather(
 ) -> Annotations:
     """Annotations of the entries: `item_of` returns None to skip one, and raises InputError if it is broken."""
     index: dict[str, int] = {}
-    places: list[ImageBytes] = []
+    places: list[Place] = []
     captions: list[str] = []
     image_of_text: list[int] = []
     for entry in entries:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ptmst.data.annotations import ImageBytes
+from ptmst.data.annotations import Place
 from ptmst.errors import InputError
 
 DECODERS = min(8, os.cpu_count() or 1)
@@ -29,7 +29,7 @@ class Picture:
     """Whether it was stored in another orientation, as its EXIF says."""
 
 
-def decode(place: ImageBytes, path: Path) -> Picture:
+def decode(place: Place, path: Path) -> Picture:
     """The picture whose bytes are at `place`. Raises InputError that names `path` if it is no whole, readable one.
 
     Alpha is dropped, of 16 bits the upper 8 are kept, and more than PIL's `MAX_IMAGE_PIXELS` are refused.

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ptmst.config import Channels, DataConfig
-from ptmst.data.annotations import ImageBytes
+from ptmst.data.annotations import Place
 from ptmst.data.captions import clean_caption
 from ptmst.data.classes import Classes, read_classes
 from ptmst.data.images import DECODERS, decode
@@ -40,7 +40,7 @@ class Pairs:
     root: Path
     image_names: tuple[str, ...]
     """Images as paths relative to the root, [I]; one in a tar file is TAR/MEMBER."""
-    places: tuple[ImageBytes, ...]
+    places: tuple[Place, ...]
     """Where the bytes of each image are, [I]."""
     captions: tuple[str, ...]
     """Cleaned captions, [T]."""
