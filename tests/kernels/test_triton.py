@@ -66,6 +66,13 @@ def tables_of(parameters: int, device: torch.device) -> tuple[tiles.Tables, weak
     return found, weakref.ref(found.first_layer)
 
 
+def test_vectors_are_copied_to_where_registers_like_them(device: torch.device) -> None:
+    room = torch.randn(9, device=device)
+    assert tiles.aligned(room) is room and tiles.aligned(room[4:]).data_ptr() == room[4:].data_ptr()
+    moved = tiles.aligned(room[1:])
+    assert moved.data_ptr() % 16 == 0 and torch.equal(moved, room[1:])
+
+
 @pytest.mark.slow
 def test_tables_go_with_their_cut_but_for_those_of_a_recording(
     device: torch.device, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,9 @@ OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
 from plain torch, and a loss with its gradient from the loss alone. A thread has 8 parameters, that is two loads of 16
 bytes per float32 vector, and registers suffice for an occupancy of one half."""
 
+_ALIGNED = 16
+"""Bytes."""
+
 
 class Tables(NamedTuple):
     """The tables of one cut, on a device."""
@@ -71,6 +74,14 @@ def launch(kernel: Any, **arguments: Any) -> None:
     """Run a kernel over all tiles of its `num_params` parameters."""
     if tiles := num_tiles(arguments["num_params"]):
         kernel[(tiles,)](**arguments, BLOCK=BLOCK, **OPTIONS)
+
+
+def aligned(vector: Tensor) -> Tensor:
+    """The vector, or its copy, at an address for loads of 16 bytes.
+
+    From elsewhere Triton lays a tile out differently over the threads, and adds it in another order.
+    """
+    return vector if vector.data_ptr() % _ALIGNED == 0 else vector.clone()
 
 
 @triton.jit
