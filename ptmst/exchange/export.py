@@ -7,7 +7,6 @@ import importlib
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +17,12 @@ from torch import Tensor
 
 from ptmst.data import MEAN, STD, renormalize
 from ptmst.errors import InputError
-from ptmst.support import files
+from ptmst.support import files, folders, parts
+from ptmst.support.locks import CLAIM
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
 
 Form = Literal["ptm-st", "lors", "folder", "hf"]
+FOLDER = folders.Kind("an export")
 _PARQUET = "data/train-00000-of-00001.parquet"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
 
@@ -50,14 +51,7 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
     }
     if form not in writers:
         raise InputError(f"form: expected {', '.join(writers)}, found {form!r}; choose one of them")
-    try:
-        held = min((path.name for path in out.iterdir()), default=None) if out.exists() else None
-    except OSError as error:
-        raise InputError(
-            f"{out}: expected a new or empty folder, found what is none ({error.strerror}); choose another"
-        ) from error
-    if held is not None:
-        raise InputError(f"{out}: expected a new or empty folder, found {held} in it; choose another or empty it")
+    _refuse_held(out)
     for number, phase in enumerate(distilled.phases, start=1):
         for name, leaf in {**phase.pairs.leaves(), "last_lr": phase.last_lr}.items():
             if not bool(torch.isfinite(leaf).all()):
@@ -65,18 +59,30 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
                     f"phase {number}: expected finite {name}, found NaN or infinity, and wrote nothing; "
                     "run `ptmst distill` again"
                 )
-    written: list[Path] = []
     try:
-        for name, content in writers[form](distilled):
-            written.append(out / name)
-            files.write(out / name, content)
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # it is `out`, or holds something still
-                path.parent.rmdir()
-        raise
-    return written
+        # The parts lie beside `out`, which thus is empty, or whole, at every moment.
+        with parts.folder(out.resolve()) as temporary, folders.claimed(out, FOLDER, fresh=True):
+            _refuse_held(out)
+            names = []
+            for name, content in writers[form](distilled):
+                files.write(temporary / name, content)
+                names.append(name)
+    except OSError as error:
+        raise files.cannot_write(out, error) from error
+    return [out / name for name in names]
+
+
+def _refuse_held(out: Path) -> None:
+    try:
+        held = min((path.name for path in out.iterdir() if path.name != CLAIM), default=None) if out.exists() else None
+    except OSError as error:
+        raise InputError(
+            f"{out}: expected a new or empty folder, found what is none ({error.strerror}); choose another"
+        ) from error
+    if held is not None:
+        raise InputError(f"{out}: expected a new or empty folder, found {held} in it; choose another or empty it")
+    if out.exists() and out.samefile(Path.cwd()):
+        raise InputError(f"{out}: expected a folder that can be replaced, found the current one; choose another")
 
 
 def _ptm_st(distilled: DistilledSet) -> _Files:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import torch as st
 from torch import Tensor
 
 from ptmst.errors import InputError
+from ptmst.support import parts
 
 _CONTENT = "content_sha256"
 _JSON_CONTENT = "sha256"
@@ -29,23 +31,34 @@ def write(path: Path, content: bytes) -> str:
 
     Raises InputError where the folder cannot be written or the disk is full; a file that was at `path` is unharmed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with parts.file(path) as part:
+            part.write(content)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{path}: cannot be written ({reason}); free space or choose another output folder") from error
-    finally:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
+        raise cannot_write(path, error) from error
     return sha256(content)
+
+
+def try_writing(path: Path) -> None:
+    """Find out before the work whether a file can be written there; nothing is left of it.
+
+    Raises InputError as `write` would, but for a disk that will be full only then.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """What to tell where a file or folder cannot be written."""
+    reason = error.strerror or str(error)
+    return InputError(f"{path}: cannot be written ({reason}); free space or choose another output folder")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptmst.errors import InputError
+from ptmst.support import locks, parts
 
 _FORMAT = re.compile(rb'"format":\s*"ptmst-([\w-]+)"')
 _HEAD = 1000
@@ -81,50 +82,29 @@ def claimed(folder: Path, kind: Kind, *, fresh: bool = False) -> Iterator[None]:
         yield
 
 
-def _sweep(folder: Path) -> None:
-    """Remove half-written files of processes that have ended."""
-    for torn in folder.glob(".*.part"):
-        if not _alive(torn.name.split(".")[-2]):
-            torn.unlink(missing_ok=True)
-
-
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:  # somebody else's
-        pass
-    return True
-
-
 @contextmanager
 def _locked(folder: Path, kind: Kind) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-        return
     made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be used ({error.strerror}); choose another output folder") from error
-    try:
+    with ExitStack() as held:
+        held.callback(_remove_empty, folder, made)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locks.claim(folder))
+        except locks.Claimed as error:
+            by = f" ({error.where})" if error.where else ""
+            left = f", delete {error.left} if it has ended" if error.left is not None else ""
             raise InputError(
-                f"{folder}: another process is writing {kind.name} here; wait for its end, or choose another --out"
+                f"{folder}: another process{by} is writing {kind.name} here; wait for its end{left}, or choose "
+                "another --out"
             ) from error
-        _sweep(folder)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"{folder}: cannot be used ({reason}); choose another output folder") from error
+        parts.sweep(folder)
         yield
-    except BaseException:
-        if made:
-            with suppress(OSError):  # it holds something
-                folder.rmdir()
-        raise
-    finally:
-        os.close(held)
+
+
+def _remove_empty(folder: Path, made: bool) -> None:
+    if made:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()

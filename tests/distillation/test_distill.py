@@ -42,7 +42,7 @@ from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.recipe import Recipe
 from ptmst.students.student import Student
-from ptmst.support import devices, folders
+from ptmst.support import devices, folders, parts
 from ptmst.support.files import read_tensors
 from ptmst.support.signals import interruptible
 from ptmst.synthetic.distilled_set import FOLDER
@@ -791,7 +791,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
         process.kill()
         killed += finish(process)[0] == -signal.SIGKILL
     assert killed == kills
-    (out / f".checkpoint-0-00000001.safetensors.{process.pid}.part").write_bytes(b"cut off")
+    parts.name(out / "checkpoint-0-00000001.safetensors").write_bytes(b"cut off")
     code, said, _ = finish(python(*_command(store, out, "--resume")))
     assert code == 0 and said == f"{out}: 18 pairs in 2 phases\n"
     assert _hashes(out) == _hashes(uninterrupted())
@@ -822,7 +822,7 @@ def test_ctrl_c_ends_between_steps_and_resume_goes_on(
 @pytest.mark.slow
 def test_a_folder_that_is_being_written_is_refused(store: TrajectoryStore, tmp_path: Path) -> None:
     with folders.claimed(tmp_path / "out", FOLDER):
-        message = r"out: another process is writing a distilled set here; wait for its end, or choose another --out$"
+        message = r"out: another process \(.+\) is writing a distilled set here; wait for its end, or choose"
         with pytest.raises(InputError, match=message):
             distill(replace(DISTILL, out=tmp_path / "out"), store)
     assert contents(tmp_path / "out", "*") == {}

@@ -1,0 +1,77 @@
+"""An export is whole or not there, whoever is killed and whoever else writes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptmst.errors import InputError
+from ptmst.exchange.export import FOLDER, export
+from ptmst.support import files, folders, locks, parts
+from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.synthetic.soft_labels import FullSimilarity
+
+N = 3
+
+
+@pytest.fixture
+def given() -> DistilledSet:
+    pairs = SyntheticPairs(torch.randn(N, 3, 4, 4), torch.randn(N, 6), FullSimilarity(torch.randn(N, N)), torch.rand(2))
+    return DistilledSet((DistilledPhase(pairs, torch.rand(2), ("a",) * N),), {}, {})
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_a_killed_export_leaves_is_accepted_and_swept(given: DistilledSet, tmp_path: Path, there: bool) -> None:
+    out = tmp_path / "out"
+    if there:  # killed between the claim and the end
+        out.mkdir()
+        (out / locks.CLAIM).write_text("{}")
+    torn = parts.name(out)
+    (torn / "phase-1").mkdir(parents=True)
+    (torn / "phase-1" / "000.png").write_bytes(b"half")
+    written = export(given, out, "folder")
+    assert all(path.is_file() for path in written)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not (out / locks.CLAIM).exists()
+
+
+def test_it_is_whole_at_once(given: DistilledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, write, seen = tmp_path / "out", files.write, list[list[str]]()
+
+    def watched(path: Path, content: bytes) -> str:
+        seen.append([inside.name for inside in out.iterdir()])
+        return write(path, content)
+
+    monkeypatch.setattr(files, "write", watched)
+    written = export(given, out, "folder")
+    assert seen == [[locks.CLAIM]] * len(written)
+
+
+def test_two_at_once(given: DistilledSet, tmp_path: Path) -> None:
+    message = r"out: another process \(.+\) is writing an export here"
+    with folders.claimed(tmp_path / "out", FOLDER), pytest.raises(InputError, match=message):
+        export(given, tmp_path / "out", "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_an_empty_folder(given: DistilledSet, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert all(path.is_file() for path in export(given, tmp_path / "link", "ptm-st"))
+    assert (tmp_path / "link").is_symlink() and len(list((tmp_path / "real").iterdir())) == 1
+
+
+def test_the_current_folder_is_refused(given: DistilledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^\.: expected a folder that can be replaced, found the current one; choose"):
+        export(given, Path("."), "ptm-st")
+
+
+def test_a_parent_that_cannot_be_written(given: DistilledSet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    message = re.escape(f"{tmp_path / 'file' / 'out'}: cannot be written (Not a directory); free space or choose")
+    with pytest.raises(InputError, match=f"^{message}"):
+        export(given, tmp_path / "file" / "out", "ptm-st")
