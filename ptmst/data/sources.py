@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ptmst.data.annotations import SPLITS, Source
 from ptmst.data.karpathy import Karpathy, KarpathyFile
+from ptmst.data.parquet import Parquet
 from ptmst.data.shards import Shards
 from ptmst.data.tables import Table
 from ptmst.errors import InputError
@@ -65,19 +66,20 @@ FORMS: dict[str, Callable[[str], Source]] = {
     "tsv": lambda path: Table("tsv", path),
     "jsonl": lambda path: Table("jsonl", path),
     "wds": Shards,
+    "parquet": Parquet,
 }
 """Files of a user's own, by what stands before the colon in csv:PATH."""
 
 
 def source_of(name: str) -> Source:
-    """The data set of that name: a key of SOURCES, csv:PATH, tsv:PATH, jsonl:PATH or wds:GLOB.
+    """The data set of that name: a key of SOURCES, csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB or parquet:GLOB.
 
     Raises InputError for a name that is none of them.
     """
     form, _, path = name.partition(":")
     if form in FORMS and path:
         return FORMS[form](path)
-    return SOURCES[known(name, tuple(SOURCES), "data set", "csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB")]
+    return SOURCES[known(name, tuple(SOURCES), "data set", "parquet:GLOB, csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB")]
 
 
 def known(value: str, choices: Sequence[str], what: str, more: str = "") -> str:
