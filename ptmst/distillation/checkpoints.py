@@ -18,6 +18,7 @@ from ptmst.trajectories.store import TrajectoryStore
 
 _KIND, _VERSION = "distillation run", 1
 _KEEP = 2
+_ASIDE = ".damaged"
 _LOG = logging.getLogger(__name__)
 
 
@@ -71,12 +72,14 @@ class Checkpoints:
         return sum(newest.values())
 
     def newest(self, phase: int, fresh: OuterState) -> OuterState:
-        """The newest checkpoint of a phase that can be read, or `fresh`."""
+        """The newest checkpoint of a phase that can be read, or `fresh`; what cannot be read is set aside."""
         for path in reversed(self._paths(str(phase))):
             try:
                 return fresh.restored(int(path.stem.split("-")[2]), files.read_tensors(path))
             except (InputError, KeyError, RuntimeError) as error:
                 _LOG.warning("%s: passed over, it cannot be read (%s)", path, error)
+                # By its number it would be kept for one of the newest, and those that are written now be removed.
+                path.rename(path.with_suffix(_ASIDE))
         return fresh
 
     def save(self, phase: int, state: OuterState) -> None:
@@ -94,7 +97,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove the checkpoints of a run whose distilled set is safe."""
-        for path in self._paths("*"):
+        for path in self._folder.glob("checkpoint-*") if self._folder else ():
             path.unlink()
 
     def _paths(self, phase: str) -> list[Path]:

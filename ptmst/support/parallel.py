@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,8 +21,8 @@ R = TypeVar("R")
 def completed(function: Callable[[A], R], tasks: Iterable[A], workers: int) -> Iterator[R]:
     """Results as they come, in any order; workers show no progress of their own, but warn as usual.
 
-    `function` is one of a module, and tasks and results can be pickled. Where one raises, or the caller stops, the
-    running workers are killed at once.
+    `function` is one of a module, and tasks and results can be pickled. Where one raises, or the caller stops or is
+    killed, the running workers are killed at once.
     """
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
     try:
@@ -41,8 +43,17 @@ def completed(function: Callable[[A], R], tasks: Iterable[A], workers: int) -> I
 
 
 def _begin() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     torch.set_num_threads(1)
     progress.progress(False)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot kill: its worker would go on for hours, and hold the folders that it writes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

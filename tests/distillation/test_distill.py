@@ -712,6 +712,26 @@ def test_a_damaged_checkpoint_is_passed_over(
     passed = [line.split(": passed over, it cannot be read (")[0] for line in caplog.messages]
     assert passed == [str(p) for p in reversed(hurt)]
     assert contents(stopped.out, "phase-*") == whole()
+    assert names(stopped.out) == ["distilled.json", "phase-1.safetensors", "phase-2.safetensors", "run.json"]
+
+
+@pytest.mark.slow
+def test_new_checkpoints_are_kept_where_the_newest_were_damaged(
+    store: TrajectoryStore, stopped: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed once more, before the steps of those that were damaged: no step is taken a third time."""
+    assert stopped.out is not None
+    hurt = sorted(stopped.out.glob("checkpoint-1-*"))
+    for path in hurt:
+        path.write_bytes(path.read_bytes()[:100])
+    with monkeypatch.context() as patch:
+        _stop_at(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            distill(stopped, store, resume=True)
+    assert names(stopped.out, ("checkpoint-1-*.safetensors",)) == ["checkpoint-1-00000000.safetensors", hurt[0].name]
+    steps = _record_steps(monkeypatch)
+    distill(stopped, store, resume=True)
+    assert len(steps) == 3
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -58,3 +60,32 @@ def test_all_end_at_once_where_the_caller_stops(tmp_path: Path) -> None:
     # Those that were under way, and none after them.
     assert 2 <= len(begun) <= 3
     assert not any(running(int(pid)) for _, pid in begun)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_parallel import stubborn
+from ptmst.support.parallel import completed
+if __name__ == "__main__":
+    list(completed(stubborn, [(Path(sys.argv[1]), 1)], 1))
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    command = [sys.executable, str(tmp_path / "parent.py"), str(begun), str(Path(__file__).parent)]
+    parent = subprocess.Popen(command)
+    until = time.monotonic() + 60
+    while not list(begun.iterdir()) and time.monotonic() < until:
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    (pid,) = (int(path.name.split()[1]) for path in begun.iterdir())
+    until = time.monotonic() + 10
+    while running(pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not running(pid)
