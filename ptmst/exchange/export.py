@@ -24,6 +24,8 @@ from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
 Form = Literal["ptm-st", "lors", "folder", "hf"]
 FOLDER = folders.Kind("an export")
 _PARQUET = "data/train-00000-of-00001.parquet"
+_GROUP = 100
+"""Rows of a row group: what is read for one image."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
 
 _Files = Iterator[tuple[str, bytes]]
@@ -37,8 +39,9 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
       `similarity_mat` [N, N] and `syn_lr_img`, `syn_lr_txt`, the η without averaging that the published evaluation
       uses (docs/method.md §5).
     - `lors`: the same of a set with one phase, as `distilled_STEPS.pt`.
-    - `folder`: `phase-1/000.png`, …, with captions in `captions.csv`.
-    - `hf`: one Parquet file and a data card, which Hugging Face datasets reads.
+    - `folder`: `phase-1/000.png`, …, with captions in `metadata.csv`: a Hugging Face imagefolder.
+    - `hf`: one Parquet file of images and captions with a data card, which Hugging Face datasets reads, and beside
+      them the set itself, which `DistilledSet.load` reads: float images, texts, soft labels, η.
 
     Raises InputError, before anything is written, for a folder that holds something, leaves that are not finite, a
     set that the form has no place for, and a package that is missing; and where `out` cannot be written.
@@ -67,6 +70,8 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
             for name, content in writers[form](distilled):
                 files.write(temporary / name, content)
                 names.append(name)
+            if form == "hf":
+                names += _saved(distilled, temporary)
     except OSError as error:
         raise files.cannot_write(out, error) from error
     return [out / name for name in names]
@@ -136,14 +141,14 @@ def _own(tensor: Tensor) -> Tensor:
 def _folder(distilled: DistilledSet) -> _Files:
     table = io.StringIO(newline="")
     rows = csv.writer(table)
-    rows.writerow(("file", "phase", "caption"))
+    rows.writerow(("file_name", "caption", "phase"))
     for number, name, picture, caption, _ in _rows(distilled):
-        rows.writerow((name, number, caption))
+        rows.writerow((name, caption, number))
         yield name, picture
-    yield "captions.csv", table.getvalue().encode()
+    yield "metadata.csv", table.getvalue().encode()
     readme = (
         f"{distilled.num_pairs:,} synthetic image-text pairs in {len(distilled)} phases, distilled with ptmst.\n"
-        "phase-N/*.png are the images; captions.csv names the real caption nearest to each synthetic text.\n"
+        "phase-N/*.png are the images; metadata.csv names the real caption nearest to each synthetic text.\n"
         "Texts, soft labels and learning rates are left out: a student trains on the set itself, not on this folder.\n"
     )
     yield "README.md", readme.encode()
@@ -194,9 +199,16 @@ def _hf(distilled: DistilledSet) -> _Files:
         for number, name, picture, caption, text in _rows(distilled)
     ]
     buffer = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows, schema), buffer)
+    parquet.write_table(pa.Table.from_pylist(rows, schema), buffer, row_group_size=_GROUP)
     yield _PARQUET, buffer.getvalue()
     yield "README.md", _card(distilled).encode()
+
+
+def _saved(distilled: DistilledSet, folder: Path) -> list[str]:
+    """The set itself, beside its Parquet file; returns the files."""
+    before = {*folder.iterdir()}
+    distilled.save(folder)
+    return sorted(path.name for path in {*folder.iterdir()} - before)
 
 
 def _card(distilled: DistilledSet) -> str:
@@ -226,7 +238,8 @@ size_categories:
 | `phase` | the phase the pair belongs to, from 1: students train on one after the other |
 | `text_embedding` | the synthetic text, as the frozen text encoder would give it |
 
-Soft labels and student learning rates are left out.
+`ptmst.DistilledSet.load` of this folder reads the set itself from `distilled.json` and the tensors beside it: images
+that are not rounded, texts, soft labels and student learning rates. Students train on that.
 
 Provenance:
 

@@ -23,7 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ptmst import load_pairs
 from ptmst.config import DataConfig, EncoderConfig
+from ptmst.data import clean_caption
 from ptmst.errors import InputError
 from ptmst.exchange.distilled_sets import import_distilled
 from ptmst.exchange.export import Form, export
@@ -226,12 +228,13 @@ def test_a_folder_shows_the_pairs(tmp_path: Path) -> None:
     written = export(given, out, "folder")
     assert sorted(str(path.relative_to(out)) for path in written) == sorted(tree(out))
     names = [f"phase-{number}/{i:03}.png" for number, n in enumerate(SIZES, start=1) for i in range(n)]
-    assert sorted(tree(out)) == sorted([*names, "README.md", "captions.csv"])
-    with open(out / "captions.csv", encoding="utf-8", newline="") as file:
+    assert sorted(tree(out)) == sorted([*names, "README.md", "metadata.csv"])
+    with open(out / "metadata.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     images = [image for pairs in given for image in pairs.images]
     captions = [caption for entry in given.phases for caption in entry.captions]
-    assert [row["file"] for row in rows] == names
+    assert list(rows[0]) == ["file_name", "caption", "phase"]
+    assert [row["file_name"] for row in rows] == names
     assert [row["caption"] for row in rows] == captions
     assert [row["phase"] for row in rows] == ["1"] * 5 + ["2"] * 7
     clipped = 0
@@ -250,7 +253,13 @@ def test_parquet_holds_the_pairs(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     given, out = distilled(), tmp_path / "out"
     written = export(given, out, "hf")
-    assert [str(path.relative_to(out)) for path in written] == ["data/train-00000-of-00001.parquet", "README.md"]
+    assert [str(path.relative_to(out)) for path in written] == [
+        "data/train-00000-of-00001.parquet",
+        "README.md",
+        "distilled.json",
+        "phase-1.safetensors",
+        "phase-2.safetensors",
+    ]
     table = parquet.read_table(written[0])
     assert {field.name: str(field.type) for field in table.schema} == {
         "image": "struct<bytes: binary, path: string>",
@@ -272,6 +281,50 @@ def test_parquet_holds_the_pairs(tmp_path: Path) -> None:
         assert row["image"]["path"] == f"phase-{number}/{i:03}.png"
         with Image.open(io.BytesIO(row["image"]["bytes"])) as picture:
             assert np.abs(np.asarray(picture, dtype=np.float64) - pixels(image)).max() < 1
+
+
+def test_row_groups_are_small(tmp_path: Path) -> None:
+    """A reader of one image reads the images of its row group."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pairs = SyntheticPairs(torch.randn(250, 3, 2, 2), torch.randn(250, 3), FullSimilarity.identity(250), torch.rand(2))
+    given = DistilledSet((DistilledPhase(pairs, torch.rand(2), ("a",) * 250),), {}, {})
+    metadata = parquet.read_metadata(export(given, tmp_path / "out", "hf")[0])
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [100, 100, 50]
+
+
+@pytest.mark.parametrize("tower", [None, {"weight": torch.rand(3)}])
+@pytest.mark.parametrize("form", ["full", "low-rank"])
+def test_an_export_for_hugging_face_is_the_set_too(tmp_path: Path, form: str, tower: dict[str, Tensor] | None) -> None:
+    pytest.importorskip("pyarrow")
+    given = replace(distilled(form), tower=tower)
+    given.save(tmp_path / "set")
+    written = export(given, tmp_path / "out", "hf")
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in written) == sorted(tree(tmp_path / "out"))
+    assert tree(tmp_path / "set").items() <= tree(tmp_path / "out").items()
+    found = DistilledSet.load(tmp_path / "out")
+    assert (found.provenance, found.settings) == (given.provenance, given.settings)
+    for theirs, ours in zip(found.phases, given.phases, strict=True):
+        tensors = [{**phase.pairs.leaves(), "last": phase.last_lr, **phase.history} for phase in (theirs, ours)]
+        assert tensors[0].keys() == tensors[1].keys() and theirs.captions == ours.captions
+        assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
+        torch.testing.assert_close(theirs.pairs.similarity.dense(), ours.pairs.similarity.dense(), rtol=0, atol=0)
+
+
+def test_an_export_for_hugging_face_is_data(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    given, out = distilled(), tmp_path / "out"
+    export(given, out, "hf")
+    found = load_pairs("parquet:data/{split}-*.parquet", out, image_size=4)
+    shown = [
+        (clean_caption(caption), image)
+        for entry in given.phases
+        for caption, image in zip(entry.captions, entry.pairs.images, strict=True)
+        if caption
+    ]
+    worded = [i for i, caption in enumerate(found.captions) if caption]
+    assert [found.captions[i] for i in worded] == [caption for caption, _ in shown]
+    for image, (_, expected) in zip(found.pixels(found.image_of_text[worded]), shown, strict=True):
+        assert np.abs(image.permute(1, 2, 0).double().numpy() - pixels(expected)).max() < 1
 
 
 def test_the_data_card_says_where_a_set_comes_from(tmp_path: Path) -> None:
