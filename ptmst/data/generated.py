@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,8 +21,12 @@ from ptmst.errors import InputError
 from ptmst.support import files, folders
 
 VERSION = 1
-FOLDER = folders.Kind("rendered data", beside=("scenes", "digits", "classes"))
 """Raised whenever the same settings would give other bytes."""
+FOLDER = folders.Kind("rendered data", beside=("scenes", "digits", "classes"))
+SPLITS = ("test", "val", "warmup", "train")
+_UNFINISHED = "unfinished"
+"""The key of the record while the images are being written."""
+_IMAGE = re.compile(r"\d{5}\.png")
 JITTER = 0.02
 """How far a thing strays from the middle of its cell, image widths."""
 
@@ -79,20 +85,51 @@ def write_generated(
     record, settings = root / f"{name}.json", asdict(config)
     del settings["name"], settings["root"]
     annotations = {split: root / f"{name}_{split}.json" for split, count in _counts(config).items() if count}
-    if record.exists():
-        _refuse_other_settings(record, name, settings)
-        wanted = [*annotations.values(), *([root / CLASSES] if classified else [])]
-        if all(path.exists() for path in wanted):
-            return False
+    wanted = [*annotations.values(), *([root / CLASSES] if classified else [])]
+
+    def finished() -> bool:
+        return _is_finished(record, name, settings) and all(path.exists() for path in wanted)
+
+    if finished():
+        return False
+    content = {"format": f"ptmst-{name}", "version": VERSION, **settings}
     with folders.claimed(root, FOLDER):
+        if finished():
+            return False
+        _refuse_foreign_images(root, name)
+        # From here on the folder says whose it is, whenever the run is killed.
+        files.write_json(record, {**content, _UNFINISHED: True})
+        _clear(root, name)
         _write(config, vocabulary, paint, progress, classified, annotations)
-        files.write_json(record, {"format": f"ptmst-{name}", "version": VERSION, **settings})
+        files.write_json(record, content)
     return True
+
+
+def _refuse_foreign_images(root: Path, name: str) -> None:
+    ours = [root / f"{name}.json", *(root / f"{name}_{split}.json" for split in SPLITS)]
+    images = (path for split in SPLITS for path in sorted((root / "images" / split).glob("*")))
+    if (first := next(images, None)) is not None and not any(path.exists() for path in ours):
+        raise InputError(
+            f"{root}: expected a new folder, or one that `ptmst data` has begun, found {first.relative_to(root)}; "
+            "choose another root or delete that folder"
+        )
+
+
+def _clear(root: Path, name: str) -> None:
+    """Remove what a run with other settings left: it must not lie among the images of this one, nor name them."""
+    for split in SPLITS:
+        (root / f"{name}_{split}.json").unlink(missing_ok=True)
+        folder = root / "images" / split
+        for path in folder.glob("*.png"):
+            if _IMAGE.fullmatch(path.name):
+                path.unlink()
+        with suppress(OSError):  # it is not there, or holds something else
+            folder.rmdir()
 
 
 def _counts(config: RenderConfig) -> dict[str, int]:
     """Images by split: the largest come last, so that their sizes do not change what the test split holds."""
-    return {"test": config.test, "val": config.val, "warmup": config.warmup, "train": config.train}
+    return dict(zip(SPLITS, (config.test, config.val, config.warmup, config.train), strict=True))
 
 
 def _write(
@@ -113,9 +150,6 @@ def _write(
     try:
         for split in annotations:
             (root / "images" / split).mkdir(parents=True, exist_ok=True)
-            # What an interrupted run with other settings left must not name the images that are written now.
-            annotations[split].unlink(missing_ok=True)
-        for split in annotations:
             for i, scene in enumerate(scenes[split]):
                 image_name = f"images/{split}/{i:05d}.png"
                 layout = _lay_out(scene, config.image_size, rngs[split])
@@ -134,15 +168,21 @@ def _write(
         write_classes(root, classified.prompts, classes)
 
 
-def _refuse_other_settings(record: Path, name: str, settings: Mapping[str, object]) -> None:
+def _is_finished(record: Path, name: str, settings: Mapping[str, object]) -> bool:
+    """Whether a run has written it all, with these settings. Raises InputError where it had others."""
+    if not record.exists():
+        return False
     # A setting that is missing takes its default, so that a new one does not orphan old data.
     there = asdict(RenderConfig()) | files.read_json(record, name, VERSION)
+    if there.get(_UNFINISHED):
+        return False
     differing = [f"{key} {there[key]} instead of {value}" for key, value in settings.items() if there[key] != value]
     if differing:
         raise InputError(
             f"{record}: expected the settings asked for, found {', '.join(differing)}; "
             "choose another root or delete that folder"
         )
+    return True
 
 
 def _lay_out(scene: Scene, image_size: int, rng: np.random.Generator) -> Layout:

@@ -106,7 +106,7 @@ def test_an_interrupted_run_is_not_taken_for_a_whole_one(write: Writer, name: st
 
     write(tmp_path / "whole", seed=1)
     root = tmp_path / "root"
-    write(root)
+    write(root, train=9, warmup=3)
     (root / f"{name}.json").unlink()  # as if the run had been stopped just before its end
     with pytest.raises(KeyboardInterrupt):
         write(root, seed=1, progress=stop)
@@ -115,6 +115,45 @@ def test_an_interrupted_run_is_not_taken_for_a_whole_one(write: Writer, name: st
             load_pairs(name, root, split)
     assert write(root, seed=1) is True
     assert content(root) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("done", [1, 8, 15])
+def test_a_killed_run_of_other_settings_leaves_no_image(write: Writer, name: str, tmp_path: Path, done: int) -> None:
+    """Killed, that is: nothing but what is on disk at that moment stays."""
+
+    def stop(images: int, _: int) -> None:
+        if images == done:
+            raise KeyboardInterrupt
+
+    root = tmp_path / "root"
+    with pytest.raises(KeyboardInterrupt):
+        write(root, seed=1, progress=stop)
+    (root / "images" / "test" / "notes.txt").write_text("theirs")
+    assert write(root, test=1, warmup=0) is True
+    write(tmp_path / "whole", test=1, warmup=0)
+    assert content(root) == content(tmp_path / "whole") | {"images/test/notes.txt": b"theirs"}
+    assert write(root, test=1, warmup=0) is False
+
+
+def test_images_of_others_are_not_touched(write: Writer, name: str, tmp_path: Path) -> None:
+    theirs = tmp_path / "images" / "val" / "00000.png"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(InputError) as caught:
+        write(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: expected a new folder, or one that `ptmst data` has begun, found images/val/00000.png; choose "
+        "another root or delete that folder"
+    )
+    assert content(tmp_path) == {"images/val/00000.png": b"theirs"}
+
+
+def test_two_rendered_sets_do_not_share_a_root(tmp_path: Path) -> None:
+    write_scenes(tmp_path, image_size=24, **SPLITS)
+    before = content(tmp_path)
+    with pytest.raises(InputError, match=r"found images/test/00000\.png; choose another root"):
+        write_digits(tmp_path, image_size=24, **SPLITS)
+    assert content(tmp_path) == before
 
 
 def test_a_deleted_annotation_file_is_written_again(write: Writer, name: str, tmp_path: Path) -> None:
