@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from math import comb
 
 import numpy as np
 import torch
@@ -86,16 +88,33 @@ def recall(
     images: NDArray[np.float64], texts: NDArray[np.float64], image_of_text: NDArray[np.int64]
 ) -> dict[str, float]:
     scores = images @ texts.T
-    image_rank = [sum(scores[:, t] > scores[i, t]) for t, i in enumerate(image_of_text)]
-    text_rank: list[float] = []
-    for i in range(len(images)):
-        own = scores[i, image_of_text == i]
-        text_rank.append(sum(scores[i] > own.max()) if len(own) else np.inf)
-    out = {}
-    for name, ranks in (("ir", image_rank), ("tr", text_rank)):
-        for k in (1, 5, 10):
-            out[f"{name}{k}"] = 100 * sum(rank < k for rank in ranks) / len(ranks)
+    hits = {f"{name}{k}": Fraction() for name in ("ir", "tr") for k in (1, 5, 10)}
+    for k in (1, 5, 10):
+        for t, i in enumerate(image_of_text):
+            hits[f"ir{k}"] += expected_hit(scores[:, t], np.arange(len(images)) == i, k) / len(texts)
+        for i in range(len(images)):
+            hits[f"tr{k}"] += expected_hit(scores[i], image_of_text == i, k) / len(images)
+    out = {name: float(100 * value) for name, value in hits.items()}
     return out | {"mean": sum(out.values()) / 6}
+
+
+def expected_hit(scores: NDArray[np.float64], right: NDArray[np.bool_], k: int) -> Fraction:
+    """The probability that a right candidate is among the k best, if equal scores are in a random order.
+
+    Level by level from the top: all of a level that fits are taken, of the next as many as there is room for, each
+    choice of them being equally likely.
+    """
+    room = k
+    for value in sorted(set(scores), reverse=True):
+        level = scores == value
+        size, ours = int(level.sum()), int((level & right).sum())
+        if ours:
+            taken = min(room, size)
+            return 1 - Fraction(comb(size - ours, taken), comb(size, taken))
+        room -= size
+        if room <= 0:
+            break
+    return Fraction()
 
 
 # The outer gradient

@@ -12,6 +12,7 @@ from ptmst import schema
 from ptmst.config import EvaluateConfig
 from ptmst.data import renormalize
 from ptmst.errors import InputError
+from ptmst.evaluation.metrics import TIES
 from ptmst.evaluation.scorer import RetrievalScorer
 from ptmst.evaluation.scores import Scores
 from ptmst.evaluation.stacks import groups, room_for, students_at_once
@@ -70,6 +71,7 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
                 students.append((run[-1] if config.select == "last" else max(run, key=itemgetter(0)))[1])
     provenance = {
         "split": config.split,
+        "ties": TIES,
         "config": schema.decisive(config),
         "set": dict(distilled.provenance),
         "pairs": distilled.num_pairs,
@@ -121,6 +123,7 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
         students = [scored_on.score(student, store.expert(n).raw().point(store.epochs).to(device)) for n in numbers]
     provenance = {
         "split": config.split,
+        "ties": TIES,
         "experts": numbers,
         "epochs": store.epochs,
         "pairs": len(recipe.pairs("train")),

@@ -1,8 +1,9 @@
-"""RetrievalScorer recall and zero-shot accuracy (docs/method.md §6)."""
+"""Retrieval recall and zero-shot accuracy (docs/method.md §6)."""
 
 from __future__ import annotations
 
 from statistics import mean
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
 """Of retrieval, which every data set has."""
 ZERO_SHOT = "zero-shot"
 """Of data sets with classes: the accuracy of zero-shot classification."""
+TIES = "expected"
+"""How equal scores count, as score files record it."""
 _SCORES_AT_ONCE = 1 << 24
 
 
@@ -21,8 +24,8 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
     """Recall@1/5/10 in percent: IR finds a text's image, TR any text of an image; `mean` is the mean of the six.
 
     image_embeds [N, H] and text_embeds [T, H] are compared by inner product: normalize them for cosines.
-    image_of_text int64 [T] names each text's image. A rank is the number of strictly higher scores, so ties never
-    depend on an order. Memory stays bounded whatever N and T. Images without a text count as not found.
+    image_of_text int64 [T] names each text's image. Equal scores count by their expectation, over all orders of the
+    tied. Memory stays bounded whatever N and T. Images without a text count as not found.
 
     Raises InputError for embeddings that are not finite, and where `image_of_text` does not name an image for each
     text.
@@ -36,36 +39,60 @@ def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: T
         raise InputError("retrieval_recall: expected finite embeddings, found NaN or infinity; lower the student's η")
     image_of_text = image_of_text.to(image_embeds.device)
 
-    image_rank = []
+    of_texts = []
     for index in torch.arange(texts, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // images)):
         scores = text_embeds[index] @ image_embeds.T
         own = scores.gather(1, image_of_text[index, None])
-        image_rank.append((scores > own).sum(1))
-    text_rank = []
+        of_texts.append(_Ranks((scores > own).sum(1), torch.ones_like(index), (scores == own).sum(1)))
+    of_images = []
     for index in torch.arange(images, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // texts)):
         scores = image_embeds[index] @ text_embeds.T
         owned = image_of_text == index[:, None]
         best = scores.masked_fill(~owned, float("-inf")).amax(1, keepdim=True)
-        text_rank.append((scores > best).sum(1).masked_fill(~owned.any(1), torch.iinfo(torch.int64).max))
+        level = scores == best
+        better = (scores > best).sum(1).masked_fill(~owned.any(1), torch.iinfo(torch.int64).max)
+        of_images.append(_Ranks(better, (level & owned).sum(1), level.sum(1)))
 
     recall: dict[str, float] = {}
-    for name, ranks in (("ir", torch.cat(image_rank)), ("tr", torch.cat(text_rank))):
-        # Fractions of whole numbers in float64: exact to the last digit shown.
-        recall |= {f"{name}{k}": 100.0 * int((ranks < k).sum()) / len(ranks) for k in (1, 5, 10)}
+    for name, parts in (("ir", of_texts), ("tr", of_images)):
+        ranks = _Ranks(*map(torch.cat, zip(*parts, strict=True)))
+        # Without ties whole numbers in float64: exact to the last digit shown.
+        recall |= {f"{name}{k}": 100.0 * float(ranks.within(k).sum()) / len(ranks.better) for k in (1, 5, 10)}
     return recall | {"mean": mean(recall.values())}
+
+
+class _Ranks(NamedTuple):
+    """Of queries [Q], int64: how many candidates score higher than the best right one, how many right ones score as
+    high as that one, and how many candidates do."""
+
+    better: Tensor
+    right: Tensor
+    level: Tensor
+
+    def within(self, k: int) -> Tensor:
+        """The share of all orders of equal scores in which a right one is among the first k: float64 [Q].
+
+        With j places left for the tied it is 1 − C(level − right, j) / C(level, j).
+        """
+        places = k - self.better
+        missed = torch.ones(places.shape, dtype=torch.float64, device=places.device)
+        for taken in range(k):
+            wrong, left = (self.level - self.right - taken).clamp(min=0), (self.level - taken).clamp(min=1)
+            missed = torch.where(taken < places, missed * wrong / left, missed)
+        return 1 - missed
 
 
 def zero_shot_accuracy(image_embeds: Tensor, prompt_embeds: Tensor, class_of_prompt: Tensor, labels: Tensor) -> float:
     """Share of images, in percent, whose own class is nearer than any other (Radford et al. 2021).
 
     image_embeds [N, H] and prompt_embeds [T, H] are normalized; a class is the mean of its prompts, normalized again.
-    class_of_prompt int64 [T] and labels int64 [N] name classes from 0; -1 is an image that does not count. An image
-    that is as near to another class counts as wrong.
+    class_of_prompt int64 [T] and labels int64 [N] name classes from 0; -1 is an image that does not count. Of n classes
+    that are equally near each counts as 1/n.
     """
     # A product, since a scattered sum has an order of its own every time on CUDA.
     centers = F.normalize(F.one_hot(class_of_prompt).T.to(prompt_embeds) @ prompt_embeds, dim=1)
     counted = labels >= 0
-    scores, own = image_embeds[counted] @ centers.T, labels[counted, None]
-    others = scores.scatter(1, own, float("-inf")).amax(1)
-    right = scores.gather(1, own)[:, 0] > others
-    return 100.0 * int(right.sum()) / len(right)
+    scores = image_embeds[counted] @ centers.T
+    own = scores.gather(1, labels[counted, None])
+    ranks = _Ranks((scores > own).sum(1), torch.ones_like(labels[counted]), (scores == own).sum(1))
+    return 100.0 * float(ranks.within(1).sum()) / len(scores)

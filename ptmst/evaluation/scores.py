@@ -29,6 +29,11 @@ class Scores:
         """The names of what was measured."""
         return (*METRICS, *([ZERO_SHOT] if ZERO_SHOT in self.students[0] else []))
 
+    @property
+    def ties(self) -> str:
+        """How equal scores were counted: `expected`, or `in favor` of the student as ptmst did at first."""
+        return str(self.provenance.get("ties", "in favor"))
+
     def mean(self, metric: str = "mean") -> float:
         """Mean of a metric over students, percent; by default of the mean recall."""
         return mean(student[metric] for student in self.students)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ptmst import schema
 from ptmst.config import TEMPERATURE, EvaluateConfig
 from ptmst.errors import InputError
-from ptmst.evaluation.metrics import METRICS, ZERO_SHOT
+from ptmst.evaluation.metrics import METRICS, TIES, ZERO_SHOT
 from ptmst.evaluation.scores import SCORES, Scores, read_scores
 from ptmst.support import files
 from ptmst.synthetic.distilled_set import INDEX, DistilledSet
@@ -53,6 +53,7 @@ class Row:
         columns: dict[str, str | int] = {"students": len(self.scores.students)}
         columns |= {"seeds": ", ".join(map(str, seeds)), "data": provenance.get("data", "")}
         columns["split"] = provenance["split"]
+        columns["ties"] = self.scores.ties
         if "scored" in provenance:
             columns["images"] = provenance["scored"]["images"]
         if self.is_full:
@@ -190,6 +191,7 @@ def _way(row: Row) -> str:
     split_of_data = f"{e['data']} {e['split']}".strip() + (f" of {e['images']:,} images" if "images" in e else "")
     parts = [who, split_of_data, e["protocol"], f"selection {e['selection']}"]
     parts += [f"loss {e['loss']}"] if "loss" in e else []
+    parts += [] if row.scores.ties == TIES else [f"ties {row.scores.ties}"]
     parts += [f"temperature {e['temperature']}"] if e.get("temperature", TEMPERATURE) != TEMPERATURE else []
     return ", ".join(map(str, parts + ([e["changed"]] if "changed" in e else [])))
 
@@ -206,7 +208,18 @@ def write_table(out: Path, rows: Sequence[Row], columns: str = "") -> None:
     files.write(out, _FORMATS[out.suffix](rows, columns).encode())
 
 
+def refuse_mixed(rows: Sequence[Row]) -> None:
+    """Raises InputError for rows whose scores count ties differently, which no table compares."""
+    old = [row.name for row in rows if row.scores.ties != TIES]
+    if 0 < len(old) < len(rows):
+        raise InputError(
+            f"{', '.join(old)}: expected scores that count ties as {TIES}, as the others do, found "
+            "ones in the student's favor, of an earlier version; run `ptmst evaluate` again"
+        )
+
+
 def _records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    refuse_mixed(rows)
     records = []
     for row in rows:
         recalls: dict[str, float] = {}
@@ -231,7 +244,8 @@ def _json(rows: Sequence[Row], _: str) -> str:
 
 
 def lines(rows: Sequence[Row], between: str = " ± ") -> tuple[list[str], list[list[str]]]:
-    """Head and body of the table of rows."""
+    """Head and body of the table of rows. Raises InputError for rows that cannot be compared."""
+    refuse_mixed(rows)
     with_full = any(row.is_full for row in rows)
     own = list(dict.fromkeys(name for row in rows for name in row.more))
     head = ["trained on", "pairs", *(HEADINGS[metric] for metric in measured(rows))]

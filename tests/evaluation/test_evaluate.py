@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -110,6 +111,32 @@ def test_recalls_are_counted(images: int, texts: int, kind: str, at_once: int, m
     assert list(found) == list(METRICS)
     for metric in METRICS:
         assert found[metric] == pytest.approx(expected[metric], rel=1e-12), metric
+
+
+def test_equal_scores_count_by_their_expectation() -> None:
+    """Over all orders of the tied, one by one: 6 captions, two of image 0 and one of image 1, in three levels."""
+    scores, owner = (1.0, 3.0, 2.0, 2.0, 2.0, 2.0), (1, 2, 0, 0, 3, 3)
+    found = retrieval_recall(torch.ones(4, 1), torch.tensor(scores)[:, None], torch.tensor(owner))
+    orders = [sorted(order, key=lambda t: -scores[t]) for order in permutations(range(6))]
+    for k in (1, 5):
+        hits = [sum(image in {owner[t] for t in order[:k]} for image in range(4)) for order in orders]
+        assert found[f"tr{k}"] == pytest.approx(100 * sum(hits) / len(hits) / 4, rel=1e-12)
+    assert found["ir1"] == 25 and found["ir5"] == 100
+
+
+def test_a_collapsed_student_is_at_chance() -> None:
+    found = retrieval_recall(torch.ones(1000, 8), torch.randn(5000, 8), torch.arange(5000) // 5)
+    assert [found[f"ir{k}"] for k in (1, 5, 10)] == pytest.approx([0.1, 0.5, 1.0])
+    # The best caption of all is some image's own.
+    assert [found[f"tr{k}"] for k in (1, 5, 10)] == pytest.approx([0.1, 0.5, 1.0], abs=0.2)
+    found = retrieval_recall(torch.ones(1000, 8), torch.ones(5000, 8), torch.arange(5000) // 5)
+    assert found["tr1"] == pytest.approx(0.1) and found["tr10"] == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_copy_in_the_split_takes_its_share() -> None:
+    """An image that is there twice, and a caption that two images have."""
+    found = retrieval_recall(torch.eye(3)[[0, 0, 1, 2]], torch.eye(3)[[0, 0, 1, 2]], torch.arange(4))
+    assert found["ir1"] == found["tr1"] == 75.0 and found["ir5"] == found["tr5"] == 100.0
 
 
 def test_an_image_without_a_caption_is_not_found() -> None:
@@ -462,13 +489,14 @@ def test_a_student_whose_embeddings_overflow_has_diverged(frozen: DistilledSet) 
         retrieval.score(student, theta)
 
 
-def test_an_image_between_two_classes_is_wrong() -> None:
+def test_an_image_between_classes_counts_in_part() -> None:
     eye, once = torch.eye(3), torch.arange(3)
     assert zero_shot_accuracy(eye, eye, once, once) == 100.0
     assert zero_shot_accuracy(eye, eye, once, torch.tensor([0, 2, -1])) == 50.0
     between = F.normalize(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
-    assert zero_shot_accuracy(between, eye, once, torch.tensor([0, 2])) == 50.0
-    assert zero_shot_accuracy(torch.zeros(2, 3), eye, once, torch.tensor([0, 0])) == 0.0
+    assert zero_shot_accuracy(between, eye, once, torch.tensor([0, 2])) == 75.0
+    assert zero_shot_accuracy(between, eye, once, torch.tensor([2, 2])) == 50.0
+    assert zero_shot_accuracy(torch.zeros(2, 3), eye, once, torch.tensor([0, 0])) == pytest.approx(100 / 3)
 
 
 @pytest.mark.slow

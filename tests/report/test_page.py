@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ptmst import DistilledSet, FullSimilarity, InputError, Scores, SyntheticPairs
 from ptmst.data import normalize
-from ptmst.evaluation.metrics import METRICS
+from ptmst.evaluation.metrics import METRICS, TIES
 from ptmst.evaluation.scores import write_scores
 from ptmst.report import page
 from ptmst.report.page import write_report
@@ -34,7 +34,7 @@ VOID = {"meta", "img", "br", "link", "path", "use", "rect"}
 def scores(first: float, students: int = 3) -> Scores:
     values = ({metric: first + 3 * i + i * i for i, metric in enumerate(METRICS, start=n)} for n in range(students))
     config = {"protocol": "per-phase", "select": "last", "seed": 7}
-    return Scores(tuple(values), {"split": "val", "config": config, "pairs": 7})
+    return Scores(tuple(values), {"split": "val", "ties": TIES, "config": config, "pairs": 7})
 
 
 def distilled(history: bool = True, phases: int = 2) -> DistilledSet:
@@ -56,7 +56,11 @@ def rows() -> list[Row]:
     return [
         Row("random <pairs>", scores(10.0), 7, distilled(history=False, phases=1)),
         Row("ours", scores(20.0), 1234, distilled()),
-        Row("all", replace(scores(60.0, students=1), provenance={"split": "val", "experts": [0], "epochs": 3}), 24000),
+        Row(
+            "all",
+            replace(scores(60.0, students=1), provenance={"split": "val", "ties": TIES, "experts": [0], "epochs": 3}),
+            24000,
+        ),
     ]
 
 

@@ -20,7 +20,7 @@ from ptmst.config import DataConfig, EncoderConfig
 from ptmst.data import load_split
 from ptmst.errors import InputError
 from ptmst.evaluation.baselines import subset
-from ptmst.evaluation.metrics import METRICS, ZERO_SHOT
+from ptmst.evaluation.metrics import METRICS, TIES, ZERO_SHOT
 from ptmst.evaluation.scores import Scores, write_scores
 from ptmst.recipe import Recipe
 from ptmst.report.tables import Row, _json, fraction_of_full, how, read_row, read_rows, recall_table, write_table
@@ -45,11 +45,13 @@ def scores(first: float, students: int, **changes: Any) -> Scores:
     values = tuple({metric: first + 2.5 * i + n for i, metric in enumerate(METRICS)} for n in range(students))
     config = to_json(EvaluateConfig(**{"loss": "wbce", **changes}))
     made = {**MADE, "encoder": {**MADE["encoder"], "image_tower": config["student"] or "convnet"}}
-    return Scores(values, {"split": "test", "config": config, **made})
+    return Scores(values, {"split": "test", "ties": TIES, "config": config, **made})
 
 
 def rows() -> list[Row]:
-    full = replace(scores(40.0, 2), provenance={"split": "test", "experts": [0, 1], "pairs": 1000, **MADE})
+    full = replace(
+        scores(40.0, 2), provenance={"split": "test", "ties": TIES, "experts": [0, 1], "pairs": 1000, **MADE}
+    )
     return [
         Row("50 % | of_them & more", scores(10.0, 3), 50),
         Row("ours", scores(20.0, 3, protocol="reference", select="best-test"), 1234),
@@ -177,6 +179,22 @@ def test_whatever_decides_a_number_is_told_beside_it(tmp_path: Path, change: dic
     (record,) = json.loads(_json([row], ""))
     assert record["data"] == provenance["data"] and record["split"] == provenance["split"]
     assert record["seeds"] == ("4, 5" if "seeds" in change else str(provenance["config"]["seed"]))
+
+
+def test_scores_that_count_ties_differently_are_not_compared(tmp_path: Path) -> None:
+    ours, other, *_ = rows()
+    old = replace(ours.scores, provenance={k: v for k, v in ours.scores.provenance.items() if k != "ties"})
+    early = replace(ours, name="early", scores=old)
+    for suffix in (".csv", ".json", ".md", ".tex"):
+        with pytest.raises(InputError, match=r"^early: expected scores that count ties as expected"):
+            write_table(tmp_path / f"a{suffix}", [early, other])
+    with pytest.raises(InputError, match=r"run `ptmst evaluate` again$"):
+        recall_table([other, early])
+    # By themselves they are shown, and what they count is told.
+    write_table(tmp_path / "a.md", [early, replace(early, name="late")])
+    assert "ties in favor" in (tmp_path / "a.md").read_text()
+    assert json.loads(_json([early], ""))[0]["ties"] == "in favor"
+    assert not list(tmp_path.glob("a.[cjt]*"))
 
 
 def test_rows_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
