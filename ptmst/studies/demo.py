@@ -23,6 +23,7 @@ from ptmst.presets import applied, experiment
 from ptmst.report.page import write_report
 from ptmst.report.tables import Row, recall_table
 from ptmst.support import files, folders
+from ptmst.support.clock import repeatedly
 from ptmst.support.progress import note, result, table
 from ptmst.support.provenance import machine, versions
 from ptmst.teachers import train_teachers
@@ -31,6 +32,7 @@ from ptmst.trajectories.store import TrajectoryStore
 PAGE, RESULTS = "report.html", "results.json"
 _RECORD, _KIND, _VERSION = "demo.json", "demo", 1
 FOLDER = folders.Kind("a demo", (_RECORD,))
+_NOTE_EVERY_S = 5.0
 RANDOM_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
 RANDOM_LR = (0.01, 0.03, 0.1)
 """Losses and student learning rates tried for random pairs; the best on the val split are used."""
@@ -117,11 +119,16 @@ def _timed(out: Path, data: str, settings: Experiment) -> Iterator[Callable[[], 
     def seconds() -> float:
         return before if finished else before + time.perf_counter() - began
 
-    files.write_json(path, {**record, "seconds": before})
-    try:
-        yield seconds
-    finally:
+    def note_seconds() -> None:
         files.write_json(path, {**record, "seconds": seconds()})
+
+    note_seconds()
+    try:
+        # Now and then, since a run that is killed notes nothing at its end.
+        with repeatedly(note_seconds, _NOTE_EVERY_S):
+            yield seconds
+    finally:
+        note_seconds()
 
 
 def _scored(folder: Path, name: str, score: Callable[[], Scores]) -> Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ptmst.presets import applied, experiment
 from ptmst.schema import check
 from ptmst.studies import demo
 from ptmst.studies.demo import run_demo
-from ptmst.support.files import sha256
+from ptmst.support.files import read_json, sha256, write_json
 from tiny import ENCODER
 
 pytestmark = pytest.mark.slow
@@ -118,3 +119,16 @@ def test_a_demo_that_was_stopped_goes_on(
     found = run_demo("scenes", tmp_path / "stopped", True, "ptmst demo")
     whole = run_demo("scenes", tmp_path / "whole", True, "ptmst demo")
     assert [row.scores.students for row in found] == [row.scores.students for row in whole]
+
+
+def test_the_time_of_a_killed_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on disk while it runs, since it writes nothing when it is killed."""
+    monkeypatch.setattr(demo, "_NOTE_EVERY_S", 0.02)
+    settings = micro("demo")
+    with demo._timed(tmp_path, "scenes", settings) as seconds:
+        time.sleep(0.3)
+        killed = read_json(tmp_path / "demo.json", "demo", 1)
+        assert 0.1 < killed["seconds"] <= seconds()
+    write_json(tmp_path / "demo.json", killed)
+    with demo._timed(tmp_path, "scenes", settings) as seconds:
+        assert seconds() >= killed["seconds"]

@@ -1,0 +1,30 @@
+"""What is done now and then beside a long piece of work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ptmst.errors import InputError
+
+
+@contextmanager
+def repeatedly(action: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Do something every so many seconds, on a thread, as long as the block runs; not while or after it ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(every_s):
+            try:
+                action()
+            except InputError:  # whoever writes what matters finds out for itself
+                pass
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
