@@ -200,3 +200,33 @@ def test_a_span_has_its_own_target() -> None:
         loss(theta, start)
     with pytest.raises(InputError, match=r"^target: expected none, since a span knows its own; leave it out"):
         loss(theta, shortcut().span(0, 1), target)
+
+
+@pytest.mark.slow
+def test_long_vectors_are_summed_exactly() -> None:
+    """At the size of NFNet, where plain float32 sums are off by 10⁻³; to the same bits for any number of threads."""
+    sizes = (32_769_488, 7_087_104)
+    table = LayerTable(("image.a", "text.a"), ((sizes[0],), (sizes[1],)), (0, 1))
+    start = torch.randn(sum(sizes))
+    target = start + 1e-2 * torch.rand(sum(sizes))
+    # Start and target are the same numbers in float64; their difference is rounded once, as in training.
+    moved = (start - target).double().split(sizes)
+    squared = torch.stack([part @ part for part in moved])
+    inner = torch.stack([a @ b for a, b in zip(moved, start.double().split(sizes), strict=True)])
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append((RawSpan.between(start, target, table).distance, table.dot(start - target, start)))
+        assert relative_error(found[-1][0], squared) <= 1e-6
+        assert relative_error(found[-1][1], inner) <= 1e-5
+    for distance, product in found:
+        assert torch.equal(distance, found[0][0]) and torch.equal(product, found[0][1])
+
+
+@pytest.mark.parametrize("parameters", [0, 1, 3, (1 << 14) - 1, 1 << 14, 70_001])
+def test_sums_of_any_length(parameters: int) -> None:
+    table = LayerTable(("a.a", "b.a"), ((parameters,), (5,)), (0, 1), ("a", "b"))
+    a, b = torch.randn(2, parameters + 5)
+    exact = [x.double() @ y.double() for x, y in zip(a.split((parameters, 5)), b.split((parameters, 5)), strict=True)]
+    assert torch.allclose(table.dot(a, b).double(), torch.stack(exact), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(table.dot(a.double(), b.double()), torch.stack(exact), rtol=1e-14, atol=1e-12)
