@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from ptmst.support import devices, folders, progress
 from ptmst.support.seeds import generator
 from ptmst.trajectories.recorder import Recorder
 from ptmst.trajectories.store import FOLDER, INDEX, TrajectoryStore
+
+_LOG = logging.getLogger(__name__)
 
 
 def train_teachers(config: TeachConfig) -> TrajectoryStore:
@@ -53,13 +56,36 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
         return store
 
     # A store that lacks nothing is only read, which many processes may do at once.
-    if (out / INDEX).exists() and not _missing(store := opened(), config):
+    if (out / INDEX).exists() and not _missing(store := opened(), config) and not store.damaged():
         return store
     with folders.claimed(out, FOLDER), devices.arithmetic(config.precision):
-        store = opened() if (out / INDEX).exists() else _new_store(config, recipe, device)
-        if missing := _missing(store, config):
+        found = opened() if (out / INDEX).exists() else _new_store(config, recipe, device)
+        store = _restored(found, config, device)
+        # An expert that was damaged is made again, though fewer may be asked for.
+        if missing := sorted({*_missing(store, config), *(found.experts.keys() - store.experts.keys())}):
             _train(missing, store, config, pairs, tower, device)
     return store
+
+
+def _restored(store: TrajectoryStore, config: TeachConfig, device: torch.device) -> TrajectoryStore:
+    """The store without the experts whose files are damaged or missing, which are then trained again; what they share
+    is made again from the settings. Raises InputError where that gives other bits than the experts started from."""
+    damaged = store.damaged()
+    for name in sorted(damaged):
+        _LOG.warning("%s: damaged or missing; made again", store.path / name)
+    whole = store.without(damaged)
+    if TOWER in damaged:
+        whole.add_file(TOWER, warm_tower(config.encoder, store.recipe.pairs("warmup"), config.seed, device))
+    for number, expert in whole.experts.items():
+        if damaged & set(expert["bases"].values()):
+            whole.write_base(whole.student((config.seed, "expert", number)).flatten())
+    shared = {name for expert in whole.experts.values() for name in expert["bases"].values()} | (damaged & {TOWER})
+    if lost := sorted(name for name in shared if whole.hashes.get(name) != store.hashes[name]):
+        raise InputError(
+            f"{store.path / lost[0]}: expected to make the damaged file again, found other bits on this machine; "
+            "restore the file, or choose another --out"
+        )
+    return whole
 
 
 def _missing(store: TrajectoryStore, config: TeachConfig) -> list[int]:
@@ -75,9 +101,9 @@ def _train(
     device: torch.device,
 ) -> None:
     steps = -(-len(pairs) // config.batch_size)
-    done = (config.experts - len(missing)) * config.epochs
     texts = embed_captions(tower, pairs.captions, device).to(device)
-    with progress.bar("teach", config.experts * config.epochs, done) as bar:
+    done = len(store) * config.epochs
+    with progress.bar("teach", done + len(missing) * config.epochs, done) as bar:
         if not pairs.fits_in_memory:
             bar.note("the decoded images are more than half of the free memory: decoding them again in every epoch")
         for number in missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oracles import relative_error
+from ptmst import teachers
 from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, TeachConfig
 from ptmst.data import Pairs, load_pairs, write_scenes
 from ptmst.data.sampling import random_subset
@@ -260,6 +262,70 @@ def test_a_killed_run_continues(
         assert (config.out / f"expert-00{saves - 2}.safetensors").exists()
     train_teachers(config)
     assert contents(config.out) == contents(whole)
+
+
+@pytest.fixture(scope="module")
+def warm(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> TeachConfig:
+    """A whole store with a warmed-up tower, which no test changes."""
+    config = teach_config(scenes, tmp_path_factory.mktemp("warm") / "store", encoder=WARM)
+    train_teachers(config)
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone"])
+@pytest.mark.parametrize(
+    ("which", "taught_again"),
+    [("expert-001", [1]), ("base-image", []), ("base-text", []), ("tower", []), ("tower expert-000 base-text", [0])],
+)
+def test_what_is_damaged_is_told_and_made_again(
+    warm: TeachConfig,
+    tmp_path: Path,
+    which: str,
+    taught_again: list[int],
+    harm: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """To the same bits, and nothing that is whole."""
+    shutil.copytree(warm.out, tmp_path / "store")
+    config, before = replace(warm, out=tmp_path / "store", experts=1), contents(tmp_path / "store")
+    hurt = sorted(path for part in which.split() for path in config.out.glob(f"{part}*"))
+    for path in hurt:
+        content = path.read_bytes()
+        path.write_bytes(content[:-9] if harm == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+        if harm == "gone":
+            path.unlink()
+    taught, train = list[int](), teachers.train_on_pairs
+
+    def watched(student: Student, pairs: Pairs, texts: Tensor, config: TeachConfig, number: int) -> Any:
+        taught.append(number)
+        return train(student, pairs, texts, config, number)
+
+    monkeypatch.setattr(teachers, "train_on_pairs", watched)
+    store = train_teachers(config)
+    assert [message for message in caplog.messages if "made again" in message] == [
+        f"{path}: damaged or missing; made again" for path in hurt
+    ]
+    assert hurt and taught == taught_again and sorted(store.experts) == [0, 1]
+    assert contents(config.out) == before
+
+
+@pytest.mark.slow
+def test_a_start_that_cannot_be_made_again_is_refused(
+    warm: TeachConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(warm.out, tmp_path / "store")
+    tower = tmp_path / "store" / "tower.safetensors"
+    tower.unlink()
+    other = {name: value + 1 for name, value in TrajectoryStore.open(warm.out).read_file(tower.name).items()}
+    monkeypatch.setattr(teachers, "warm_tower", lambda *_: other)
+    with pytest.raises(InputError) as caught:
+        train_teachers(replace(warm, out=tmp_path / "store"))
+    assert str(caught.value) == (
+        f"{tower}: expected to make the damaged file again, found other bits on this machine; restore the file, or "
+        "choose another --out"
+    )
 
 
 @pytest.mark.slow
@@ -598,7 +664,7 @@ def test_random_pairs_are_real_ones(config: TeachConfig, tmp_path: Path) -> None
 
 
 def test_a_folder_that_is_being_written_is_refused(config: TeachConfig) -> None:
-    message = "another process is writing a trajectory store here; wait for its end, or choose"
+    message = r"another process is writing a trajectory store here \(.+\); wait for its end, or choose"
     with folders.claimed(Path(config.out), FOLDER), pytest.raises(InputError, match=message):
         train_teachers(config)
     assert list(Path(config.out).iterdir()) == []

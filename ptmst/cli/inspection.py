@@ -151,10 +151,7 @@ def _settings(settings: Mapping[str, Any]) -> Iterator[Line]:
 def _verified(folder: Path, hashes: Mapping[str, str]) -> Iterator[Line]:
     broken = []
     for name, expected in sorted(hashes.items()):
-        try:
-            found = files.sha256((folder / name).read_bytes())
-        except OSError:
-            found = "no such file"
+        found = files.hash_of(folder / name) or "no such file"
         if found != expected:
             broken.append(f"{name} ({found[:12]} instead of {expected[:12]})")
     if broken:

@@ -26,6 +26,15 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def hash_of(path: Path) -> str | None:
+    """SHA-256 of a file, read piece by piece; None for one that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
 def write(path: Path, content: bytes) -> str:
     """Write a file through a sibling temporary one, flushed and renamed; returns its SHA-256.
 

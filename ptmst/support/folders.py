@@ -85,26 +85,25 @@ def claimed(folder: Path, kind: Kind, *, fresh: bool = False) -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path, kind: Kind) -> Iterator[None]:
     made = not folder.exists()
-    with ExitStack() as held:
-        held.callback(_remove_empty, folder, made)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locks.claim(folder))
-        except locks.Claimed as error:
-            by = f" ({error.where})" if error.where else ""
-            left = f", delete {error.left} if it has ended" if error.left is not None else ""
-            raise InputError(
-                f"{folder}: another process{by} is writing {kind.name} here; wait for its end{left}, or choose "
-                "another --out"
-            ) from error
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise InputError(f"{folder}: cannot be used ({reason}); choose another output folder") from error
-        parts.sweep(folder)
-        yield
-
-
-def _remove_empty(folder: Path, made: bool) -> None:
-    if made:
-        with suppress(OSError):  # it holds something
-            folder.rmdir()
+    try:
+        with ExitStack() as held:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locks.claim(folder))
+            except locks.Claimed as error:
+                by = f" ({error.where})" if error.where else ""
+                left = f", delete {error.left} if it has ended" if error.left is not None else ""
+                raise InputError(
+                    f"{folder}: another process is writing {kind.name} here{by}; wait for its end{left}, or choose "
+                    "another --out"
+                ) from error
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise InputError(f"{folder}: cannot be used ({reason}); choose another output folder") from error
+            parts.sweep(folder)
+            yield
+    except BaseException:
+        if made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise

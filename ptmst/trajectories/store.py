@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -165,12 +165,7 @@ class TrajectoryStore:
 
     def write_expert(self, number: int, expert: Expert, record: Mapping[str, Any]) -> None:
         """The files of one expert; on disk the store is as it was until `save_index` names it."""
-        bases = {}
-        for group, part in zip(self.layers.group_names, expert.base.split(self.layers.group_sizes), strict=True):
-            name = f"base-{group}-{files.sha256(part.cpu().numpy().tobytes())[:12]}.safetensors"
-            if name not in self.hashes:
-                self.hashes[name] = files.write_tensors(self.path / name, {"base": part})
-            bases[group] = name
+        bases = self.write_base(expert.base)
         tensors = {"step_norms": expert.step_norms}
         for k, d in expert.displacements.items():
             packed = coding.packed(d, self.layers, self.coding)
@@ -179,6 +174,16 @@ class TrajectoryStore:
         self.hashes[name] = files.write_tensors(self.path / name, tensors)
         self.experts[number] = {"file": name, "bases": bases, **record}
 
+    def write_base(self, base: Tensor) -> dict[str, str]:
+        """The files of θ⁰ [P], by group; those that are there stay."""
+        bases = {}
+        for group, part in zip(self.layers.group_names, base.split(self.layers.group_sizes), strict=True):
+            name = f"base-{group}-{files.sha256(part.cpu().numpy().tobytes())[:12]}.safetensors"
+            if name not in self.hashes:
+                self.hashes[name] = files.write_tensors(self.path / name, {"base": part})
+            bases[group] = name
+        return bases
+
     def add_file(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors that belong to the experts, such as the warmed-up tower they share."""
         self.hashes[name] = files.write_tensors(self.path / name, tensors)
@@ -186,6 +191,20 @@ class TrajectoryStore:
     def read_file(self, name: str) -> dict[str, Tensor]:
         """The tensors of a file of the store, by name. Raises InputError for a damaged file and one without a hash."""
         return self._read(name)
+
+    def damaged(self) -> set[str]:
+        """Names of the files that are missing, or whose content is not what the index says; all are read."""
+        return {name for name, expected in self.hashes.items() if files.hash_of(self.path / name) != expected}
+
+    def without(self, names: Collection[str]) -> TrajectoryStore:
+        """The store less some of its files, and the experts that these are; on disk nothing changes."""
+        return replace(
+            self,
+            experts={number: entry for number, entry in self.experts.items() if entry["file"] not in names},
+            hashes={name: value for name, value in self.hashes.items() if name not in names},
+            _bases={},
+            _checked={},
+        )
 
     def discard(self) -> None:
         """Remove all files of the store."""

@@ -842,7 +842,7 @@ def test_ctrl_c_ends_between_steps_and_resume_goes_on(
 @pytest.mark.slow
 def test_a_folder_that_is_being_written_is_refused(store: TrajectoryStore, tmp_path: Path) -> None:
     with folders.claimed(tmp_path / "out", FOLDER):
-        message = r"out: another process \(.+\) is writing a distilled set here; wait for its end, or choose"
+        message = r"out: another process is writing a distilled set here \(.+\); wait for its end, or choose"
         with pytest.raises(InputError, match=message):
             distill(replace(DISTILL, out=tmp_path / "out"), store)
     assert contents(tmp_path / "out", "*") == {}

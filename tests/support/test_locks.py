@@ -50,9 +50,9 @@ def test_a_folder_is_claimed_once(tmp_path: Path, has_locks: bool) -> None:
     with folders.claimed(tmp_path, SHELF):
         with pytest.raises(InputError) as caught, folders.claimed(tmp_path, SHELF):
             pass
-        who = f"{tmp_path}: another process ({os.getpid()} on {os.uname().nodename}) is writing a shelf here; wait for"
+        who = f"{tmp_path}: another process is writing a shelf here ({os.getpid()} on {os.uname().nodename}); wait"
         left = "" if has_locks else f", delete {tmp_path / '.claim'} if it has ended"
-        assert str(caught.value) == f"{who} its end{left}, or choose another --out"
+        assert str(caught.value) == f"{who} for its end{left}, or choose another --out"
     assert list(tmp_path.iterdir()) == []
     with folders.claimed(tmp_path, SHELF):
         pass
@@ -93,7 +93,7 @@ def test_of_another_machine_or_container_nothing_is_known(
         with folders.claimed(tmp_path, SHELF):
             pass
         return
-    message = rf"process \(\d+ on node7\) is writing .* delete {claim} if it has ended"
+    message = rf"is writing a shelf here \(\d+ on node7\); .* delete {claim} if it has ended"
     with pytest.raises(InputError, match=message), folders.claimed(tmp_path, SHELF):
         pass
     assert claim.exists()

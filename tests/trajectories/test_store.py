@@ -439,7 +439,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         ).stdout.strip()
 
     with folders.claimed(tmp_path, FOLDER):
-        message = r"another process \(.+\) is writing a trajectory store here; wait for its end, or .+ --out"
+        message = r"another process is writing a trajectory store here \(.+\); wait for its end, or .+ --out"
         assert re.fullmatch(re.escape(f"{tmp_path}: ") + message, other())
     assert other() == "claimed"
     assert list(tmp_path.iterdir()) == []
