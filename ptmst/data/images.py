@@ -104,6 +104,8 @@ def _what_instead(content: bytes) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG":  # whose EXIF may follow the pixels: what is wrong with those is told here, and once
+        image.load()
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF, of which PIL's parser raises nearly anything, says nothing of a whole picture
@@ -236,6 +238,8 @@ def _without_long_texts(content: bytes) -> tuple[bytes, bytes | None]:
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4])
         name, body = content[at + 4 : at + 8], content[at + 8 : end - 4]
+        if name == b"IDAT" and zlib.crc32(content[at + 4 : end - 4]).to_bytes(4) != content[end - 4 : end]:
+            raise _Unreadable("a whole image, found pixels with a wrong checksum; replace the file")
         at, chunk = end, memoryview(content)[at:end]
         if name in (b"tEXt", b"zTXt", b"iTXt"):
             size = max(len(body), len(_inflated(name, body, _LONG_TEXT)))

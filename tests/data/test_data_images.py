@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -445,6 +446,27 @@ def test_a_file_that_ends_early_is_refused(form: str, share: float) -> None:
     content = saved(DRAW.integers(0, 256, (64, 64, 3), dtype=np.uint8), form)
     with pytest.raises(InputError, match=f"^{PATH}: expected a whole image, found .+; replace the file$"):
         look(content[: int(len(content) * share)])
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_a_png_with_damaged_pixels_is_refused(summed: bool) -> None:
+    """PIL compares no checksum of theirs. Where that fits, the compression has one of its own."""
+    whole = saved(DRAW.integers(0, 256, (5, 4, 3), dtype=np.uint8), "PNG")
+    start = whole.index(b"IDAT")
+    end = start + 4 + int.from_bytes(whole[start - 4 : start])
+    refusals = list[str]()
+    for at in range(start + 4, end):
+        content = bytearray(whole)
+        content[at] ^= 0x10
+        if summed:
+            content[end : end + 4] = zlib.crc32(content[start:end]).to_bytes(4)
+        try:
+            assert np.array_equal(seen(bytes(content)), seen(whole))
+        except InputError as error:
+            refusals.append(str(error))
+    assert all(re.fullmatch(f"{PATH}: expected a whole image, found .+; replace the file", told) for told in refusals)
+    # A bit that says nothing may change.
+    assert len(refusals) >= end - start - 4 - summed
 
 
 @pytest.mark.parametrize(
