@@ -79,9 +79,9 @@ class DataConfig:
     """Where the image-text pairs are and how they are read."""
 
     name: str = "scenes"
-    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB."""
+    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB, parquet:GLOB."""
     root: Path | None = field(default=None, metadata=_PASSING)
-    """Folder of annotations and images; none = data/NAME, or the current folder for csv, tsv, jsonl and wds."""
+    """Folder of annotations and images; none = data/NAME, or the current folder for files of your own (csv: …)."""
     image_size: int | None = None
     """Height and width to which images are resized, pixels; none = the image tower's own."""
     mean: Channels | None = None
@@ -90,6 +90,10 @@ class DataConfig:
     """Standard deviation of red, green and blue for normalizing images; none = the image tower's own."""
     max_words: int = 30
     """Words kept of each caption."""
+    image_column: str | None = None
+    """Column of images in csv, tsv, jsonl and parquet; none = filepath or image."""
+    caption_column: str | None = None
+    """Column of captions in csv, tsv, jsonl and parquet; none = title or caption (in Parquet, caption or text)."""
 
     @property
     def folder(self) -> Path:

@@ -59,9 +59,13 @@ class DataCheck(Command):
     )
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
-    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB."""
+    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB, parquet:GLOB."""
     root: Path | None = None
-    """Folder of annotations and images; none = data/NAME, or the current folder for csv, tsv, jsonl and wds."""
+    """Folder of annotations and images; none = data/NAME, or the current folder for files of your own (csv: …)."""
+    image_column: str | None = None
+    """Column of images in csv, tsv, jsonl and parquet; none = filepath or image."""
+    caption_column: str | None = None
+    """Column of captions in csv, tsv, jsonl and parquet; none = title or caption (in Parquet, caption or text)."""
 
     def run(self) -> None:
         from rich.table import Table
@@ -69,14 +73,14 @@ class DataCheck(Command):
         from ptmst.data.check import check
 
         folder = configs.DataConfig(name=self.name, root=self.root).folder
-        report = check(self.name, folder)
+        report = check(self.name, folder, self.image_column, self.caption_column)
         head, *rows = report.rows()
         counts = Table(*head)
         for row in rows:
             counts.add_row(*row)
         table(counts)
-        for problem in report.problems:
-            result(problem)
+        for line in (*report.remarks, *report.problems):
+            result(line)
         if report.problems:
             count = len(report.problems)
             raise InputError(
@@ -199,12 +203,14 @@ class Evaluate(WithPreset):
         from ptmst.evaluation.evaluate import evaluate, evaluate_experts
         from ptmst.evaluation.scores import SCORES, write_scores
         from ptmst.report.tables import Row, recall_table
+        from ptmst.support import files
         from ptmst.synthetic.distilled_set import DistilledSet
         from ptmst.trajectories import store
 
         if self.settings.student is not None and self.out is None:
             raise InputError("out: expected a file for the scores of another tower, found none; name one with --out")
         out = self.out or self.set / SCORES
+        files.try_writing(out)
         if (self.set / store.INDEX).exists():
             scores = evaluate_experts(store.TrajectoryStore.open(self.set), self.settings)
             row = Row("all real pairs", scores, int(scores.provenance["pairs"]))
@@ -212,8 +218,10 @@ class Evaluate(WithPreset):
             distilled = DistilledSet.load(self.set)
             scores = evaluate(distilled, self.settings)
             row = Row(self.set.name, scores, distilled.num_pairs)
-        write_scores(out, scores)
-        table(recall_table([row]))
+        try:
+            write_scores(out, scores)
+        finally:  # what was computed is not lost where it cannot be saved
+            table(recall_table([row]))
         who, count = "expert" if row.is_full else "student", len(scores.students)
         result(f"{out}: scores of {count} {who}{'s' * (count > 1)}")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptmst.data.annotations import Annotations
-from ptmst.data.captions import clean_caption
+from ptmst.data.annotations import NAMED, Annotations, counted
+from ptmst.data.captions import clean_caption, is_unparted
+from ptmst.data.contents import shown
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.karpathy import Karpathy
 from ptmst.data.sources import source_of
@@ -17,8 +19,8 @@ from ptmst.errors import InputError
 from ptmst.support import files
 from ptmst.support.progress import bar
 
-NAMED = 10
-"""Images or entries of a kind that are named; the others are counted."""
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufff9-\uffff]")
+"""But for the joiners, which emoji and some scripts are written with."""
 _GRAY = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 _COLUMNS = ("split", "images", "captions", "per image", "missing", "unreadable", "gray", "CMYK", "rotated", "sizes")
 
@@ -33,7 +35,7 @@ class SplitReport:
     per_image: tuple[int, float, int]
     """Fewest, mean and most captions of an image."""
     empty: int
-    """Captions of which cleaning leaves nothing."""
+    """Captions that say nothing; they are left out, and not counted among the captions."""
     missing: int
     """Images without a file."""
     unreadable: int
@@ -56,6 +58,8 @@ class Report:
     splits: tuple[SplitReport, ...]
     problems: tuple[str, ...]
     """One line each; none = the set can be used as it is."""
+    remarks: tuple[str, ...] = ()
+    """What to know although nothing is wrong, one line each."""
 
     def rows(self) -> list[tuple[str, ...]]:
         """A table: the heads of its columns, then a row for each split."""
@@ -72,15 +76,18 @@ class _Look:
     size: tuple[int, int]
 
 
-def check(name: str, root: Path | str, max_words: int = 30) -> Report:
+def check(name: str, root: Path | str, image_column: str | None = None, caption_column: str | None = None) -> Report:
     """Read every annotation and decode every image of the splits that there are; progress goes to stderr.
 
-    Names are those of `load_pairs`. Nothing that is wrong with the data ends it. Raises InputError only for a name
-    that is no data set's.
+    Names and columns are those of `load_pairs`. Nothing that is wrong with the data ends it. Raises InputError only for
+    a name that is no data set's, and for columns where there are none.
     """
-    source, root = source_of(name), Path(root)
+    source, root = source_of(name, image_column, caption_column), Path(root)
     problems: list[str] = []
+    remarks: list[str] = []
     splits: list[SplitReport] = []
+    published: dict[str, tuple[int, int]] = {}
+    """Images and captions of each split, with those that are left out."""
     splits_of: dict[str, list[str]] = {}
     """Of each image name."""
     images_of: dict[str, list[tuple[str, str]]] = {}
@@ -92,34 +99,67 @@ def check(name: str, root: Path | str, max_words: int = 30) -> Report:
     for split in present:
         faults: list[str] = []
         try:
-            annotations = source.read(root, split, faults.append)
+            annotations, absent = source.read(root, split, faults.append).located(root)
         except InputError as error:
-            problems.append(str(error))
+            problems += [*_first(faults, f"{root}: {split}", "entries that cannot be used"), str(error)]
             continue
-        names, origin, absent = annotations.image_names, annotations.origin, annotations.missing()
+        names, origin = annotations.image_names, annotations.origin
         looks = _look(annotations, root, set(absent), f"check {split}")
         unreadable = [look for look in looks.values() if isinstance(look, str)]
         decoded = {i: look for i, look in looks.items() if isinstance(look, _Look)}
-        wordless = [i for i, text in enumerate(annotations.captions) if not clean_caption(text, max_words)]
-        empty = [annotations.image_of_text[i] for i in wordless]
         problems += _first(faults, origin, "entries that cannot be used")
         if absent:
             lost = _some([names[i] for i in absent])
-            problems.append(f"{origin}: {_count(absent, 'image')} missing under {root}: {lost}; {annotations.remedy}")
+            problems.append(f"{origin}: {counted(absent, 'image')} missing under {root}: {lost}; {annotations.remedy}")
         problems += _first(unreadable, origin, "images that cannot be read")
-        if empty:
-            whose = _some([names[i] for i in dict.fromkeys(empty)])
-            problems.append(f"{origin}: {_count(empty, 'caption')} without a word once cleaned, of {whose}; fix them")
+        if annotations.wordless:
+            problems.append(annotations.left_out())
+        remarks += [*annotations.remarks, *_remarks(annotations, {i: look.digest for i, look in decoded.items()})]
         for image in names:
             splits_of.setdefault(image, []).append(split)
         for i, look in decoded.items():
             images_of.setdefault(look.digest, []).append((split, names[i]))
-        splits.append(_report(split, annotations, len(empty), len(absent), len(unreadable), list(decoded.values())))
+        splits.append(_report(split, annotations, len(absent), len(unreadable), list(decoded.values())))
+        images = len(set(names) | set(annotations.wordless))
+        published[split] = images, len(annotations.captions) + len(annotations.wordless)
     problems += [*_in_several_splits(splits_of), *_identical(images_of.values())]
     if isinstance(source, Karpathy) and splits:
-        problems += _other_than_published(name, source.published, splits)
+        problems += _other_than_published(name, source.published, published)
     # A file of all splits is read once for each of them.
-    return Report(name, root, tuple(splits), tuple(dict.fromkeys(problems)))
+    return Report(name, root, tuple(splits), tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(remarks)))
+
+
+def _remarks(annotations: Annotations, digest_of: Mapping[int, str]) -> Iterator[str]:
+    """What is as it is in many sets, and changes what numbers mean."""
+    origin, names, captions = annotations.origin, annotations.image_names, annotations.captions
+    unparted = [i for i, text in enumerate(captions) if is_unparted(text)]
+    if unparted:
+        yield (
+            f"{origin}: {counted(unparted, 'caption')} in a script without spaces between words, the first "
+            f"{shown(captions[unparted[0]])}; the tower `hashed` takes characters for words there, and max_words, "
+            "which counts spaces, cuts nothing"
+        )
+    unseen = [i for i, text in enumerate(captions) if _INVISIBLE.search(text)]
+    if unseen:
+        yield (
+            f"{origin}: {counted(unseen, 'caption')} with characters that cannot be seen, the first "
+            f"{shown(captions[unseen[0]])}; they are read as they are"
+        )
+    images_of: dict[str, set[int]] = {}
+    for text, image in zip(captions, annotations.image_of_text, strict=True):
+        images_of.setdefault(clean_caption(text), set()).add(image)
+    shared = [text for text, images in images_of.items() if len(images) > 1]
+    if shared:
+        yield (
+            f"{origin}: {counted(shared, 'caption')} of several images, the first {shown(shared[0])}; recall asks for "
+            "one of them"
+        )
+    alike: dict[str, list[str]] = {}
+    for i, digest in digest_of.items():
+        alike.setdefault(digest, []).append(names[i])
+    twins = [" = ".join(group) for group in alike.values() if len(group) > 1]
+    if twins:
+        yield f"{origin}: {counted(twins, 'image')} under several names: {_some(twins)}; recall asks for one of them"
 
 
 def _look(annotations: Annotations, root: Path, absent: set[int], label: str) -> dict[int, _Look | str]:
@@ -142,9 +182,7 @@ def _look(annotations: Annotations, root: Path, absent: set[int], label: str) ->
     return looks
 
 
-def _report(
-    split: str, annotations: Annotations, empty: int, missing: int, unreadable: int, looks: Sequence[_Look]
-) -> SplitReport:
+def _report(split: str, annotations: Annotations, missing: int, unreadable: int, looks: Sequence[_Look]) -> SplitReport:
     counts = Counter(annotations.image_of_text).values()
     sizes = sorted((look.size for look in looks), key=lambda size: (size[0] * size[1], size))
     return SplitReport(
@@ -152,7 +190,7 @@ def _report(
         images=len(annotations.image_names),
         captions=len(annotations.captions),
         per_image=(min(counts), sum(counts) / len(counts), max(counts)) if counts else (0, 0.0, 0),
-        empty=empty,
+        empty=len(annotations.wordless),
         missing=missing,
         unreadable=unreadable,
         gray=sum(look.mode in _GRAY for look in looks),
@@ -164,10 +202,9 @@ def _report(
 
 
 def _other_than_published(
-    name: str, published: Mapping[str, tuple[int, int]], splits: Sequence[SplitReport]
+    name: str, published: Mapping[str, tuple[int, int]], sizes: Mapping[str, tuple[int, int]]
 ) -> Iterator[str]:
     """A download that is not whole, or of another version."""
-    sizes = {split.split: (split.images, split.captions) for split in splits}
     for split in ("train", "val", "test"):
         counts = published.get(split)
         what = f"{counts[0]:,} images with {counts[1]:,} captions" if counts else "annotations"
@@ -184,7 +221,7 @@ def _in_several_splits(splits_of: Mapping[str, Sequence[str]]) -> Iterator[str]:
         if len(splits) > 1:
             shared.setdefault(" and ".join(splits), []).append(image)
     for in_splits, images in shared.items():
-        yield f"{in_splits}: {_count(images, 'image')} in each of them: {_some(images)}; keep each in one"
+        yield f"{in_splits}: {counted(images, 'image')} in each of them: {_some(images)}; keep each in one"
 
 
 def _identical(groups: Iterable[Sequence[tuple[str, str]]]) -> Iterator[str]:
@@ -195,7 +232,7 @@ def _identical(groups: Iterable[Sequence[tuple[str, str]]]) -> Iterator[str]:
         if len(names) > 1 and len(splits) > 1:
             shared.setdefault(" and ".join(splits), []).append(" = ".join(names))
     for in_splits, images in shared.items():
-        yield f"{in_splits}: {_count(images, 'image')} of the same bytes: {_some(images)}; keep one of each"
+        yield f"{in_splits}: {counted(images, 'image')} of the same bytes: {_some(images)}; keep one of each"
 
 
 def _first(lines: Sequence[str], origin: str, what: str) -> list[str]:
@@ -205,11 +242,7 @@ def _first(lines: Sequence[str], origin: str, what: str) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _count(things: Sequence[object], noun: str) -> str:
-    return f"{len(things):,} {noun}{'s' * (len(things) != 1)}"
+    return ", ".join(map(shown, names[:NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _row(split: SplitReport) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 import torch
 from torch import Tensor
 
-from ptmst.data.annotations import inside, kind
+from ptmst.data.annotations import composed, inside, kind
 from ptmst.data.captions import clean_caption
 from ptmst.errors import InputError
 from ptmst.support import files
@@ -63,12 +63,12 @@ def read_classes(root: Path, image_names: Sequence[str], what: str = "images") -
     for image, name in images.items():
         if not isinstance(name, str) or name not in prompts:
             raise InputError(f"{path}: expected a class with prompts for {image}, found {name!r}; add its prompts")
-        if class_of.setdefault(inside(image, root, f"{path}: images"), name) != name:
+        if class_of.setdefault(composed(inside(image, root, f"{path}: images")), name) != name:
             raise InputError(
                 f"{path}: expected one class of {image}, found a second one under another spelling; keep one"
             )
     # In a tar file the name of a member may have a ./ too.
-    class_names = [class_of.get(PurePath(image).as_posix()) for image in image_names]
+    class_names = [class_of.get(composed(PurePath(image).as_posix())) for image in image_names]
     labels = torch.tensor([-1 if name is None else names.index(name) for name in class_names])
     unnamed = [image for image, label in zip(image_names, labels.tolist(), strict=True) if label < 0]
     if unnamed:

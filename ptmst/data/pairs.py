@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +22,14 @@ from ptmst.config import Channels, DataConfig
 from ptmst.data.annotations import Place
 from ptmst.data.captions import clean_caption
 from ptmst.data.classes import Classes, read_classes
+from ptmst.data.contents import shown
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.normalize import MEAN, STD, normalize
 from ptmst.data.sources import known, source_of
 from ptmst.errors import InputError
 from ptmst.support import devices
 
+_LOG = logging.getLogger(__name__)
 _SHARE = 0.5
 """Of the host's free memory that the decoded images of a split may take."""
 
@@ -137,7 +140,8 @@ def load_split(data: DataConfig, split: str) -> Pairs:
     """`load_pairs` of what `data` describes; its image size must be set, mean and std are CLIP's where they are not."""
     assert data.image_size is not None
     mean, std = data.mean or MEAN, data.std or STD
-    return load_pairs(data.name, data.folder, split, data.image_size, data.max_words, mean, std)
+    columns = data.image_column, data.caption_column
+    return load_pairs(data.name, data.folder, split, data.image_size, data.max_words, mean, std, *columns)
 
 
 def load_pairs(
@@ -148,29 +152,36 @@ def load_pairs(
     max_words: int = 30,
     mean: Channels = MEAN,
     std: Channels = STD,
+    image_column: str | None = None,
+    caption_column: str | None = None,
 ) -> Pairs:
     """Pairs of one split of a data set under `root`.
 
-    `name` is a key of SOURCES, or names files by their form: csv:PATH or tsv:PATH (columns filepath and title, and
-    split where one file holds several), jsonl:PATH (the same keys, or image and caption), wds:GLOB (WebDataset's tar
-    files). PATH and GLOB, in which {split} stands for the split's name, and the image paths inside are relative to
-    `root`.
+    `name` is a key of SOURCES, or names files by their form: csv:PATH, tsv:PATH or jsonl:PATH (columns or keys
+    filepath and title, or image and caption, or those of `image_column` and `caption_column`; and split where one file
+    holds several), wds:GLOB (WebDataset's tar files), parquet:GLOB. PATH and GLOB, in which {split} stands for the
+    split's name, and the image paths inside are relative to `root`. Captions that say nothing are left out, which is
+    logged, as is what a user should know of a file that can be read in two ways.
 
     Raises InputError for an unknown data set or split, and for annotations or images that are missing or broken;
     every image file is looked up, none is read.
     """
-    source = source_of(name)
+    source = source_of(name, image_column, caption_column)
     known(split, source.splits, f"split of {name}")
     for setting, value in (("image_size", image_size), ("max_words", max_words)):
         if value < 1:
             raise InputError(f"{setting}: expected a positive number, found {value}; raise it")
     root = Path(root)
-    annotations = source.read(root, split)
-    if missing := annotations.missing():
+    annotations, missing = source.read(root, split).located(root)
+    if missing:
         raise InputError(
             f"{annotations.origin}: expected every image it names under {root}, found {len(missing)} missing, "
-            f"the first {annotations.image_names[missing[0]]}; {annotations.remedy}"
+            f"the first {shown(annotations.image_names[missing[0]])}; {annotations.remedy}"
         )
+    for remark in annotations.remarks:
+        _LOG.warning("%s", remark)
+    if annotations.wordless:
+        _LOG.warning("%s", annotations.left_out())
     captions = tuple(clean_caption(caption, max_words) for caption in annotations.captions)
     image_of_text = torch.tensor(annotations.image_of_text)
     image_names, places = annotations.image_names, annotations.places

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from ptmst.data.annotations import SPLITS, Source
 from ptmst.data.karpathy import Karpathy, KarpathyFile
@@ -62,23 +64,32 @@ SOURCES = {
 }
 """Data sets by name."""
 FORMS: dict[str, Callable[[str], Source]] = {
-    "csv": lambda path: Table("csv", path),
-    "tsv": lambda path: Table("tsv", path),
-    "jsonl": lambda path: Table("jsonl", path),
+    "csv": partial(Table, "csv"),
+    "tsv": partial(Table, "tsv"),
+    "jsonl": partial(Table, "jsonl"),
     "wds": Shards,
     "parquet": Parquet,
 }
 """Files of a user's own, by what stands before the colon in csv:PATH."""
+_WITH_COLUMNS = ("csv", "tsv", "jsonl", "parquet")
 
 
-def source_of(name: str) -> Source:
+def source_of(name: str, image_column: str | None = None, caption_column: str | None = None) -> Source:
     """The data set of that name: a key of SOURCES, csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB or parquet:GLOB.
 
-    Raises InputError for a name that is none of them.
+    Raises InputError for a name that is none of them, and for columns where there are none.
     """
     form, _, path = name.partition(":")
+    columns = {"image_column": image_column, "caption_column": caption_column}
+    chosen = {setting: column for setting, column in columns.items() if column is not None}
+    if chosen and form not in _WITH_COLUMNS:
+        raise InputError(
+            f"{' and '.join(chosen)}: expected data of {', '.join(_WITH_COLUMNS)}, found {name}, which has no columns; "
+            "leave it out"
+        )
     if form in FORMS and path:
-        return FORMS[form](path)
+        source = FORMS[form](path)
+        return replace(source, **chosen) if chosen else source  # type: ignore[type-var]
     return SOURCES[known(name, tuple(SOURCES), "data set", "parquet:GLOB, csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB")]
 
 

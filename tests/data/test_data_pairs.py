@@ -229,7 +229,7 @@ def test_broken_annotations_are_told_apart(three: Path, entries: object, message
 
 def test_bytes_that_are_not_utf8_are_named(three: Path) -> None:
     (three / "flickr30k_train.json").write_bytes(b'["\xff"]')
-    with pytest.raises(InputError, match=r"found bytes that are not UTF-8 at offset 2"):
+    with pytest.raises(InputError, match=r"expected text in UTF-8, found other bytes at offset 2"):
         load_pairs("flickr30k", three)
 
 
