@@ -79,7 +79,7 @@ class DataConfig:
     """Where the image-text pairs are and how they are read."""
 
     name: str = "scenes"
-    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB, parquet:GLOB."""
+    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, {csv,tsv,jsonl}:PATH, or {wds,parquet}:GLOB."""
     root: Path | None = field(default=None, metadata=_PASSING)
     """Folder of annotations and images; none = data/NAME, or the current folder for files of your own (csv: …)."""
     image_size: int | None = None
@@ -164,6 +164,12 @@ class TeachConfig:
     """Learning rate of the experts."""
     batch_size: int = 128
     """Real pairs per batch."""
+    drop_last: bool = False
+    """Leave out the last batch of an epoch where it is not full, as published."""
+    augment: bool = False
+    """Random crops, flips and RandAugment of the images, as published: every epoch decodes all images."""
+    dropout: float = 0.0
+    """Dropout in the projection heads; published: 0.1."""
     temperature: float = TEMPERATURE
     """Divisor of the cosine similarities."""
     endpoints: Endpoints = (5, 7, 10)
@@ -185,6 +191,8 @@ class TeachConfig:
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "experts", "epochs", "lr", "batch_size", "temperature")
         yield from _at_least(self, 0, "seed")
+        if not 0 <= self.dropout < 1:
+            yield f"dropout: expected at least 0 and below 1, found {self.dropout}; published: 0.1"
         for k in self.kept_endpoints:
             if not 1 <= k <= self.epochs:
                 yield f"endpoints: expected epochs in 1..{self.epochs}, found {k}; lower it or raise epochs"

@@ -59,7 +59,7 @@ class DataCheck(Command):
     )
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
-    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, or csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB, parquet:GLOB."""
+    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, {csv,tsv,jsonl}:PATH, or {wds,parquet}:GLOB."""
     root: Path | None = None
     """Folder of annotations and images; none = data/NAME, or the current folder for files of your own (csv: …)."""
     image_column: str | None = None
