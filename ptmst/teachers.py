@@ -13,9 +13,11 @@ from torch import Tensor
 from ptmst import kernels, schema
 from ptmst.config import Coding, TeachConfig
 from ptmst.data import Pairs, image_batches, load_split
+from ptmst.data.augment import Views
 from ptmst.engine.derivatives import why_not_differentiable
 from ptmst.errors import Diverged, InputError
 from ptmst.recipe import TOWER, Recipe
+from ptmst.students.heads import dropout
 from ptmst.students.image_towers import prepared, warn_of_random_weights
 from ptmst.students.losses import contrastive_logits, hard_label_loss
 from ptmst.students.student import Student
@@ -100,11 +102,13 @@ def _train(
     tower: TextTower,
     device: torch.device,
 ) -> None:
-    steps = -(-len(pairs) // config.batch_size)
+    steps = len(_batches(torch.arange(len(pairs)), config))
     texts = embed_captions(tower, pairs.captions, device).to(device)
     done = len(store) * config.epochs
     with progress.bar("teach", done + len(missing) * config.epochs, done) as bar:
-        if not pairs.fits_in_memory:
+        if config.augment:
+            bar.note("augmented: images are decoded, and seen differently, in every epoch")
+        elif not pairs.fits_in_memory:
             bar.note("the decoded images are more than half of the free memory: decoding them again in every epoch")
         for number in missing:
             student = store.student((config.seed, "expert", number)).to(device)
@@ -142,19 +146,30 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
 
     yield Epoch(0, theta, float("nan"))
     for epoch in range(config.epochs):
-        order = torch.randperm(len(pairs), generator=generator(config.seed, "expert", number, epoch))
-        batches = image_batches(pairs, pairs.image_of_text[order].split(config.batch_size), theta.device)
+        key = (config.seed, "expert", number, epoch)
+        order = _batches(torch.randperm(len(pairs), generator=generator(*key)), config)
+        if config.augment:
+            batches = image_batches(Views(pairs, *key), order, theta.device)
+        else:
+            batches = image_batches(pairs, (pairs.image_of_text[index] for index in order), theta.device)
         losses = []
-        for index, images in zip(order.to(theta.device).split(config.batch_size), batches, strict=True):
-            leaf = theta.detach().requires_grad_()
-            loss = loss_of(leaf, images, texts[index])
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            kernels.flat_sgd_(theta, gradient, lr, student.layers.offsets, student.layers.groups)
-            losses.append(loss.detach())
+        with dropout(student.modules, config.dropout, generator(*key, "dropout")):
+            for index, images in zip(order, batches, strict=True):
+                leaf = theta.detach().requires_grad_()
+                loss = loss_of(leaf, images, texts[index.to(theta.device)])
+                (gradient,) = torch.autograd.grad(loss, leaf)
+                kernels.flat_sgd_(theta, gradient, lr, student.layers.offsets, student.layers.groups)
+                losses.append(loss.detach())
         mean = torch.stack(losses).mean().item()
         if not torch.isfinite(theta).all():
             raise Diverged(f"expert {number}, epoch {epoch + 1}: the loss is {mean} at lr {config.lr}; lower teach lr")
         yield Epoch(epoch + 1, theta, mean)
+
+
+def _batches(order: Tensor, config: TeachConfig) -> tuple[Tensor, ...]:
+    """The pairs of each step of an epoch."""
+    batches = order.split(config.batch_size)
+    return batches[:-1] if config.drop_last and len(batches[-1]) < config.batch_size else batches
 
 
 def _new_store(config: TeachConfig, recipe: Recipe, device: torch.device) -> TrajectoryStore:

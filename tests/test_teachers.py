@@ -22,6 +22,7 @@ from oracles import relative_error
 from ptmst import teachers
 from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, TeachConfig
 from ptmst.data import Pairs, load_pairs, write_scenes
+from ptmst.data.augment import Views
 from ptmst.data.sampling import random_subset
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.baselines import random_pairs
@@ -157,6 +158,64 @@ def test_an_expert_is_a_plain_training_loop(config: TeachConfig, batch: int, fro
         assert epoch.loss == pytest.approx(loss, rel=1e-5, nan_ok=True)
         assert number == 0 or relative_error(epoch.theta - start, theta - start) <= 1e-5
     assert torch.equal(student.flatten(), start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_expert_as_published_sees_views_through_dropout(config: TeachConfig, frozen: bool) -> None:
+    """Against a plain loop with the same views and masks: every head drops, and the last batch is left out."""
+    encoder = replace(ENCODER, freeze_tower=frozen)
+    config = replace(config, batch_size=20, encoder=encoder, augment=True, dropout=0.25, drop_last=True, epochs=2)
+    pairs, texts = train_pairs(config)
+    student = make_student(encoder, IMAGE, TEXT_WIDTH, (0, "expert", 1))
+    image, text = plain_modules(student)
+    *found, last = [(e.number, e.theta.clone(), e.loss) for e in train_on_pairs(student, pairs, texts, config, 1)]
+
+    parameters = [p for module in (image, text) for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=config.lr)
+
+    def head(module: nn.Module, inputs: Tensor, draws: torch.Generator) -> Tensor:
+        projected = module.projection(inputs)
+        out = module.fc(module.gelu(projected))
+        return module.norm(out * (torch.rand(out.shape, generator=draws) >= 0.25) / 0.75 + projected)
+
+    for epoch in range(2):
+        key = (config.seed, "expert", 1, epoch)
+        order = torch.randperm(len(pairs), generator=generator(*key))
+        draws, losses = generator(*key, "dropout"), []
+        for first in range(0, len(order) - 19, 20):
+            index = order[first : first + 20]
+            seen = Views(pairs, *key).pixels(index) / 255
+            images = (seen - torch.tensor(pairs.mean).view(3, 1, 1)) / torch.tensor(pairs.std).view(3, 1, 1)
+            z = head(image[1], image[0](images), draws) if frozen else image(images)
+            y = head(text, texts[index], draws)
+            logits = F.normalize(z, dim=1) @ F.normalize(y, dim=1).T / config.temperature
+            own = torch.arange(20)
+            loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert len(losses) == 2
+        theta = torch.cat([p.detach().flatten() for p in parameters])
+        _, expected, mean = [*found, last][epoch + 1]
+        assert relative_error(expected, theta) <= 1e-6 and mean == pytest.approx(np.mean(losses), rel=1e-5)
+    # Nothing of it stays with the student.
+    theta = student.flatten()
+    assert torch.equal(student.embed_texts(theta, texts[:2]), student.embed_texts(theta, texts[:2]))
+
+
+@pytest.mark.slow
+def test_experts_as_published_are_resumed_to_the_bit(config: TeachConfig, tmp_path: Path) -> None:
+    config = replace(config, augment=True, dropout=0.1, drop_last=True)
+    whole = train_teachers(replace(config, out=tmp_path / "whole")).path
+    train_teachers(replace(config, experts=1))
+    train_teachers(config)
+    assert contents(config.out) == contents(whole)
+    plain = tensors(train_teachers(replace(config, out=tmp_path / "plain", augment=False)).path)
+    assert plain["expert-000.safetensors"] != tensors(whole)["expert-000.safetensors"]
+    with pytest.raises(InputError, match=r"augment: True in the store, False asked for"):
+        train_teachers(replace(config, augment=False))
 
 
 @pytest.mark.slow

@@ -5,27 +5,41 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ptmst.data.pairs import Pairs
 from ptmst.support import devices
 
 IMAGES_AT_ONCE = 256
 """Images that are embedded at a time where nothing is trained."""
 
 
-def image_batches(pairs: Pairs, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Normalized images, float32 [B, 3, H, W] on `device`, of each of several image indices int64 [B], in their order.
+class Images(Protocol):
+    """Where batches come from: the images of `Pairs`, or views of them."""
 
-    They are `pairs.images` to the bit, but cross to the device as uint8 and are normalized there. As long as images
-    have to be decoded, a thread does so for the next batch while the one before it is used.
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing has to be decoded."""
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] on the CPU, for indices int64 [B]."""
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """float32 images of pixels uint8 [..., 3, H, W], on the device where those are."""
+
+
+def image_batches(images: Images, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Normalized images, float32 [B, 3, H, W] on `device`, of each of several indices int64 [B], in their order.
+
+    They cross to the device as uint8 and are normalized there. As long as images have to be decoded, a thread does so
+    for the next batch while the one before it is used.
 
     Raises InputError in place of the batch with a file that is not a whole, readable image, and names the file.
     """
-    for pixels in map(pairs.pixels, indices) if pairs.in_memory else _ahead(pairs.pixels, indices):
-        yield pairs.normalized(devices.sent(pixels, device))
+    for pixels in map(images.pixels, indices) if images.in_memory else _ahead(images.pixels, indices):
+        yield images.normalized(devices.sent(pixels, device))
 
 
 def _ahead(read: Callable[[Tensor], Tensor], indices: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ptmst.config import EncoderConfig
 from ptmst.students.image_towers import image_tower
 from ptmst.students.student import Student
+from ptmst.support.devices import sent
 from ptmst.support.seeds import seeded
 
 
@@ -26,6 +30,26 @@ class ProjectionHead(nn.Module):
         projected = self.projection(embeds)
         out: Tensor = self.norm(self.fc(self.gelu(projected)) + projected)
         return out
+
+
+@contextmanager
+def dropout(modules: Iterable[nn.Module], p: float, draws: torch.Generator) -> Iterator[None]:
+    """Drop outputs of `fc` in each projection head among the modules with probability `p`, as the published do.
+
+    For training only: every call draws other masks, on the host, so that they are the same on every device.
+    """
+
+    def dropped(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+        kept = torch.rand(out.shape, generator=draws) >= p
+        return out * sent(kept, out.device) / (1 - p)
+
+    heads = [module for module in modules if isinstance(module, ProjectionHead)] if p else []
+    hooks = [head.fc.register_forward_hook(dropped) for head in heads]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def make_student(

@@ -56,6 +56,7 @@ def test_a_row_is_the_papers(name: str) -> None:
     assert found.distill == expected
     teach = found.teach
     assert (teach.experts, teach.epochs, teach.lr, teach.batch_size) == (20, 10, 0.1, 128)
+    assert (teach.augment, teach.dropout, teach.drop_last) == (True, 0.1, True)
     assert (teach.data.name, teach.data.image_size) == (name.split("-")[0], 224)
     assert {phase.endpoint for phase in phases} <= set(teach.kept_endpoints)
     assert (teach.encoder.image_tower, teach.encoder.text_tower) == (
