@@ -60,6 +60,7 @@ def decode(place: Place, path: Path) -> Picture:
             # From here to twice as many PIL itself only warns.
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}×{image.height}")
+            _refuse_incomplete(image, content)
             stored, drawn = _orientation(image), _drawn(image)
             image.load()
             upright = _rgb(image, profile or image.info.get("icc_profile"))
@@ -101,6 +102,26 @@ def _what_instead(content: bytes) -> str:
     if kind in ("HEIC", "AVIF", "JPEG XL", "SVG", "PDF", "PostScript"):
         return f"{kind}, which Pillow does not read here; convert it to JPEG or PNG"
     return f"{kind or 'no kind of image'}; replace the file"
+
+
+def _refuse_incomplete(image: Image.Image, content: bytes) -> None:
+    """Raise _Unreadable where PIL would guess what a broken file lacks."""
+    if image.format == "GIF" and not _is_in_blocks(content):
+        raise _Unreadable("a whole image, found bytes between the blocks of a GIF; replace the file")
+    if image.format == "TIFF" and _PHOTOMETRIC not in getattr(image, "tag_v2", {}):
+        raise _Unreadable("a whole image, found a TIFF that does not say what its values mean; replace the file")
+
+
+def _is_in_blocks(content: bytes) -> bool:
+    """Whether only whole extensions are before the first frame of a GIF."""
+    palette = 3 << (content[10] & 7) + 1 if content[10] & 0x80 else 0
+    at = 13 + palette
+    while content[at : at + 1] == b"!":
+        at += 2
+        while at < len(content) and content[at]:
+            at += content[at] + 1
+        at += 1
+    return content[at : at + 1] == b","
 
 
 def _orientation(image: Image.Image) -> int:

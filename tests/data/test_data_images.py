@@ -469,6 +469,22 @@ def test_a_png_with_damaged_pixels_is_refused(summed: bool) -> None:
     assert len(refusals) >= end - start - 4 - summed
 
 
+def test_a_gif_with_a_shifted_palette_is_refused() -> None:
+    """PIL looks for the next block."""
+    whole = saved(DRAW.integers(0, 256, (5, 4), dtype=np.uint8), "GIF", comment=b"," * 300)
+    assert len(seen(whole))
+    with pytest.raises(InputError, match=f"^{PATH}: expected a whole image, found bytes between the blocks of a GIF"):
+        look(whole[:40] + b"x" + whole[40:])
+
+
+def test_a_tiff_that_does_not_say_whether_zero_is_black_is_refused() -> None:
+    whole = saved(DRAW.integers(0, 256, (5, 4), dtype=np.uint8), "TIFF")
+    tag = struct.pack("<HH", 262, 3)
+    assert whole.count(tag) == 1
+    with pytest.raises(InputError, match=f"^{PATH}: expected a whole image, found a TIFF that does not say what its"):
+        look(whole.replace(tag, struct.pack("<HH", 261, 3)))
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
