@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.baselines import Gradients, Waste, double_backward, unrolled
 from bench.cases import Case
 from ptmst import OuterStep, Student, SyntheticPairs
+from ptmst.config import EncoderConfig
 from ptmst.students.heads import ProjectionHead
-from ptmst.students.image_towers import ConvNet
+from ptmst.students.image_towers import image_tower
 from ptmst.students.losses import student_loss
 from ptmst.synthetic.soft_labels import FullSimilarity
 from ptmst.trajectories.shortcut import Displacement, Shortcut
@@ -53,16 +53,11 @@ class Setting:
 
 
 def build_tower(name: str, size: int) -> tuple[nn.Module, int]:
-    """The tower and the width of its features."""
-    if name.startswith("convnet-"):
-        width = int(name.removeprefix("convnet-"))
-        return ConvNet(width), 4 * width
-    import timm
-
-    timm.layers.set_fused_attn(False)
-    sized: dict[str, Any] = {"img_size": size} if name.startswith("vit") else {}
-    tower: Any = timm.create_model(name, num_classes=0, **sized).eval()
-    return tower, tower.num_features
+    """The tower that a command makes of that name and size, and the width of its features."""
+    kind, _, width = name.partition("-")
+    if kind == "convnet":
+        return image_tower(EncoderConfig(image_width=int(width)), size)
+    return image_tower(EncoderConfig(image_tower=f"timm:{name}"), size)
 
 
 @cache

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from math import gcd
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +22,7 @@ from ptmst.config import Channels, DataConfig, EncoderConfig
 from ptmst.data import MEAN, STD
 from ptmst.errors import InputError
 from ptmst.schema import nearest
-from ptmst.support import files
+from ptmst.support import files, kinds
 from ptmst.support.published import load_published
 from ptmst.support.seeds import seeded
 
@@ -60,7 +64,7 @@ def image_tower(
         if config.image_tower == "convnet":
             tower: nn.Module = ConvNet(config.image_width)
         elif kind == "timm":
-            tower = _timm_tower(name)
+            tower = _timm_tower(name, image_size)
         elif kind == "open_clip":
             tower = OpenClipImages(name)
         else:
@@ -68,16 +72,20 @@ def image_tower(
     if weights is not None:
         load_weights(tower, weights, "warmed-up tower")
     elif config.image_weights is not None:
-        load_weights(tower, _read_weights(config.image_weights), config.image_weights)
+        own = read_weights(config.image_weights, "the image tower")
+        if kind == "timm" and _img_size(name, image_size):
+            own = _resampled(own, tower)
+        load_weights(tower, own, config.image_weights)
     # Norms with running statistics stay frozen: with batch statistics the loss would be no function of θ alone.
     tower.eval()
     try:
         with torch.no_grad():
             features = tower(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except _REFUSALS as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
             f"image_tower {config.image_tower}: does not take images of {image_size}×{image_size} "
-            f"({str(error).splitlines()[0]}); choose one that does, or teach at its own data.image_size"
+            f"({reason}); choose one that does, or teach at its own data.image_size"
         ) from error
     if not isinstance(features, Tensor) or features.ndim != 2:
         found = tuple(features.shape) if isinstance(features, Tensor) else f"{len(features)} outputs"
@@ -147,25 +155,106 @@ def _channels(values: Sequence[float]) -> Channels:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path | str) -> None:
-    """Load a state dict; layers of a classifier that the module lacks are passed over, missing ones refused."""
+    """Load a state dict; layers of a classifier that the module lacks are passed over, missing ones refused.
+
+    What DataParallel, torch.compile or Lightning put before the names is left out. Raises InputError.
+    """
     known = module.state_dict()
-    wrong = [k for k, v in known.items() if k not in weights or weights[k].shape != v.shape]
+    named = _named_as(known, weights)
+    wrong = [k for k, v in known.items() if k not in named or named[k].shape != v.shape]
     if wrong:
-        found = tuple(weights[wrong[0]].shape) if wrong[0] in weights else "nothing"
+        found = tuple(named[wrong[0]].shape) if wrong[0] in named else "nothing"
         raise InputError(
             f"{source}: expected weights of this tower, found {found} for {wrong[0]} {tuple(known[wrong[0]].shape)} "
             f"({len(wrong)} such layers); name the tower these weights belong to"
         )
-    module.load_state_dict({k: weights[k] for k in known})
+    if broken := [k for k, v in known.items() if v.is_floating_point() and not bool(named[k].isfinite().all())]:
+        raise InputError(f"{source}: expected numbers, found NaN or infinity in {broken[0]}; fetch the file again")
+    module.load_state_dict({k: named[k] for k in known})
 
 
-def _timm_tower(name: str) -> nn.Module:
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
+"""Keys of a training checkpoint under which its model may lie."""
+_PREFIXES = (re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\."), re.compile(r"^model\."))
+"""Of DataParallel and torch.compile, which may also wrap a part; of Lightning."""
+
+
+def _named_as(known: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights by the names of a module, wherever these are found behind a prefix."""
+    for prefix in _PREFIXES:
+        plain = {name if name in known else prefix.sub("", name): value for name, value in weights.items()}
+        if len(plain) == len(weights):  # two of one name are told as what lacks
+            weights = plain
+    return weights
+
+
+def read_weights(path: Path, of: str) -> Mapping[str, Tensor]:
+    """The tensors of a state dict, as safetensors or as torch.save writes them, alone or in a training checkpoint.
+
+    Raises InputError where there is none, or a file that is damaged, would run code or is a pointer of Git LFS.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: expected weights of {of}, found no such file; check the path")
+    refuse_pointer(path, f"weights of {of}")
+    loaded: Any = files.read_tensors(path) if path.suffix == ".safetensors" else load_published(path)
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if inner is None:
+            return {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
+        loaded = inner
+    return {}
+
+
+def refuse_pointer(path: Path, expected: str) -> None:
+    """Raises InputError for a file that Git LFS left a pointer in place of."""
+    with open(path, "rb") as file:
+        if kinds.kind_of(file.read(kinds.HEAD)) == kinds.LFS_POINTER:
+            raise InputError(f"{path}: expected {expected}, found {kinds.LFS_POINTER}; fetch it with git lfs pull")
+
+
+def _timm_tower(name: str, image_size: int) -> nn.Module:
     import timm
 
     _refuse_unknown_timm(name)
     _plain_timm_attention()
-    tower: nn.Module = timm.create_model(name, num_classes=0)
+    tower: nn.Module = timm.create_model(name, num_classes=0, **_img_size(name, image_size))
     return tower
+
+
+@cache
+def _img_size(name: str, size: int) -> dict[str, int]:
+    """What tells a timm model that its images are of another size than its own; nothing where it need not know.
+
+    Nor where it cannot be told, for which its forward pass has a reason.
+    """
+    import timm
+
+    own = timm.get_pretrained_cfg(name)
+    if own is None or not own.fixed_input_size or own.input_size[1:] == (size, size):
+        return {}
+    told = {"img_size": size}
+    with seeded(0, "tower"), torch.no_grad():
+        for settings in ({}, told):
+            try:
+                tower = timm.create_model(name, num_classes=0, **settings).eval()
+                tower(torch.zeros(1, 3, size, size))
+            except _REFUSALS:
+                continue
+            # Told of such a size, some leave a margin of the image out.
+            patches = getattr(getattr(tower, "patch_embed", None), "patch_size", ())
+            return {} if any(size % patch for patch in patches) else settings
+    return {}
+
+
+_REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError)
+"""What towers raise for images of a size that they do not take."""
+
+
+def _resampled(weights: Mapping[str, Tensor], tower: nn.Module) -> Mapping[str, Tensor]:
+    """Weights of a timm model's own size for `tower`, which takes another, as timm itself resamples positions."""
+    convert = getattr(sys.modules[type(tower).__module__], "checkpoint_filter_fn", None)
+    named = _named_as(tower.state_dict(), weights)
+    return named if convert is None else convert(dict(named), tower)
 
 
 def _refuse_unknown_timm(name: str) -> None:
@@ -219,11 +308,3 @@ def _plain_timm_attention() -> None:
     import timm
 
     timm.layers.set_fused_attn(False)
-
-
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"{path}: expected weights of the image tower, found no such file; check the path")
-    loaded = files.read_tensors(path) if path.suffix == ".safetensors" else load_published(path)
-    weights = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return {k: v for k, v in weights.items() if isinstance(v, Tensor)} if isinstance(weights, dict) else {}

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ptmst.config import EncoderConfig
 from ptmst.errors import InputError
-from ptmst.students.image_towers import refuse_unknown_open_clip
+from ptmst.students.image_towers import load_weights, read_weights, refuse_pointer, refuse_unknown_open_clip
 from ptmst.support import devices, files, folders, progress
 from ptmst.support.seeds import seeded
 
 CPU = torch.device("cpu")
 _AT_ONCE = 256
 """Captions."""
+_AROUND = 8
+"""Tokens that a tokenizer may put around a caption."""
+_LOG = logging.getLogger(__name__)
 
 
 class TextTower(Protocol):
@@ -52,9 +56,21 @@ def text_tower(config: EncoderConfig) -> TextTower:
     raise InputError(f"text_tower: expected hashed, hf:NAME or open_clip:NAME, found {config.text_tower}; fix the name")
 
 
+# Scripts that put no space between words: Han, kana, Thai, Lao, Khmer, Burmese.
+_UNSPACED = (
+    "\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    "\U00020000-\U0003ffff\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ebd\u0ec0-\u0ecd\u1780-\u17d3\u1000-\u103f"
+)
+_TERM = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]{{2,}}"
+"""A character of those, or a word of two letters and more of any other."""
+
+
 @dataclass(frozen=True)
 class HashedText:
-    """Words and bigrams hashed to D signed counts, scaled to norm √D: no weights, no download."""
+    """Words and bigrams hashed to D signed counts, scaled to norm √D: no weights, no download.
+
+    In scripts that put no space between words, characters and pairs of them.
+    """
 
     width: int
 
@@ -65,8 +81,8 @@ class HashedText:
     def embed(self, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        counts = HashingVectorizer(n_features=self.width, ngram_range=(1, 2), norm="l2").transform(captions)
-        embeds: Tensor = torch.from_numpy(counts.toarray()).float()
+        terms = HashingVectorizer(n_features=self.width, ngram_range=(1, 2), norm="l2", token_pattern=_TERM)
+        embeds: Tensor = torch.from_numpy(terms.transform(captions).toarray()).float()
         return embeds * sqrt(self.width)
 
 
@@ -74,21 +90,44 @@ class _TextModel(ABC):
     """A frozen text model of torch. It is on the CPU except while it embeds captions."""
 
     width: int
+    _name: str
     _model: Any
+    _length: int | None
+    """Tokens after which a caption is cut; none = never."""
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
         embeds = torch.empty(len(captions), self.width)
+        cut = 0
         try:
             self._model.to(device)
             with devices.arithmetic("fp32"), progress.bar("embed captions", len(captions)) as bar:
                 for some in chunks(captions, device):
-                    embeds[some] = self._embed([captions[i] for i in some], device).float().to(CPU)
+                    these = [captions[i] for i in some]
+                    embeds[some] = self._embed(these, device).float().to(CPU)
+                    cut += self._longer(these)
                     bar.advance(steps=len(some))
         finally:
             # What is trained next wants the device's memory.
             self._model.to(CPU)
+        if cut:
+            _LOG.warning(
+                "text_tower %s: %s of %s captions have more than %d tokens and were cut there",
+                *(self._name, f"{cut:,}", f"{len(captions):,}", self._length),
+            )
         return embeds
+
+    def _longer(self, captions: Sequence[str]) -> int:
+        """How many captions have more tokens than are read."""
+        if self._length is None:
+            return 0
+        # A token is a byte at least, so most need not be counted twice.
+        long = [text for text in captions if len(text.encode("utf-8", "replace")) + _AROUND > self._length]
+        return sum(self._is_longer(text) for text in long)
+
+    @abstractmethod
+    def _is_longer(self, caption: str) -> bool:
+        """Whether a caption has more than `_length` tokens."""
 
     @abstractmethod
     def _embed(self, captions: list[str], device: torch.device) -> Tensor:
@@ -107,70 +146,239 @@ def chunks(captions: Sequence[str], device: torch.device) -> list[list[int]]:
     return [order[first : first + _AT_ONCE] for first in range(0, len(order), _AT_ONCE)]
 
 
+@dataclass(frozen=True)
+class Pooling:
+    """How the last layer's tokens of a caption become an embedding."""
+
+    tokens: Literal["cls", "mean", "max", "mean_sqrt_len"] = "cls"
+    normalized: bool = False
+    lower: bool = False
+    """Whether captions are made lower-case first."""
+    length: int | None = None
+    """Most tokens that are read."""
+    folder: str = ""
+    """Where the model itself is, below the folder that says this."""
+
+    def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
+        """States [B, tokens, D] and which of them are a caption's [B, tokens] → [B, D]."""
+        if self.tokens == "cls":
+            pooled = states[:, 0]
+        elif self.tokens == "max":
+            pooled = states.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
+        else:
+            count = mask.sum(1, keepdim=True).clamp(min=1).to(states)
+            total = (states * mask[..., None].to(states)).sum(1)
+            pooled = total / (count if self.tokens == "mean" else count.sqrt())
+        return F.normalize(pooled, dim=1) if self.normalized else pooled
+
+
 class HuggingFaceText(_TextModel):
     """A transformers model from the hub or a local folder.
 
-    An embedding is the last layer's first token (CLS) of an encoder such as BERT, and the projected text feature of a
-    model of images and texts such as CLIP.
+    An embedding is the projected text feature of a model of images and texts such as CLIP. Of an encoder such as BERT
+    it is the last layer's first token (CLS), or what the folder itself asks for, as those of sentence-transformers do.
     """
 
     def __init__(self, name: str) -> None:
         try:
-            from transformers import AutoModel, AutoTokenizer
+            import transformers
         except ImportError as error:
             raise InputError("text_tower hf: expected transformers, found none; pip install 'ptmst[hf]'") from error
+        self._name = f"hf:{name}"
+        for file in (file for pattern in ("*", "*/*") for file in Path(name).glob(pattern) if file.is_file()):
+            refuse_pointer(file, f"a part of text_tower {self._name}")
         try:
+            self._pooling = _pooling(name)
+            # Nothing is asked of the user, and no code of the folder runs.
+            where: dict[str, Any] = {"trust_remote_code": False, "subfolder": self._pooling.folder}
+            config, _ = transformers.PretrainedConfig.get_config_dict(name, subfolder=self._pooling.folder)
             # Layers that the weights lack, such as a pooler, are drawn: alike each time, for the fingerprint's sake.
             with seeded(0, "text tower"):
-                self._tokenizer = AutoTokenizer.from_pretrained(name)
-                self._model = AutoModel.from_pretrained(name).eval()
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"text_tower hf:{name}: cannot be loaded ({reason}); name a model or a folder") from error
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
+                self._model, found = transformers.AutoModel.from_pretrained(name, output_loading_info=True, **where)
+        except InputError:
+            raise
+        except Exception as error:  # transformers raises many kinds for what lacks, or is damaged or another model's
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise InputError(
+                f"text_tower {self._name}: cannot be loaded ({reason}); name a model or a folder"
+            ) from error
+        # Weights may be stored in half; captions are embedded in float32.
+        self._model = self._model.eval().float()
         self._has_images = hasattr(self._model, "get_text_features")
-        config = self._model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
-        # A tokenizer saved without its model's length would pass captions on that are too long.
-        self._length = min(self._tokenizer.model_max_length, positions) if positions else None
-        self.width = self._probed_width(name)
-        self.fingerprint = f"hf:{weights_hash(self._model)}"
+        self._refuse_lacking_layers(found)
+        lengths = (self._tokenizer.model_max_length, self._pooling.length, _positions(self._model))
+        # A tokenizer saved without its model's length names one that no caption has.
+        known = [length for length in lengths if length is not None and 0 < length < _NO_LENGTH]
+        self._length = min(known) if known else None
+        self.width = self._probed_width()
+        words = self._tokenizer.get_vocab()
+        self._refuse_lacking_words(words)
+        parts = {
+            "weights": weights_hash(self._model),
+            "config": _decisive(config),
+            "words": sorted(words.items()),
+            "tokens": self._tokenizer(_PROBES)["input_ids"],
+            "length": self._length,
+            "pooling": None if self._has_images else [self._pooling.tokens, self._pooling.normalized],
+            "lower": self._pooling.lower,
+        }
+        self.fingerprint = f"hf:{files.sha256(json.dumps(parts, sort_keys=True).encode())}"
 
     def _embed(self, captions: list[str], device: torch.device) -> Tensor:
         # SigLIP pools the last position, which must not depend on the other captions.
         padding = "max_length" if self._has_images else "longest"
         tokens = self._tokenizer(
-            captions,
+            self._as_read(captions),
             padding=padding,
-            truncation=True,
+            truncation=self._length is not None,
             max_length=self._length,
             # A caption is one text, for which models that tell two apart take zeros; others may know no such argument.
             return_token_type_ids=False,
             return_tensors="pt",
         ).to(device)
         if not self._has_images:
-            first: Tensor = self._model(**tokens).last_hidden_state[:, 0]
-            return first
+            return self._pooling(self._model(**tokens).last_hidden_state, tokens["attention_mask"])
         output = self._model.get_text_features(**tokens)
         pooled: Tensor = getattr(output, "pooler_output", output)
         return pooled
 
+    def _as_read(self, captions: list[str]) -> list[str]:
+        return [caption.lower() for caption in captions] if self._pooling.lower else captions
+
+    def _is_longer(self, caption: str) -> bool:
+        (text,) = self._as_read([caption])
+        return self._length is not None and len(self._tokenizer(text, verbose=False)["input_ids"]) > self._length
+
     @torch.no_grad()
-    def _probed_width(self, name: str) -> int:
+    def _probed_width(self) -> int:
         """D. Raises InputError where captions that begin alike are embedded alike, or none can be."""
         try:
             short, long = self._embed(["a photo", "a photo of two dogs"], CPU).float()
         except Exception as error:  # whatever a model makes of being called as another kind
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"text_tower hf:{name}: expected an encoder such as BERT or a model such as CLIP, found one that does "
-                f"not embed a caption ({reason}); choose another"
+                f"text_tower {self._name}: expected an encoder such as BERT or a model such as CLIP, found one that "
+                f"does not embed a caption ({reason}); choose another"
             ) from error
         if torch.allclose(short, long, rtol=0, atol=1e-6):
             raise InputError(
-                f"text_tower hf:{name}: expected an encoder whose first token sees the whole caption, found one that "
-                f"reads from left to right ({self._model.config.model_type}); choose another"
+                f"text_tower {self._name}: expected an encoder whose first token sees the whole caption, found one "
+                f"that reads from left to right ({self._model.config.model_type}); choose another"
             )
         return len(short)
+
+    def _refuse_lacking_layers(self, found: Mapping[str, Any]) -> None:
+        # A pooler is not used, nor the images' side of a model of both, nor what scales their products.
+        unused = ("vision", "visual", "logit") if self._has_images else ("pooler",)
+        names = sorted(str(name) for name in found["missing_keys"])
+        if lacking := [name for name in names if not any(part in name for part in unused)]:
+            raise InputError(
+                f"text_tower {self._name}: expected weights of every layer, found none for {lacking[0]} "
+                f"({len(lacking)} such layers); fetch its weights again"
+            )
+
+    def _refuse_lacking_words(self, words: Mapping[str, int]) -> None:
+        known = getattr(self._model.config.get_text_config(), "vocab_size", None)
+        if known is None:
+            return
+        if len(words) < known / 2 or max(words.values()) >= known:
+            raise InputError(
+                f"text_tower {self._name}: expected a tokenizer of the {known:,} words of its model, found one of "
+                f"{len(words):,}; fetch its tokenizer again"
+            )
+
+
+_NO_LENGTH = 10**9
+_PROBES = [
+    *(
+        "A photo of two dogs, one black and one white.",
+        "isn't it 12:30? [yes] <no>",
+        "  spaced\tout\n",
+        "",
+        "naïve Ärger",
+    ),
+    *(
+        "unbelievably well-tokenized",
+        "一只狗 で ある",
+        "한국어 текст नमस्ते ไทย",
+        "🙂👍🏽",
+        "e\u0301 é ﬁ Ⅷ ß ẞ",
+        "x" * 200,
+    ),
+]
+"""Texts whose tokens tell how a tokenizer cuts, beyond its words."""
+_NOT_DECISIVE = ("_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache")
+
+
+def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's settings that are set, without its place and origin."""
+    named = ((key, value) for key, value in config.items() if value is not None and key not in _NOT_DECISIVE)
+    return {key: _decisive(value) if isinstance(value, dict) else value for key, value in named}
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Tokens that a model has positions for; none = any number."""
+    for name, part in model.named_modules():
+        # RoBERTa and its kin count from the position after that of padding.
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            return part.num_embeddings - part.padding_idx - 1
+    config: Any = model.config
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions
+
+
+def _pooling(name: str) -> Pooling:
+    """What a folder of sentence-transformers asks for; the first token where it is none.
+
+    Raises InputError for a part that is not known.
+    """
+    modules = _json_of(name, "modules.json")
+    if not modules:
+        return Pooling()
+    kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
+    if unknown := kinds.keys() - _MODULES:
+        raise InputError(
+            f"text_tower hf:{name}: expected a model, pooling and normalization, found {min(unknown)} too, without "
+            "which its embeddings are others; choose another"
+        )
+    folder = next((path for kind, path in kinds.items() if kind in _MODULES[:2]), "")
+    about = _json_of(name, f"{folder}/sentence_bert_config.json".lstrip("/")) or {}
+    if (_json_of(name, "config_sentence_transformers.json") or {}).get("default_prompt_name"):
+        raise InputError(
+            f"text_tower hf:{name}: expected captions to be embedded as they are, found a prompt before each "
+            "(config_sentence_transformers.json); choose another"
+        )
+    asked = _json_of(name, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else {"pooling_mode": "cls"}
+    modes = [_MODES[key] for key, on in (asked or {}).items() if key in _MODES and on]
+    modes = [asked["pooling_mode"]] if asked and "pooling_mode" in asked else modes
+    if len(modes) != 1 or modes[0] not in _MODES.values():
+        raise InputError(
+            f"text_tower hf:{name}: expected one pooling of {', '.join(_MODES.values())}, found "
+            f"{' and '.join(map(str, modes)) or 'another'}; choose another"
+        )
+    length = about.get("max_seq_length")
+    return Pooling(modes[0], "Normalize" in kinds, bool(about.get("do_lower_case")), length, folder)
+
+
+_MODULES = ("Transformer", "CLIPModel", "Pooling", "Normalize")
+"""Of sentence-transformers; the first two are models."""
+_MODES: dict[str, Any] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+}
+
+
+def _json_of(name: str, file: str) -> Any:
+    """A JSON file of a folder or of the hub; None where there is none."""
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if path is None else json.loads(Path(path).read_bytes())
 
 
 class OpenClipText(_TextModel):
@@ -180,25 +388,52 @@ class OpenClipText(_TextModel):
         import open_clip
 
         refuse_unknown_open_clip("text", name)
-        if weights is not None and not weights.is_file():
-            raise InputError(f"text_weights: expected a file, found none at {weights}; check the path")
-        try:
-            with seeded(0, "text tower"):
-                self._model = open_clip.create_model(name, pretrained=str(weights) if weights else None).eval()
-        except Exception as error:  # torch.load and open_clip raise many kinds for a file of other weights, or of none
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{weights or name}: expected weights of open_clip:{name}, found a file that holds others or is "
-                f"damaged ({reason}); name the model these weights belong to"
-            ) from error
+        self._name = f"open_clip:{name}"
+        self._model = _open_clip_model(name, weights)
         self._tokenizer = open_clip.get_tokenizer(name)
         with torch.no_grad():
-            self.width = int(self._model.encode_text(self._tokenizer(["a"])).shape[-1])
-        self.fingerprint = f"open_clip:{name}:{weights_hash(self._model)}"
+            padding = self._tokenizer([""])
+            self.width = int(self._model.encode_text(padding).shape[-1])
+        self._length, self._padding = padding.shape[1], int(padding[0, -1])
+        parts = {"model": open_clip.get_model_config(name), "tokens": self._tokenizer(_PROBES).tolist()}
+        setup = files.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+        self.fingerprint = f"open_clip:{name}:{weights_hash(self._model)}:{setup}"
 
     def _embed(self, captions: list[str], device: torch.device) -> Tensor:
         embeds: Tensor = self._model.encode_text(self._tokenizer(captions).to(device))
         return embeds
+
+    def _is_longer(self, caption: str) -> bool:
+        assert self._length is not None
+        return int(self._tokenizer([caption], context_length=self._length + 1)[0, -1]) != self._padding
+
+
+def _open_clip_model(name: str, weights: Path | None) -> Any:
+    import open_clip
+
+    if weights is None:
+        with seeded(0, "text tower"):
+            return open_clip.create_model(name).eval()
+    if not weights.is_file():
+        raise InputError(f"text_weights: expected a file, found none at {weights}; check the path")
+    refuse_pointer(weights, f"weights of open_clip:{name}")
+    try:
+        return open_clip.create_model(name, pretrained=str(weights)).eval()
+    except Exception as error:  # torch.load and open_clip raise many kinds for a file of other weights, or of none
+        reason = str(error).splitlines()[0]
+    try:  # in a wrapper that open_clip does not know
+        model = open_clip.create_model(name)
+        load_weights(model, read_weights(weights, f"open_clip:{name}"), weights)
+    except InputError as error:
+        raise InputError(
+            f"{weights}: expected weights of open_clip:{name}, found a file that holds others or is "
+            f"damaged ({reason}); name the model these weights belong to"
+        ) from error
+    return model.eval()
+
+
+_CACHE_VERSION = 2
+"""To be raised where a tower of the same fingerprint embeds in another way than before."""
 
 
 def embed_captions(tower: TextTower, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
@@ -207,7 +442,7 @@ def embed_captions(tower: TextTower, captions: Sequence[str], device: torch.devi
     Raises InputError where that folder cannot be written.
     """
     # Not by the device: what one computes differs from another's by rounding, and serves all.
-    key = files.sha256(json.dumps([tower.fingerprint, *captions]).encode())
+    key = files.sha256(json.dumps([_CACHE_VERSION, tower.fingerprint, *captions]).encode())
     path = folders.cache_folder() / f"texts-{key[:32]}.safetensors"
     if path.exists():
         try:

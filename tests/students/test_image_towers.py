@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import oracles
+from bench.settings import build_tower
 from ptmst import teachers
 from ptmst.config import DataConfig, DistillConfig, EncoderConfig, Keep, KeepOrAuto, LeafRates, Phase, TeachConfig
 from ptmst.data import MEAN, STD, load_split, write_scenes
@@ -23,6 +26,7 @@ from ptmst.students import image_towers
 from ptmst.students.heads import ProjectionHead
 from ptmst.students.image_towers import image_tower, prepared
 from ptmst.students.student import Student
+from ptmst.support.seeds import seeded
 from ptmst.teachers import train_teachers
 
 pytestmark = pytest.mark.slow  # open_clip and transformers take seconds to import
@@ -100,6 +104,42 @@ def test_images_are_prepared_as_the_tower_wants_them(tower: str, size: int, of: 
     """Where an open_clip model's own weights disagree (ViT-L-14), CLIP's."""
     found = prepared(DataConfig(), EncoderConfig(image_tower=tower))
     assert (found.image_size, found.mean, found.std) == (size, *of)
+
+
+@pytest.mark.parametrize(("tower", "size"), [("test_vit", 96), ("test_vit3", 32)])
+def test_a_size_reaches_timm(tower: str, size: int, tmp_path: Path) -> None:
+    """One of them takes any images; the other has fewer positions then, resampled from weights of its own size."""
+    torch.manual_seed(4)
+    weights = timm.create_model(tower).state_dict()
+    torch.save({"model": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "w.pt")
+    config = EncoderConfig(image_tower=f"timm:{tower}")
+    found, width = image_tower(replace(config, image_weights=tmp_path / "w.pt"), size)
+    expected = timm.create_model(
+        tower, num_classes=0, img_size=size, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(weights)}
+    ).eval()
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert oracles.relative_error(found(images), expected(images)) <= 1e-5
+    again, built = image_tower(config, size)
+    first, _ = image_tower(config, size)
+    assert built == width and all(map(torch.equal, again.parameters(), first.parameters()))
+
+
+def test_a_tower_of_its_own_size_is_as_before() -> None:
+    with seeded(0, "tower"):
+        expected = timm.create_model("test_vit", num_classes=0)
+    found, _ = image_tower(EncoderConfig(image_tower="timm:test_vit"), 160)
+    assert all(map(torch.equal, found.parameters(), expected.parameters()))
+
+
+@pytest.mark.parametrize(("tower", "size"), [("test_vit", 96), ("test_resnet", 64), ("convnet-16", 32)])
+def test_what_is_benched_is_what_a_command_makes(tower: str, size: int) -> None:
+    built, width = build_tower(tower, size)
+    config = EncoderConfig(image_width=16) if tower == "convnet-16" else EncoderConfig(image_tower=f"timm:{tower}")
+    made, features = image_tower(config, size)
+    assert width == features
+    pairs = zip(built.state_dict().items(), made.state_dict().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
 def test_what_is_set_goes_before_what_the_tower_wants() -> None:

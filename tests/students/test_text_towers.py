@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,13 +20,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.utils.murmurhash import murmurhash3_32
 from torch import Tensor
 
 from oracles import relative_error
 from ptmst.config import EncoderConfig
 from ptmst.errors import InputError
+from ptmst.students import text_towers
 from ptmst.students.heads import make_student
 from ptmst.students.image_towers import ConvNet, image_tower
 from ptmst.students.text_towers import CPU, HashedText, HuggingFaceText, chunks, embed_captions, text_tower
@@ -75,7 +77,7 @@ def test_an_unknown_image_tower_is_refused(name: str, message: str) -> None:
         image_tower(EncoderConfig(image_tower=name), 32)
 
 
-@pytest.mark.parametrize(("tower", "size"), [("timm:test_vit3", 32), ("convnet", 4)])
+@pytest.mark.parametrize(("tower", "size"), [("timm:test_vit3", 40), ("timm:test_resnet", 0), ("convnet", 4)])
 def test_images_of_another_size_are_refused(tower: str, size: int) -> None:
     message = rf"image_tower {tower}: does not take images of {size}×{size} \(.+\); choose one that does, or teach"
     with pytest.raises(InputError, match=message):
@@ -89,16 +91,38 @@ def test_features_have_the_width_that_is_told(tower: str, size: int, width: int)
     assert not any(part.training for part in module.modules())
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_weights_are_loaded(tmp_path: Path, suffix: str, wrapped: bool) -> None:
+def behind(*prefixes: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    return lambda weights: {f"{''.join(prefixes)}{name}": value for name, value in weights.items()}
+
+
+WRITTEN: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
+    "plain": lambda weights: weights,
+    "in a checkpoint": lambda weights: {"state_dict": weights, "epoch": 3},
+    "under model": lambda weights: {"model": weights, "optimizer": {"state": {}, "lr": 0.1}},
+    "under model twice": lambda weights: {"model": {"state_dict": weights}},
+    "under model_state_dict": lambda weights: {"model_state_dict": weights, "loss": 0.5},
+    "by DataParallel": behind("module."),
+    "by torch.compile": behind("_orig_mod."),
+    "by both": behind("module.", "_orig_mod."),
+    "by both, otherwise": behind("_orig_mod.", "module."),
+    "Lightning's": lambda weights: {"state_dict": behind("model.")(weights), "epoch": 3},
+    "by Lightning and torch.compile": behind("model.", "_orig_mod."),
+    "of a compiled part": lambda weights: {k.replace("blocks.", "blocks._orig_mod."): v for k, v in weights.items()},
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "way"),
+    [(".pt", way) for way in WRITTEN] + [(".safetensors", way) for way in WRITTEN if way == "plain" or "by" in way[:2]],
+)
+def test_weights_are_loaded(tmp_path: Path, suffix: str, way: str) -> None:
     weights = {name: torch.randn_like(value) for name, value in ConvNet(16).state_dict().items()}
-    more = weights | {"classifier.weight": torch.zeros(3)}
+    written = WRITTEN[way](weights | {"classifier.weight": torch.zeros(3)})
     path = tmp_path / f"weights{suffix}"
-    if suffix == ".safetensors":
-        save_file(more, path)
+    if suffix == ".pt":
+        torch.save(written, path)
     else:
-        torch.save({"state_dict": more, "epoch": 3} if wrapped else more, path)
+        save_file(written, path)
     module, _ = image_tower(with_weights(path), 16)
     assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
     other, _ = image_tower(with_weights(path), 16, {name: value + 1 for name, value in weights.items()})
@@ -123,6 +147,35 @@ def test_weights_of_another_tower_are_refused(
     save_file({name: value for name, value in changed.items() if value is not None}, path)
     with pytest.raises(InputError, match=rf"other\.safetensors: expected weights of this tower, {message}; name the"):
         image_tower(with_weights(path), 16)
+
+
+def test_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    weights = ConvNet(16).state_dict()
+    weights["blocks.0.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"w\.pt: expected numbers, found NaN or infinity in blocks\.0\.weight; fetch"):
+        image_tower(with_weights(tmp_path / "w.pt"), 16)
+
+
+def test_two_of_one_name_are_no_weights(tmp_path: Path) -> None:
+    weights = ConvNet(16).state_dict()
+    torch.save(behind("module.")(weights) | behind("_orig_mod.")(weights), tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"w\.pt: expected weights of this tower, found nothing for blocks\.0\.weight"):
+        image_tower(with_weights(tmp_path / "w.pt"), 16)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_pointer_of_git_lfs_is_called_what_it_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(POINTER)
+    found = "found a Git LFS pointer; fetch it with git lfs pull$"
+    with pytest.raises(InputError, match=f"{name}: expected weights of the image tower, {found}"):
+        image_tower(with_weights(path), 16)
+    with pytest.raises(InputError, match=f"{name}: expected weights of open_clip:ViT-B-32, {found}"):
+        text_tower(EncoderConfig(text_tower="open_clip:ViT-B-32", text_weights=path))
 
 
 def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
@@ -240,6 +293,30 @@ def test_word_order_counts_by_bigrams_only() -> None:
     assert (single @ double / 4096).item() == pytest.approx(2 / sqrt(5), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("caption", "terms"),
+    [
+        ("一只红狗。", "一 只 红 狗 一+只 只+红 红+狗"),
+        ("赤い犬がボールで遊ぶ", "赤 い 犬 が ボ ー ル で 遊 ぶ 赤+い い+犬 犬+が が+ボ ボ+ー ー+ル ル+で で+遊 遊+ぶ"),
+        ("หมาแดง", "ห ม า แ ด ง ห+ม ม+า า+แ แ+ด ด+ง"),
+        ("a photo of 红狗 twice", "photo of 红 狗 twice photo+of of+红 红+狗 狗+twice"),
+        ("빨간 개 사진", "빨간 사진 빨간+사진"),
+    ],
+)
+def test_scripts_without_spaces_are_hashed_by_characters(caption: str, terms: str) -> None:
+    counts = np.zeros(64)
+    for term in terms.split():
+        number = murmurhash3_32(term.replace("+", " "), seed=0)
+        counts[abs(number) % 64] += 1 if number >= 0 else -1
+    found = HashedText(64).embed([caption])[0].numpy()
+    np.testing.assert_allclose(found, counts * 8 / np.linalg.norm(counts), rtol=1e-6, atol=1e-7)
+
+
+def test_captions_of_characters_are_alike_where_they_share_some() -> None:
+    one, like, other = HashedText(4096).embed(["一只红色的狗", "一只白色的狗", "城市夜景"])
+    assert one @ like > 0.5 * 4096 and abs(one @ other) < 0.1 * 4096
+
+
 def test_hashed_text_names_itself() -> None:
     tower = text_tower(EncoderConfig(text_width=24))
     assert tower.width == 24 and tower.embed(CAPTIONS).shape == (3, 24)
@@ -302,6 +379,14 @@ def test_another_tower_is_another_entry() -> None:
     glued = Counting(f"counting:1\n{CAPTIONS[0]}")
     embed_captions(glued, CAPTIONS[1:])
     assert glued.calls.total() == 2
+
+
+def test_what_an_earlier_way_of_embedding_left_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = Counting()
+    embed_captions(tower, CAPTIONS)
+    monkeypatch.setattr(text_towers, "_CACHE_VERSION", text_towers._CACHE_VERSION + 1)
+    embed_captions(tower, CAPTIONS)
+    assert tower.calls == Counter(CAPTIONS * 2)
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
@@ -483,7 +568,9 @@ def test_the_text_encoders_that_are_named(kind: str, width: int, bert: Path, tmp
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
-def test_the_text_of_a_model_of_images_and_texts(kind: str, bert: Path, tmp_path: Path) -> None:
+def test_the_text_of_a_model_of_images_and_texts(
+    kind: str, bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """ViT-B/32's text tower in two layers: its projected text feature, whatever stands beside a caption."""
     transformers = pytest.importorskip("transformers")
     words = (bert / "vocab.txt").read_text().split()
@@ -500,6 +587,9 @@ def test_the_text_of_a_model_of_images_and_texts(kind: str, bert: Path, tmp_path
     path = _saved(tmp_path / "both", model, bert)
     tower = text_tower(EncoderConfig(text_tower=f"hf:{path}"))
     found = tower.embed(CAPTIONS)
+    assert "cut" not in caplog.text
+    tower.embed([*CAPTIONS, "a red star " * 40])
+    assert f"text_tower hf:{path}: 1 of 4 captions have more than {positions} tokens and were cut there" in caplog.text
     assert tower.width == 512 and found.shape == (3, 512)
     loaded = transformers.AutoModel.from_pretrained(path).eval()
     for caption, embed in zip(CAPTIONS, found, strict=True):
@@ -544,6 +634,233 @@ def test_a_model_that_embeds_no_captions_is_refused(
         text_tower(EncoderConfig(text_tower=f"hf:{path}"))
 
 
+# Folders of Hugging Face as they are
+
+
+def copied(folder: Path, to: Path, **changed: Mapping[str, Any]) -> Path:
+    """A copy, with other values in some of its JSON files; those that are None are left out."""
+    shutil.copytree(folder, to)
+    for file, values in changed.items():
+        path = to / f"{file}.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        merged = {key: value for key, value in {**before, **values}.items() if value is not None}
+        path.write_text(json.dumps(merged))
+    return to
+
+
+@pytest.fixture(scope="module")
+def roberta(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its positions begin after that of padding, and its tokenizer knows no length."""
+    transformers = pytest.importorskip("transformers")
+    plain = tmp_path_factory.mktemp("roberta")
+    words = (bert / "vocab.txt").read_text().split()
+    (plain / "vocab.txt").write_text("\n".join([words[1], words[0], *words[2:]]))
+    transformers.BertTokenizerFast.from_pretrained(plain).save_pretrained(plain)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.RobertaConfig(
+        vocab_size=len(words), max_position_embeddings=514, pad_token_id=1, initializer_range=0.5, **sizes
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        transformers.RobertaModel(config).save_pretrained(plain)
+    return copied(plain, plain.with_name("roberta-copy"), tokenizer_config={"model_max_length": None})
+
+
+def test_a_long_caption_of_roberta_is_cut_and_said(roberta: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import transformers
+
+    tower = text_tower(EncoderConfig(text_tower=f"hf:{roberta}"))
+    words = (roberta / "vocab.txt").read_text().split()
+    long, exact = " ".join(["star", "red"] * 300), " ".join(["star", "red"] * 255)
+    found = tower.embed([long, exact, "a red star"])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    model = transformers.AutoModel.from_pretrained(roberta).eval()
+    tokens = [words.index(word) for word in ["[CLS]", *exact.split(), "[SEP]"]]
+    assert len(tokens) == 512
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([tokens])).last_hidden_state[0, 0]
+    assert relative_error(found[0], expected) <= 1e-4
+    told = f"text_tower hf:{roberta}: 1 of 3 captions have more than 512 tokens and were cut there"
+    assert [record.getMessage() for record in caplog.records if "cut" in record.getMessage()] == [told]
+
+
+POOLED: dict[str, Callable[[Tensor], Tensor]] = {
+    "cls_token": lambda states: states[0],
+    "mean_tokens": lambda states: states.mean(0),
+    "max_tokens": lambda states: states.amax(0),
+    "mean_sqrt_len_tokens": lambda states: states.sum(0) / sqrt(len(states)),
+}
+
+
+def sentence_folder(bert: Path, to: Path, pooling: Mapping[str, Any], *more: str, **files: Mapping[str, Any]) -> Path:
+    """As sentence-transformers saves it: the model, its pooling, and more modules."""
+    copied(bert, to, **files)
+    modules = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        *((f"{i + 2}_{kind}", kind) for i, kind in enumerate(more)),
+    ]
+    lines = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
+    (to / "modules.json").write_text(json.dumps(lines))
+    (to / "1_Pooling").mkdir()
+    (to / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **pooling}))
+    return to
+
+
+@pytest.mark.parametrize("mode", POOLED)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_sentence_folder_is_embedded_as_it_asks(bert: Path, tmp_path: Path, mode: str, normalized: bool) -> None:
+    import transformers
+
+    asked = {f"pooling_mode_{other}": other == mode for other in POOLED}
+    folder = sentence_folder(bert, tmp_path / "st", asked, *["Normalize"] * normalized)
+    found = text_tower(EncoderConfig(text_tower=f"hf:{folder}")).embed(CAPTIONS)
+    model = transformers.AutoModel.from_pretrained(bert).eval()
+    words = (bert / "vocab.txt").read_text().split()
+    for caption, embed in zip(CAPTIONS, found, strict=True):
+        tokens = torch.tensor([[words.index(word) for word in ["[CLS]", *caption.split(), "[SEP]"]]])
+        with torch.no_grad():
+            expected = POOLED[mode](model(input_ids=tokens).last_hidden_state[0])
+        assert relative_error(embed, expected / expected.norm() if normalized else expected) <= 1e-4
+
+
+def test_a_sentence_folder_says_its_length(bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    about = {"max_seq_length": 5, "do_lower_case": True}
+    folder = sentence_folder(bert, tmp_path / "st", {"pooling_mode": "mean"}, sentence_bert_config=about)
+    found = text_tower(EncoderConfig(text_tower=f"hf:{folder}")).embed(
+        ["two GREEN boxes beside one", "two green boxes"]
+    )
+    assert torch.equal(found[0], found[1])
+    assert "1 of 2 captions have more than 5 tokens" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pooling", "more", "files", "message"),
+    [
+        ({"pooling_mode_lasttoken": True}, (), {}, "expected one pooling of cls, mean, .*, found another; choose"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, (), {}, "found mean and max; choose"),
+        ({"pooling_mode": "lasttoken"}, (), {}, "found lasttoken; choose another"),
+        (
+            {"pooling_mode_mean_tokens": True},
+            ("Dense",),
+            {},
+            "expected a model, pooling and normalization, found Dense",
+        ),
+        (
+            {"pooling_mode_mean_tokens": True},
+            (),
+            {"config_sentence_transformers": {"default_prompt_name": "query", "prompts": {"query": "q: "}}},
+            "expected captions to be embedded as they are, found a prompt before each",
+        ),
+    ],
+)
+def test_a_sentence_folder_that_asks_for_more_is_refused(
+    bert: Path, tmp_path: Path, pooling: dict[str, Any], more: tuple[str, ...], files: dict[str, Any], message: str
+) -> None:
+    folder = sentence_folder(bert, tmp_path / "st", pooling, *more, **files)
+    with pytest.raises(InputError, match=f"text_tower hf:{folder}: .*{message}"):
+        text_tower(EncoderConfig(text_tower=f"hf:{folder}"))
+
+
+def test_a_fingerprint_is_of_all_that_decides_and_of_nothing_else(bert: Path, tmp_path: Path) -> None:
+    def fingerprint(folder: Path) -> str:
+        return text_tower(EncoderConfig(text_tower=f"hf:{folder}")).fingerprint
+
+    own = fingerprint(bert)
+    passing = {"_name_or_path": "elsewhere", "transformers_version": "4.0.0"}
+    assert fingerprint(copied(bert, tmp_path / "copy", config=passing)) == own
+    words = (bert / "vocab.txt").read_text().split()
+    others = [
+        copied(bert, tmp_path / "eps", config={"layer_norm_eps": 1e-3}),
+        copied(bert, tmp_path / "heads", config={"num_attention_heads": 4}),
+        copied(bert, tmp_path / "length", tokenizer_config={"model_max_length": 9}),
+        sentence_folder(bert, tmp_path / "mean", {"pooling_mode_mean_tokens": True}),
+        sentence_folder(bert, tmp_path / "unit", {"pooling_mode_cls_token": True}, "Normalize"),
+        sentence_folder(bert, tmp_path / "long", {"pooling_mode": "cls"}, sentence_bert_config={"max_seq_length": 7}),
+    ]
+    for name, changed, cased in (("order", [*words[:-2], words[-1], words[-2]], False), ("cased", words, True)):
+        folder = copied(bert, tmp_path / name)
+        for file in folder.glob("tok*"):
+            file.unlink()
+        (folder / "vocab.txt").write_text("\n".join(changed))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": not cased})
+        )
+        others.append(folder)
+    found = [fingerprint(folder) for folder in others]
+    assert len({own, *found}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16])
+def test_weights_in_half_are_embedded_in_whole(bert: Path, tmp_path: Path, kept: torch.dtype) -> None:
+    import transformers
+
+    model = transformers.AutoModel.from_pretrained(bert, dtype=kept)
+    for folder, type_ in (("half", kept), ("whole", torch.float32)):
+        shutil.copytree(bert, tmp_path / folder)
+        model.to(type_).save_pretrained(tmp_path / folder)
+    half, whole = (text_tower(EncoderConfig(text_tower=f"hf:{tmp_path / name}")) for name in ("half", "whole"))
+    assert torch.equal(half.embed(CAPTIONS), whole.embed(CAPTIONS)) and half.fingerprint == whole.fingerprint
+
+
+def without_layer(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["bert.encoder.layer.1.output.dense.bias"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def without_words(folder: Path) -> None:
+    for file in (*folder.glob("tokenizer*"), folder / "vocab.txt"):
+        file.unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+
+
+def with_more_words(folder: Path) -> None:
+    words = (folder / "vocab.txt").read_text()
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / "vocab.txt").write_text(words + "\nnew\nwords")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+
+
+def without_tokenizer(folder: Path) -> None:
+    for file in (*folder.glob("tokenizer*"), folder / "vocab.txt"):
+        file.unlink()
+
+
+def with_a_pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(POINTER)
+
+
+def with_code(folder: Path) -> None:
+    copied(folder, folder.with_name("code"), config={"auto_map": {"AutoModel": "model.Model"}, "model_type": "odd"})
+    (folder / "config.json").write_bytes((folder.with_name("code") / "config.json").read_bytes())
+    (folder / "model.py").write_text("raise SystemExit('it ran')")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_layer, r"expected weights of every layer, found none for encoder\.layer\.1\.output\.dense\.bias \(1"),
+        (without_words, "expected a tokenizer of the 20 words of its model, found one of 5; fetch its tokenizer"),
+        (with_more_words, "expected a tokenizer of the 20 words of its model, found one of 22; fetch its tokenizer"),
+        (without_tokenizer, "(cannot be loaded|expected a tokenizer of the 20 words)"),
+        (with_a_pointer, "found a Git LFS pointer; fetch it with git lfs pull"),
+        (with_code, "cannot be loaded"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_lacks_a_part_is_refused(
+    bert: Path, tmp_path: Path, change: Callable[[Path], None], message: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(bert, folder)
+    change(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        text_tower(EncoderConfig(text_tower=f"hf:{folder}"))
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
 # open_clip
 
 
@@ -578,6 +895,26 @@ def test_open_clip_text_is_its_text_tower(clip: str, tmp_path: Path, suffix: str
             alone = model.encode_text(tokenizer([captions[i]]))[0]
         assert relative_error(found[i], alone) <= 1e-4
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("way", [way for way in WRITTEN if way not in ("plain", "of a compiled part")])
+def test_open_clip_weights_in_wrappers(clip: str, tmp_path: Path, way: str) -> None:
+    torch.manual_seed(3)
+    model, path = open_clip.create_model(clip).eval(), tmp_path / "weights.pt"
+    torch.save(WRITTEN[way](model.state_dict()), path)
+    found = text_tower(EncoderConfig(text_tower=f"open_clip:{clip}", text_weights=path)).embed(CAPTIONS)
+    with torch.no_grad():
+        expected = model.encode_text(open_clip.get_tokenizer(clip)(CAPTIONS))
+    assert relative_error(found, expected) <= 1e-4
+
+
+def test_open_clip_says_how_many_captions_it_cuts(clip: str, caplog: pytest.LogCaptureFixture) -> None:
+    tower = text_tower(EncoderConfig(text_tower=f"open_clip:{clip}"))
+    fits, longer = "a " * 14, "a " * 15
+    assert not torch.equal(*tower.embed([fits, "a " * 13]))
+    assert "cut" not in caplog.text
+    assert torch.equal(*tower.embed([longer, "a " * 16]))
+    assert f"text_tower open_clip:{clip}: 2 of 2 captions have more than 16 tokens and were cut there" in caplog.text
 
 
 def test_open_clip_without_weights_is_always_the_same(clip: str) -> None:
