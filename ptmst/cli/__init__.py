@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from ptmst import presets, schema
+from ptmst.cli import surroundings
 from ptmst.cli.about import Doctor, Inspect, Presets
 from ptmst.cli.exchange import Export, Import
 from ptmst.cli.flags import STARTS_AGAIN, Command, WithPreset, constructors, split_off, value_of
@@ -41,16 +42,37 @@ COMMANDS: dict[str, type[Command]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    """Run one command line; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted.
+
+    141 where nobody reads any more what is printed.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # this process is ours
         memory.keep_freed_memory()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+        surroundings.prepare(lambda: _stopped(arguments))
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            surroundings.flush()
+    except BrokenPipeError:
+        surroundings.silence()
+        return surroundings.CLOSED_PIPE
+    except OSError as error:  # what was printed cannot be written out
+        print(f"ptmst: {error}", file=sys.stderr)
+        surroundings.silence()
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
     try:
         command = parse(arguments)
         with progress.switched_off(command.quiet), _remarks_on_stderr(command.quiet):
             command.run()
+    except BrokenPipeError:
+        raise
     except (InputError, OSError) as error:
-        print(f"ptmst: {error}", file=sys.stderr)
+        print(f"ptmst: {progress.printable(str(error))}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch itself may not be loaded
@@ -58,10 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ptmst: {_out_of_memory(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kind = COMMANDS.get(arguments[0])
-        print(f"ptmst: stopped; {kind.stopped if kind else STARTS_AGAIN}", file=sys.stderr)
+        print(_stopped(arguments), file=sys.stderr)
         return 130
     return 0
+
+
+def _stopped(arguments: Sequence[str]) -> str:
+    kind = COMMANDS.get(arguments[0]) if arguments else None
+    return f"ptmst: stopped; {kind.stopped if kind else STARTS_AGAIN}"
 
 
 def _out_of_memory(message: str) -> str:
@@ -75,7 +101,7 @@ class _Stderr(logging.Handler):
     """Plain lines on what is stderr at the time: a progress bar replaces it, to stay below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(progress.printable(self.format(record)), file=sys.stderr, flush=True)
 
 
 @contextmanager

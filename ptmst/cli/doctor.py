@@ -10,6 +10,7 @@ import torch
 
 from ptmst import kernels
 from ptmst.engine import compilation
+from ptmst.errors import InputError
 from ptmst.support import devices, folders
 from ptmst.support.provenance import cpu_name
 
@@ -27,12 +28,17 @@ def report() -> list[tuple[str, str]]:
         lines.append(("cuda", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"))
     else:
         lines.append(("cuda", "no device found: everything runs on the CPU"))
-    lines.append(
-        ("cache", f"{folders.cache_folder()} (text embeddings, compiled code; $PTMST_CACHE names another folder)")
-    )
+    lines.append(("cache", _cache()))
     lines.append(("compile", compilation.summary(devices.pick("auto"))))
     lines += [(f"kernel {name}", how) for name, how in kernels.active().items()]
     return lines
+
+
+def _cache() -> str:
+    try:
+        return f"{folders.cache_folder()} (text embeddings, compiled code; $PTMST_CACHE names another folder)"
+    except InputError as error:
+        return f"missing ({error})"
 
 
 def _version(name: str) -> str | None:

@@ -34,10 +34,20 @@ class Kind:
 
 
 def cache_folder() -> Path:
-    """The folder for things that are computed once: $PTMST_CACHE, or ptmst in the user's cache folder."""
-    if folder := os.environ.get("PTMST_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ptmst"
+    """The folder for things that are computed once: $PTMST_CACHE, or ptmst in the user's cache folder.
+
+    Raises InputError where there is neither, as for a user without a home.
+    """
+    try:
+        if folder := os.environ.get("PTMST_CACHE"):
+            return Path(folder).expanduser()
+        if folder := os.environ.get("XDG_CACHE_HOME"):
+            return Path(folder).expanduser() / "ptmst"
+        return Path.home() / ".cache" / "ptmst"
+    except RuntimeError as error:
+        raise InputError(
+            "cache: expected a home folder to keep it in, found none; name a folder with PTMST_CACHE=FOLDER"
+        ) from error
 
 
 def refuse_taken(folder: Path, but: Kind | None = None) -> None:

@@ -5,6 +5,7 @@ Remarks on how things are done are not printed here: they go to the loggers unde
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _LINE_EVERY_S = 20.0
+_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the direction of what follows."""
 _WIDEST = 1000
 _shown = True
 
@@ -85,13 +88,13 @@ def _display() -> Progress | None:
     if not console.is_terminal:
         return None
     columns = (
-        rich.TextColumn("{task.description}"),
+        rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
         rich.TimeElapsedColumn(),
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(),
-        rich.TextColumn("{task.fields[note]}"),
+        rich.TextColumn("{task.fields[note]}", markup=False),
     )
     return rich.Progress(*columns, console=console)
 
@@ -99,19 +102,29 @@ def _display() -> Progress | None:
 def note(line: str) -> None:
     """A line of progress, such as the stage that begins, on stderr at once."""
     if _shown:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def result(line: str) -> None:
     """A line of the result, on stdout at once."""
-    print(line, flush=True)
+    print(printable(line), flush=True)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: characters that would steer it, as in a file's name, are written as `\\x1b`."""
+    return _STEERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def table(renderable: RenderableType) -> None:
     """A table, on stdout; never cut to fit: a narrow terminal wraps its lines."""
     from rich.console import Console
 
-    console = Console()
+    class Shown(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the process itself, with another code
+            raise BrokenPipeError
+
+    # Names of sets and files are no markup.
+    console = Shown(markup=False, emoji=False, highlight=False)
     whole = console.measure(renderable, options=console.options.update(max_width=_WIDEST)).maximum
     console.width = max(console.width, whole)
     console.print(renderable)
