@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -26,11 +27,12 @@ def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None
     """Write one self-contained HTML page. Raises InputError where `out` cannot be written."""
     from jinja2 import Environment, StrictUndefined
 
-    template = resources.files("ptmst.report").joinpath("page.html.jinja").read_text("utf-8")
+    template = _template()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     head, body = lines(rows, "±")
     page = environment.from_string(template).render(
         title=title,
+        made_by=made_by(),
         command=command,
         note=note(rows),
         head=head,
@@ -40,6 +42,15 @@ def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None
         settings=[{"name": row.name, "json": _pretty(row)} for row in rows],
     )
     files.write(out, page.encode())
+
+
+def made_by() -> str:
+    """What a page says of its origin: by which template it was made."""
+    return f"ptmst, template {hashlib.sha256(_template().encode()).hexdigest()[:12]}"
+
+
+def _template() -> str:
+    return resources.files("ptmst.report").joinpath("page.html.jinja").read_text("utf-8")
 
 
 def _pretty(row: Row) -> str:
