@@ -75,6 +75,8 @@ def decode(place: Place, path: Path) -> Picture:
             f"{path}: expected an image of at most {Image.MAX_IMAGE_PIXELS:,} pixels, found more ({error}); "
             "scale it down, or take its entry out"
         ) from error
+    except InputError:  # of the file that the image is in
+        raise
     except _Unreadable as error:
         raise InputError(f"{path}: expected {error}") from error
     except UnidentifiedImageError as error:

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ptmst.data.annotations import SPLITS, Annotations, Fault, ImageBytes, Item, Place, gather, inside, texts_of
+from ptmst.data.annotations import SPLITS, Annotations, Fault, ImageBytes, Item, Place, gather, inside, texts_of, told
+from ptmst.data.contents import head_of, refuse_other, shown
 from ptmst.errors import InputError
-from ptmst.support import devices
+from ptmst.support import devices, kinds
 from ptmst.support.files import sha256
 
 _IMAGE, _CAPTION, _SPLIT = ("image",), ("caption", "text"), ("split",)
@@ -29,7 +30,6 @@ _ALIASES = {"validation": "val"}
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")
 _SHARE = 0.25
 """Of the host's free memory that the images of a row group may take; two are held at a time."""
-_LFS = b"version https://git-lfs"
 
 
 class Field(NamedTuple):
@@ -118,7 +118,8 @@ class Parquet:
         if not files:
             raise InputError(f"{origin}: expected Parquet files of that name, found none; check pattern and root")
         if "*" in self.pattern:
-            _check_parts(files, origin)
+            for lack in _lacking_parts(files):
+                told(f"{origin}: {lack}", fault)
         unmarked, others = split if "{split}" in self.pattern else "train", set[str]()
         rows = [row for file in files for row in self._rows(file, root, unmarked)]
         first = _first_of_each([row for row in rows if row.split == split])
@@ -126,7 +127,7 @@ class Parquet:
         def item_of(row: _Row) -> Item | None:
             if row.split not in self.splits:
                 raise InputError(
-                    f"{row.where}: expected split to be {', '.join(self.splits)}, found {row.split!r}; rename it"
+                    f"{row.where}: expected split to be {', '.join(self.splits)}, found {shown(row.split)}; rename it"
                 )
             if row.split != split:
                 others.add(str(row.split))
@@ -141,7 +142,7 @@ class Parquet:
             return Item(name, captions, ImageBytes(root / name))
 
         annotations = gather(rows, item_of, fault, origin=origin, remedy="fetch the files again, or fix the paths")
-        if not annotations.image_names and fault is None:
+        if not annotations.image_names:
             raise InputError(
                 f"{origin}: expected rows of split {split}, found {' and '.join(sorted(others)) or 'no rows'}; "
                 "name the split of each row in a column `split`, or have files per split and write {split} in the "
@@ -178,8 +179,8 @@ class Parquet:
         kind = schema.field(caption).type
         if not _is(kind, *_TEXT) and not (_is(kind, *_LIST) and _is(kind.value_type, *_TEXT)):
             raise InputError(
-                f"{file}: expected text or lists of text in column {caption}, found {kind}; name another with "
-                "--data.caption-column"
+                f"{file}: expected text or lists of text in column {caption}, found {shown(str(kind))}; name another "
+                "with --data.caption-column"
             )
         return _Fields(*_image_fields(file, schema, image), Field(caption), Field(split) if split else None)
 
@@ -192,7 +193,7 @@ def _column(file: Path, schema: Any, names: tuple[str, ...], remedy: str) -> str
     found = [name for name in schema.names if name in names]
     if len(found) != 1:
         columns = ", ".join(found or schema.names) or "no columns"
-        raise InputError(f"{file}: expected one column {' or '.join(names)}, found {columns}; {remedy}")
+        raise InputError(f"{file}: expected one column {' or '.join(names)}, found {shown(columns)}; {remedy}")
     return str(found[0])
 
 
@@ -210,8 +211,8 @@ def _image_fields(file: Path, schema: Any, column: str) -> tuple[Field | None, F
         if content or path:
             return content, path
     raise InputError(
-        f"{file}: expected bytes, a path, or a struct of bytes and path in column {column}, found {kind}; name another "
-        "with --data.image-column"
+        f"{file}: expected bytes, a path, or a struct of bytes and path in column {column}, found {shown(str(kind))}; "
+        "name another with --data.image-column"
     )
 
 
@@ -271,8 +272,8 @@ def _first_of_each(rows: Sequence[_Row]) -> dict[str, tuple[str, Place]]:
     return first
 
 
-def _check_parts(files: Iterable[Path], origin: str) -> None:
-    """Raises InputError where files are called NAME-00000-of-00003.parquet and not all of them are there."""
+def _lacking_parts(files: Iterable[Path]) -> Iterator[str]:
+    """What lacks where files are called NAME-00000-of-00003.parquet and not all of them are there."""
     numbers: dict[tuple[str, str], set[int]] = {}
     for file in files:
         if match := _PART.fullmatch(str(file)):
@@ -280,8 +281,8 @@ def _check_parts(files: Iterable[Path], origin: str) -> None:
     for (name, count), found in numbers.items():
         if len(found) < int(count):
             absent = next(i for i in range(int(count)) if i not in found)
-            raise InputError(
-                f"{origin}: expected {int(count)} files, as their names say, found {len(found)}, and no "
+            yield (
+                f"expected {int(count)} files, as their names say, found {len(found)}, and no "
                 f"{Path(name).name}-{absent:05}-of-{count}.parquet; fetch the rest, or name files without a *"
             )
 
@@ -317,21 +318,14 @@ def _opened(file: Path) -> Iterator[Any]:
     except InputError:
         raise
     except Exception as error:  # on broken bytes pyarrow raises nearly anything
-        found = f"a mistake ({' '.join(str(error).split())})"
-        remedy = "fetch it again"
         if file.is_dir():
-            found, remedy = "a folder", "name the files in it, as in data/*.parquet"
-        elif _head(file).startswith(_LFS):
-            found, remedy = "a pointer of Git LFS", "run `git lfs pull`"
-        raise InputError(f"{file}: expected a whole Parquet file, found {found}; {remedy}") from error
-
-
-def _head(file: Path) -> bytes:
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(len(_LFS))
-    except OSError:
-        return b""
+            raise InputError(
+                f"{file}: expected a Parquet file, found a folder; name the files in it, as in data/*.parquet"
+            ) from None
+        expected = "a whole Parquet file"
+        refuse_other(head_of(file), str(file), expected, kinds.PARQUET)
+        reason = shown(" ".join(str(error).split()))
+        raise InputError(f"{file}: expected {expected}, found a mistake ({reason}); fetch it again") from error
 
 
 def _library(module: str) -> Any:

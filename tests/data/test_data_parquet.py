@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -201,7 +202,8 @@ def test_files_that_their_names_promise_are_missed(tmp_path: Path) -> None:
     message = r"expected 3 files, as their names say, found 2, and no train-00001-of-00003\.parquet; fetch the rest"
     with pytest.raises(InputError, match=message):
         load_pairs("parquet:train-*.parquet", tmp_path)
-    assert not check("parquet:train-*.parquet", tmp_path).splits
+    report = check("parquet:train-*.parquet", tmp_path)
+    assert report.splits[0].images == 1 and "found 2, and no train-00001-of-00003.parquet" in report.problems[0]
     assert len(load_pairs("parquet:train-0000[02]-of-00003.parquet", tmp_path)) == 2
 
 
@@ -213,6 +215,8 @@ def test_columns_of_other_names(tmp_path: Path, image: str) -> None:
     write(tmp_path / "x.parquet", image=None, caption=None, **{image: pa.array(CONTENT), "a.b": pa.array(TEXTS)})
     annotations = Parquet("x.parquet", image, "a.b").read(tmp_path, "train")
     assert annotations.captions == tuple(TEXTS) and [place.read() for place in annotations.places] == CONTENT
+    pairs = load_pairs("parquet:x.parquet", tmp_path, image_column=image, caption_column="a.b")
+    assert pairs.captions == tuple(caption for caption, _ in PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -301,8 +305,12 @@ def pages(content: bytes) -> bytes:
         (cut, "expected a whole Parquet file, found a mistake ("),
         (other, "expected a whole Parquet file, found a mistake ("),
         (pages, "expected a whole Parquet file, found a mistake ("),
-        (lambda content: b"", "expected a whole Parquet file, found a mistake ("),
-        (pointer, "expected a whole Parquet file, found a pointer of Git LFS; run `git lfs pull`"),
+        (lambda content: b"", "expected a whole Parquet file, found a mistake (Parquet file size is 0 bytes); fetch"),
+        (gzip.compress, "expected a whole Parquet file, found a gzip archive; unpack it"),
+        (
+            pointer,
+            "expected a whole Parquet file, found a Git LFS pointer in its place; fetch the file itself with git",
+        ),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes], message: str) -> None:
@@ -314,7 +322,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
 
 def test_a_folder_is_called_one(tmp_path: Path) -> None:
     write(tmp_path / "data/x.parquet")
-    assert refused(tmp_path / "data").startswith("expected a whole Parquet file, found a folder; name the files in it")
+    assert refused(tmp_path / "data").startswith("expected a Parquet file, found a folder; name the files in it")
 
 
 def test_other_files_that_the_pattern_matches_are_refused(tmp_path: Path) -> None:
