@@ -120,7 +120,7 @@ class Table:
         except csv.Error as error:
             raise InputError(
                 f"{path}: line {first}: expected a row of cells, found a mistake in row {number + bool(header)} "
-                f"({error}), perhaps a quote that is never closed; write a quote inside a quoted cell twice"
+                f"({shown(str(error))}), perhaps a quote that is never closed; write a quote inside a quoted cell twice"
             ) from None
         if not header:
             self._checked([], f"{path}: line 1")
