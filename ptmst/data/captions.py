@@ -9,10 +9,12 @@ _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _SPACE_RUN = re.compile(r"\s{2,}")
 _PLACEHOLDERS = {"nan", "none", "null", "<na>", "n/a"}
 """What other programs write where a caption is missing."""
-_UNPARTED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
-    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # Japanese and Chinese
+UNSPACED = (
+    "\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    "\U00020000-\U0003ffff\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ebd\u0ec0-\u0ecd\u1780-\u17d3\u1000-\u103f"
 )
+"""Characters of scripts that put no space between words: Han, kana, Thai, Lao, Khmer, Burmese."""
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:
@@ -31,6 +33,6 @@ def is_wordless(text: str) -> bool:
     return not any(unicodedata.category(c)[0] in "LN" or unicodedata.category(c) == "So" for c in text)
 
 
-def is_unparted(text: str) -> bool:
-    """Whether a caption is in a script that does not part words by spaces, and has none."""
-    return " " not in text.strip() and _UNPARTED.search(text) is not None
+def is_unspaced(text: str) -> bool:
+    """Whether there is a word in a caption that no space need part from the next."""
+    return _UNSPACED.search(text) is not None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptmst.data.annotations import NAMED, Annotations, counted
-from ptmst.data.captions import clean_caption, is_unparted
+from ptmst.data.captions import clean_caption, is_unspaced
 from ptmst.data.contents import shown
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.karpathy import Karpathy
@@ -132,12 +132,12 @@ def check(name: str, root: Path | str, image_column: str | None = None, caption_
 def _remarks(annotations: Annotations, digest_of: Mapping[int, str]) -> Iterator[str]:
     """What is as it is in many sets, and changes what numbers mean."""
     origin, names, captions = annotations.origin, annotations.image_names, annotations.captions
-    unparted = [i for i, text in enumerate(captions) if is_unparted(text)]
-    if unparted:
+    unspaced = [i for i, text in enumerate(captions) if is_unspaced(text)]
+    if unspaced:
         yield (
-            f"{origin}: {counted(unparted, 'caption')} in a script without spaces between words, the first "
-            f"{shown(captions[unparted[0]])}; the tower `hashed` takes characters for words there, and max_words, "
-            "which counts spaces, cuts nothing"
+            f"{origin}: {counted(unspaced, 'caption')} in a script without spaces between words, the first "
+            f"{shown(captions[unspaced[0]])}; the tower `hashed` takes its characters for words, and max_words counts "
+            "spaces alone"
         )
     unseen = [i for i, text in enumerate(captions) if _INVISIBLE.search(text)]
     if unseen:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmst.config import EncoderConfig
+from ptmst.data.captions import UNSPACED
 from ptmst.errors import InputError
 from ptmst.students.image_towers import load_weights, read_weights, refuse_pointer, refuse_unknown_open_clip
 from ptmst.support import devices, files, folders, progress
@@ -56,13 +57,8 @@ def text_tower(config: EncoderConfig) -> TextTower:
     raise InputError(f"text_tower: expected hashed, hf:NAME or open_clip:NAME, found {config.text_tower}; fix the name")
 
 
-# Scripts that put no space between words: Han, kana, Thai, Lao, Khmer, Burmese.
-_UNSPACED = (
-    "\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
-    "\U00020000-\U0003ffff\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ebd\u0ec0-\u0ecd\u1780-\u17d3\u1000-\u103f"
-)
-_TERM = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]{{2,}}"
-"""A character of those, or a word of two letters and more of any other."""
+_TERM = rf"[{UNSPACED}]|[^\W{UNSPACED}]{{2,}}"
+"""A character of a script without spaces, or a word of two letters and more of any other."""
 
 
 @dataclass(frozen=True)

@@ -298,10 +298,11 @@ def test_characters_that_cannot_be_seen_are_told(root: Path, hidden: str, caplog
 @pytest.mark.parametrize("text", ["一只狗在草地上跑", "犬が走る", "สุนัขวิ่งบนหญ้า"])
 def test_scripts_without_spaces_are_told(root: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     content = jsonl(
-        {"image": "a.png", "caption": [text, "a 狗 runs", "개가 달린다"]}, {"image": "b.png", "caption": "x"}
+        {"image": "a.png", "caption": [text, f"a {text[0]} runs", "개가 달린다", "ein Hund"]},
+        {"image": "b.png", "caption": "x"},
     )
     line = remark("jsonl:x.jsonl", root, content, caplog)
-    assert line.startswith(f"x.jsonl: 1 caption in a script without spaces between words, the first {text}; the tower")
+    assert line.startswith(f"x.jsonl: 2 captions in a script without spaces between words, the first {text}; the tow")
 
 
 def test_a_caption_of_several_images_is_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
