@@ -30,6 +30,7 @@ from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.baselines import subset
 from ptmst.evaluation.evaluate import evaluate, evaluate_experts
+from ptmst.evaluation.metrics import TIES
 from ptmst.evaluation.scores import Scores
 from ptmst.presets import RENAMED, applied, experiment, methods
 from ptmst.report.tables import Row
@@ -120,6 +121,7 @@ class _Grid:
             other = [] if before["data"] == config.data else ["data"]
             other += [] if schema.agrees(before["settings"], base) else ["settings"]
             other += sorted(name for name in both if not schema.agrees(before["methods"][name], methods()[name]))
+            other += [] if all(row["provenance"].get("ties") == TIES for row in before["rows"]) else ["ties"]
             if other:
                 raise InputError(
                     f"{config.out}: expected an ablation of these settings, found one that differs in "
@@ -309,6 +311,7 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
     evaluate_config = replace(evaluate_config, seed=run.seed, split=run.split, device="cpu")
     provenance = {
         "split": run.split,
+        "ties": TIES,
         "config": schema.decisive(evaluate_config),
         **store.recipe.provenance(store.recipe.pairs(run.split)),
     }

@@ -22,7 +22,7 @@ from ptmst.report.tables import fraction_of_full, how
 from ptmst.schema import from_json, to_json
 from ptmst.studies import ablation
 from ptmst.studies.ablation import COLUMNS, REAL_LOSSES, RESULTS, Run, ablate, evaluation, settings
-from ptmst.support import parallel
+from ptmst.support import files, parallel
 from tiny import DISTILL, ENCODER
 
 pytestmark = pytest.mark.slow
@@ -303,6 +303,17 @@ def test_another_grid_is_refused(grid: AblateConfig, monkeypatch: pytest.MonkeyP
     ):
         ablate(grid, "ptmst ablate")
     assert (grid.out / RESULTS).read_bytes() == before
+
+
+def test_a_grid_whose_scores_count_ties_in_another_way_is_refused(
+    grid: AblateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
+    found = files.read_json(grid.out / RESULTS, "ablation", 1)
+    del found["rows"][0]["provenance"]["ties"]
+    files.write_json(tmp_path / RESULTS, found)
+    with pytest.raises(InputError, match="expected an ablation of these settings, found one that differs in ties;"):
+        ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate")
 
 
 def test_methods_join_a_grid_and_leave_it(grid: AblateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
