@@ -125,8 +125,8 @@ def _captured(case: Case, precisions: tuple[Precision, ...], compiling: float) -
 
 
 def _opponents(case: Case) -> Part:
-    # The published loop copies its tower on the host.
-    return Part(f"opponents-{_short(case)}", "measures", "outer.opponents", (case,), 45, 120, cores=4)
+    # They wait for the host most of the time, which others would slow down.
+    return Part(f"opponents-{_short(case)}", "measures", "outer.opponents", (case,), 45, 120, cores=CORES)
 
 
 def _short(case: Case) -> str:

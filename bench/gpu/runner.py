@@ -72,7 +72,11 @@ class Runner:
                 return
             waiting = [*self._ended(), *waiting]
             for part in list(waiting):
-                if self._began_in_time(part) and not self._has_room(part, waiting):
+                if not self._its_turn(part, waiting):
+                    continue
+                if self._began_in_time(part) and not self._has_room(part):
+                    if part.cores >= self._cores:
+                        break  # nobody overtakes a part that needs the whole host
                     continue
                 waiting.remove(part)
                 if self._began_in_time(part):
@@ -124,12 +128,13 @@ class Runner:
     def _late(self) -> bool:
         return time.time() > self._until - _TO_END_S
 
-    def _has_room(self, part: Part, waiting: Sequence[Part]) -> bool:
+    def _its_turn(self, part: Part, waiting: Sequence[Part]) -> bool:
         """Parts of a later stage wait for all of an earlier one, so that they do not disturb each other."""
+        stages = [STAGES.index(other.stage) for other in (*waiting, *(other for other, _ in self._running.values()))]
+        return STAGES.index(part.stage) == min(stages)
+
+    def _has_room(self, part: Part) -> bool:
         running = [other for other, _ in self._running.values()]
-        stages = [STAGES.index(other.stage) for other in (*waiting, *running)]
-        if STAGES.index(part.stage) > min(stages):
-            return False
         cores = sum(other.cores for other in (*running, part))
         gigabytes = sum(other.gigabytes for other in (*running, part)) + _TO_MEASURE_GB
         return not running or (cores <= self._cores and gigabytes <= _SHARE * self._gigabytes)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -166,6 +167,17 @@ def test_parts_that_are_done_are_not_begun_again(tmp_path: Path, capsys: pytest.
     content = result.read(out / "gpu-card.json")
     assert content is not None
     assert [row["row"] for row in content["rows"] if row["row"] != WHOLE] == ["number of one", "number of two"]
+
+
+def test_a_part_that_needs_the_whole_host_is_alone(tmp_path: Path) -> None:
+    """Nor does a later one overtake it."""
+    whole = replace(fake("whole", "measures"), cores=16)
+    assert not run(tmp_path, fake("a", "measures"), whole, fake("b", "measures"), fake("check")).failed()
+    found = [(row["part"], "begun" in row) for row in folder(tmp_path).rows() if row.get("row") == WHOLE]
+    order = [part for part, begun in found if begun]
+    assert order == ["check", "a", "whole", "b"]
+    assert found.index(("a", False)) < found.index(("whole", True))
+    assert found.index(("whole", False)) < found.index(("b", True))
 
 
 def test_a_process_that_dies_is_one_answer_and_the_rest_goes_on(tmp_path: Path) -> None:
