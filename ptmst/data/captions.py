@@ -15,6 +15,7 @@ UNSPACED = (
 )
 """Characters of scripts that put no space between words: Han, kana, Thai, Lao, Khmer, Burmese."""
 _UNSPACED = re.compile(f"[{UNSPACED}]")
+_TWO_LETTERS = re.compile(rf"[{UNSPACED}]|\w\w")
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:
@@ -36,3 +37,8 @@ def is_wordless(text: str) -> bool:
 def is_unspaced(text: str) -> bool:
     """Whether there is a word in a caption that no space need part from the next."""
     return _UNSPACED.search(text) is not None
+
+
+def is_short(text: str) -> bool:
+    """Whether no word of a caption has two letters or digits, which the tower `hashed` asks of one."""
+    return _TWO_LETTERS.search(text) is None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptmst.data.annotations import NAMED, Annotations, counted
-from ptmst.data.captions import clean_caption, is_unspaced
+from ptmst.data.captions import clean_caption, is_short, is_unspaced
 from ptmst.data.contents import shown
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.karpathy import Karpathy
@@ -138,6 +138,12 @@ def _remarks(annotations: Annotations, digest_of: Mapping[int, str]) -> Iterator
             f"{origin}: {counted(unspaced, 'caption')} in a script without spaces between words, the first "
             f"{shown(captions[unspaced[0]])}; the tower `hashed` takes its characters for words, and max_words counts "
             "spaces alone"
+        )
+    short = [i for i, text in enumerate(captions) if is_short(text)]
+    if short:
+        yield (
+            f"{origin}: {counted(short, 'caption')} of single letters or signs, the first {shown(captions[short[0]])}; "
+            "the tower `hashed`, which asks for words of two letters, embeds them alike"
         )
     unseen = [i for i, text in enumerate(captions) if _INVISIBLE.search(text)]
     if unseen:

@@ -31,6 +31,7 @@ from ptmst.data.check import check
 from ptmst.data.pairs import Pairs
 from ptmst.data.sources import source_of
 from ptmst.errors import InputError
+from ptmst.students.text_towers import HashedText
 
 Form = Literal["NFC", "NFD"]
 
@@ -282,6 +283,15 @@ def test_a_caption_that_says_little_is_kept(root: Path, text: str) -> None:
     assert read("jsonl:x.jsonl", root, rows) == [("a.png", text.lower())]
 
 
+@pytest.mark.parametrize(
+    ("text", "is_short"), [("a", True), ("🐕 🐕", True), ("a b", True), ("ab", False), ("日", False)]
+)
+def test_captions_that_the_hashed_tower_cannot_tell_apart_are_told(root: Path, text: str, is_short: bool) -> None:
+    lay(root, "x.jsonl", jsonl({"image": "a.png", "caption": text}))
+    told = [line for line in check("jsonl:x.jsonl", root).remarks if "1 caption of single letters or signs" in line]
+    assert bool(told) == is_short == (not HashedText(64).embed([text]).any())
+
+
 def test_marks_inside_captions_are_left_out(root: Path) -> None:
     content = "image,caption\na.png,\ufeffa dog\nb.png,a \ufeffcat\n"
     assert read("csv:x.csv", root, content) == [("a.png", "a dog"), ("b.png", "a cat")]
@@ -299,7 +309,7 @@ def test_characters_that_cannot_be_seen_are_told(root: Path, hidden: str, caplog
 def test_scripts_without_spaces_are_told(root: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     content = jsonl(
         {"image": "a.png", "caption": [text, f"a {text[0]} runs", "개가 달린다", "ein Hund"]},
-        {"image": "b.png", "caption": "x"},
+        {"image": "b.png", "caption": "one"},
     )
     line = remark("jsonl:x.jsonl", root, content, caplog)
     assert line.startswith(f"x.jsonl: 2 captions in a script without spaces between words, the first {text}; the tow")
