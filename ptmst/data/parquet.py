@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ptmst.data.annotations import SPLITS, Annotations, Fault, ImageBytes, Item, Place, gather, inside, texts_of, told
+from ptmst.data.annotations import SPLITS, Annotations, Fault, ImageBytes, Item, gather, inside, texts_of, told
 from ptmst.data.contents import head_of, refuse_other, shown
 from ptmst.errors import InputError
 from ptmst.support import devices, kinds
@@ -48,19 +48,30 @@ class Field(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """The bytes of an image in a row group."""
+    """An image in a row group, or where that has no bytes of it, in a file that its row names."""
 
     file: Path
     field: Field
     group: int
     row: int
     """In the row group, from 0."""
+    named: Path | None
+
+    def held(self) -> bytes | None:
+        """The bytes in the row group."""
+        content: bytes | None = self.field.of(_group(self.file, self.field, self.group)[self.row].as_py())
+        return content
 
     def read(self) -> bytes:
-        content = self.field.of(_group(self.file, self.field, self.group)[self.row].as_py())
-        if not isinstance(content, bytes):
-            raise InputError(f"{self.file}: expected an image in {self.field.dotted}, found none; fetch it again")
-        return content
+        content = self.held()
+        if content is not None:
+            return content
+        if self.named is None:
+            raise InputError(
+                f"{self.file}: row {self.row} of row group {self.group}: expected an image, found neither bytes nor a "
+                "path inside the root folder; drop the row"
+            )
+        return self.named.read_bytes()
 
 
 class _Fields(NamedTuple):
@@ -76,7 +87,7 @@ class _Row(NamedTuple):
     where: str
     name: str
     cell: Cell | None
-    """None where the image is a file of its own."""
+    """None in a file without bytes."""
     path: object
     caption: object
     split: object
@@ -112,7 +123,10 @@ class Parquet:
         return tuple(split for split in self.splits if split in present)
 
     def read(self, root: Path, split: str, fault: Fault | None = None) -> Annotations:
-        """Captions and paths are read. Bytes of images are only where rows have a path in common."""
+        """Captions and paths are read, and bytes of images only where rows have a path in common.
+
+        So a row without an image is found out as its image is read.
+        """
         origin = str(root / self.pattern.replace("{split}", split))
         files = self._files(root, split)
         if not files:
@@ -134,10 +148,9 @@ class Parquet:
                 return None
             captions = texts_of(row.caption, row.where)
             if row.cell is not None:
-                name, place = first[row.name]
-                return Item(name, captions, place)
+                return Item(first[row.name].name, captions, first[row.name].cell or row.cell)
             if not isinstance(row.path, str) or not row.path:
-                raise InputError(f"{row.where}: expected an image, found neither bytes nor a path; drop the row")
+                raise InputError(f"{row.where}: expected the path of an image, found none; drop the row")
             name = inside(row.path, root, row.where)
             return Item(name, captions, ImageBytes(root / name))
 
@@ -162,11 +175,11 @@ class Parquet:
             wanted = (fields.path, fields.caption, fields.split)
             for group in range(opened.num_row_groups):
                 columns = [field.dotted for field in wanted if field]
+                _check_size(file, opened.metadata.row_group(group).total_byte_size)
                 table = opened.read_row_group(group, columns=columns, use_threads=False)
-                held = _holds_bytes(file, opened.metadata.row_group(group), group, fields.bytes)
                 values = [_values(table, field) for field in wanted]
-                for row, (has_bytes, path, caption, split) in enumerate(zip(held, *values, strict=True)):
-                    cell = Cell(file, fields.bytes, group, row) if has_bytes and fields.bytes else None
+                for row, (path, caption, split) in enumerate(zip(*values, strict=True)):
+                    cell = Cell(file, fields.bytes, group, row, _named_file(path, root)) if fields.bytes else None
                     where, name = f"{file}: row {number}", f"{above}/{number}"
                     yield _Row(where, name, cell, path, caption, _ours(split) if fields.split else unmarked)
                     number += 1
@@ -235,40 +248,39 @@ def _values(table: Any, field: Field | None) -> list[Any]:
     return [field.of(value) for value in table.column(field.column).to_pylist()]
 
 
-def _holds_bytes(file: Path, metadata: Any, group: int, field: Field | None) -> list[bool]:
-    """Of each row of a group, whether its image's bytes are there."""
-    rows = int(metadata.num_rows)
-    if field is None:
-        return [False] * rows
-    chunks = (metadata.column(i) for i in range(metadata.num_columns))
-    chunk = next(chunk for chunk in chunks if chunk.path_in_schema == field.dotted)
-    size, most = chunk.total_uncompressed_size, _SHARE * devices.free_bytes(torch.device("cpu"))
+def _check_size(file: Path, size: int) -> None:
+    most = _SHARE * devices.free_bytes(torch.device("cpu"))
     if size > most:
         raise InputError(
             f"{file}: expected row groups of at most {most / 1e6:,.0f} MB, a quarter of the free memory, found one of "
             f"{size / 1e6:,.0f} MB; write the file again with row groups of 100 rows"
         )
-    statistics = chunk.statistics
-    if statistics is not None and statistics.has_null_count and statistics.null_count in (0, rows):
-        return [statistics.null_count == 0] * rows
-    # Not where the statistics would be of another number of rows.
-    return [field.of(cell.as_py()) is not None for cell in _group(file, field, group)]
 
 
-def _first_of_each(rows: Sequence[_Row]) -> dict[str, tuple[str, Place]]:
-    """By a row's name, name and place of the first row that holds the same image.
+def _named_file(path: object, root: Path) -> Path | None:
+    """The file of a path, if that is one inside the root. Most are not there, since their bytes are in the row."""
+    try:
+        return root / inside(path, root, "") if isinstance(path, str) else None
+    except InputError:
+        return None
+
+
+def _first_of_each(rows: Sequence[_Row]) -> dict[str, _Row]:
+    """By a row's name, the first row that holds the same image.
 
     Only rows with a path in common are compared, by their bytes: a path alone does not tell images apart, since
     published files often keep no more than its last part.
     """
     held = [(row, row.cell) for row in rows if row.cell is not None]
     counts = Counter(row.path for row, _ in held)
-    seen: dict[tuple[object, str], tuple[str, Place]] = {}
-    first: dict[str, tuple[str, Place]] = {}
+    seen: dict[tuple[object, str | None], _Row] = {}
+    first: dict[str, _Row] = {}
     for row, cell in held:
-        own: tuple[str, Place] = (row.name, cell)
-        shared = row.path is not None and counts[row.path] > 1
-        first[row.name] = seen.setdefault((row.path, sha256(cell.read())), own) if shared else own
+        if row.path is None or counts[row.path] == 1:
+            first[row.name] = row
+        else:
+            content = cell.held()
+            first[row.name] = seen.setdefault((row.path, None if content is None else sha256(content)), row)
     return first
 
 
@@ -304,7 +316,11 @@ def _group(file: Path, field: Field, group: int) -> Any:
 @lru_cache(maxsize=2)
 def _read_group(file: Path, field: Field, group: int, stamp: tuple[int, int]) -> Any:
     with _opened(file) as opened:
-        return opened.read_row_group(group, columns=[field.dotted], use_threads=False).column(field.column)
+        column = opened.read_row_group(group, columns=[field.dotted], use_threads=False).column(field.column)
+        rows = opened.metadata.row_group(group).num_rows
+        if len(column) != rows:
+            raise ValueError(f"{rows} rows in row group {group}, {len(column)} of them in {field.dotted}")
+        return column
 
 
 @contextmanager

@@ -243,9 +243,8 @@ def test_columns_that_do_not_fit_are_refused(tmp_path: Path, columns: dict[str, 
         ({"caption": pa.array([*TEXTS[:4], None])}, "row 4: expected caption to be text or a list of texts, found nul"),
         ({"caption": pa.array([[t] for t in TEXTS[:4]] + [[]])}, "row 4: expected at least one caption, found an empt"),
         ({"caption": pa.array([[t] for t in TEXTS[:4]] + [["a", None]])}, "row 4: expected caption to be text or a li"),
-        ({"image": pa.array([*({"bytes": c, "path": None} for c in CONTENT[:4]), None], STRUCT)}, "row 4: expected an"),
-        ({"image": pa.array([*CONTENT[:4], None])}, "row 4: expected an image, found neither bytes nor a path; drop t"),
-        ({"image": pa.array([*("x.parquet",) * 4, ""])}, "row 4: expected an image, found neither bytes nor a path; d"),
+        ({"image": pa.array([*("x.parquet",) * 4, ""])}, "row 4: expected the path of an image, found none; drop"),
+        ({"image": pa.array([*("x.parquet",) * 4, None])}, "row 4: expected the path of an image, found none; drop"),
         ({"image": pa.array([*("x.parquet",) * 4, "../x"])}, "row 4: expected an image inside the root folder, found "),
         ({"image": pa.array([*("x.parquet",) * 4, "/x"])}, "row 4: expected an image inside the root folder, found /x"),
         ({"split": pa.array([*("train",) * 4, "valid"])}, "row 4: expected split to be train, val, test, warmup, foun"),
@@ -257,6 +256,21 @@ def test_a_broken_row_is_named_and_the_check_goes_on(tmp_path: Path, columns: di
     report = check("parquet:x.parquet", tmp_path)
     (problem,) = [line for line in report.problems if "row 4" in line]
     assert message in problem and report.splits[0].captions == 4
+
+
+@pytest.mark.parametrize("path", [None, "../x.png", "/x.png", "no.png", ""])
+def test_a_row_without_an_image_is_found_out_as_it_is_read(tmp_path: Path, path: str | None) -> None:
+    """Before, the bytes of all images would have to be read."""
+    rows = [*({"bytes": c, "path": None} for c in CONTENT[:4]), {"bytes": None, "path": path}]
+    write(tmp_path / "x.parquet", image=pa.array(rows, STRUCT))
+    with pytest.raises(InputError) as caught:
+        seen("parquet:x.parquet", tmp_path)
+    told = {
+        None: "x.parquet: row 0 of row group 2: expected an image, found neither bytes nor a path inside the root",
+        "no.png": "x.parquet/4: expected a whole image, found [Errno 2] No such file or directory",
+    }
+    assert told.get(path, str(told[None])) in str(caught.value) and "\n" not in str(caught.value)
+    assert check("parquet:x.parquet", tmp_path).splits[0].unreadable == 1
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
