@@ -283,6 +283,7 @@ def test_a_caption_that_says_little_is_kept(root: Path, text: str) -> None:
     assert read("jsonl:x.jsonl", root, rows) == [("a.png", text.lower())]
 
 
+@pytest.mark.slow  # to import scikit-learn
 @pytest.mark.parametrize(
     ("text", "is_short"), [("a", True), ("🐕 🐕", True), ("a b", True), ("ab", False), ("日", False)]
 )
