@@ -16,6 +16,7 @@ import tyro
 from ptmst import presets, schema
 from ptmst.cli import surroundings
 from ptmst.cli.about import Doctor, Inspect, Presets
+from ptmst.cli.arguments import check
 from ptmst.cli.exchange import Export, Import
 from ptmst.cli.flags import STARTS_AGAIN, Command, WithPreset, constructors, split_off, value_of
 from ptmst.cli.help import show_help
@@ -138,6 +139,7 @@ def parse(arguments: list[str]) -> Command:
         if {"-h", "--help"} & {*rest}:
             show_help(f"ptmst {name}", default)
             raise SystemExit(0)
+        check(f"ptmst {name}", default, rest)
         command: Command = tyro.cli(kind, prog=f"ptmst {name}", args=rest, default=default)
     for given in inputs:
         if Path(given) != (parsed := getattr(command, kind.input)):

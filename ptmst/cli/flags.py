@@ -70,15 +70,13 @@ def split_off(flag: str, arguments: Sequence[str]) -> tuple[list[str], list[str]
     """The values of a flag, and the arguments without it."""
     values, rest, words = list[str](), list[str](), iter(arguments)
     for word in words:
-        if word == flag:
-            value = next(words, "")
-            if not value or value.startswith("--"):
-                raise InputError(f"{flag}: expected a value, found none; name it behind the flag")
-            values.append(value)
-        elif word.startswith(f"{flag}="):
-            values.append(word.removeprefix(f"{flag}="))
-        else:
+        if word != flag and not word.startswith(f"{flag}="):
             rest.append(word)
+            continue
+        value = next(words, "") if word == flag else word.removeprefix(f"{flag}=")
+        if not value or (word == flag and value.startswith("--")):
+            raise InputError(f"{flag}: expected a value, found none; name it behind the flag")
+        values.append(value)
     return values, rest
 
 
@@ -108,6 +106,9 @@ def constructors() -> ConstructorRegistry:
             choices=(*inner.choices, "none") if inner.choices else None,
         )
 
+    def shown(phase: Phase) -> str:
+        return f"{phase.pairs}:{phase.endpoint}:{phase.start[0]}-{phase.start[1]}"
+
     @registry.primitive_rule
     def phase(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Phase] | None:
         if info.type is not Phase:
@@ -117,7 +118,19 @@ def constructors() -> ConstructorRegistry:
             metavar="PHASE",
             instance_from_str=lambda words: schema.parse_phase(words[0]),
             is_instance=lambda value: isinstance(value, Phase),
-            str_from_instance=lambda p: [f"{p.pairs}:{p.endpoint}:{p.start[0]}-{p.start[1]}"],
+            str_from_instance=lambda value: [shown(value)],
+        )
+
+    @registry.primitive_rule
+    def phases(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[Phase, ...]] | None:
+        if info.type != tuple[Phase, ...]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[PHASE [PHASE ...]]",
+            instance_from_str=lambda words: tuple(map(schema.parse_phase, words)),
+            is_instance=lambda value: isinstance(value, tuple) and all(isinstance(one, Phase) for one in value),
+            str_from_instance=lambda value: list(map(shown, value)),
         )
 
     @registry.primitive_rule

@@ -6,22 +6,15 @@ the parser accepts.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import textwrap
 from collections.abc import Iterator
-from functools import cache
-from itertools import pairwise
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-import tyro
-from tyro.conf import FlagCreatePairsOff, Positional
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
+from ptmst.cli.arguments import FIRST, arguments, one_line
 from ptmst.cli.flags import Command
 
-_INPUT, _FIRST, _LAST = "input", "method", ("compute", "run")
+_INPUT, _LAST = "input", ("compute", "run")
 _FEW = 6
 """Flags that need no groups."""
 _INDENT = 24
@@ -51,9 +44,7 @@ def show_help(prog: str, default: Command) -> None:
     console = Console(highlight=False)
     console.width = min(console.width, _WIDEST)
     needed = [entry.usage for entry in entries if entry.required]
-    console.print(
-        Text(" ".join(["usage:", prog, *needed, "[FLAGS]"])), Text(f"\n{_one_line(kind.__doc__)}\n"), sep="\n"
-    )
+    console.print(Text(" ".join(["usage:", prog, *needed, "[FLAGS]"])), Text(f"\n{one_line(kind.__doc__)}\n"), sep="\n")
     for group, members in _grouped(entries).items():
         lines = Text("\n").join(_lines(entry, console.width - 4) for entry in members)
         console.print(Panel(lines, title=group, title_align="left", border_style="dim", width=console.width))
@@ -63,7 +54,7 @@ def show_help(prog: str, default: Command) -> None:
 def _grouped(entries: list[Entry]) -> dict[str, list[Entry]]:
     """Input first, then method and what else there is, then compute and run; few flags in one group, without a name."""
     flags = [entry for entry in entries if entry.group != _INPUT]
-    named = dict.fromkeys([_INPUT, _FIRST, *(e.group for e in flags if e.group not in _LAST), *_LAST])
+    named = dict.fromkeys([_INPUT, FIRST, *(e.group for e in flags if e.group not in _LAST), *_LAST])
     groups = {name: [entry for entry in entries if entry.group == name] for name in named}
     if len(flags) <= _FEW:
         groups = {_INPUT: groups[_INPUT], "flags": flags}
@@ -83,51 +74,20 @@ def _lines(entry: Entry, width: int) -> Any:
     return shown
 
 
-def _entries(kind: type, default: Any, prefix: str = "", group: str = _FIRST) -> Iterator[Entry]:
-    hints, texts = get_type_hints(kind, include_extras=True), _docstrings(kind)
-    shared = {f.name for f in dataclasses.fields(Command)}
-    for f in sorted(dataclasses.fields(kind), key=lambda f: f.name in shared):
-        value, within = getattr(default, f.name), f.metadata.get("group", group)
-        if dataclasses.is_dataclass(value):
-            yield from _entries(type(value), value, "" if f.name == "settings" else f"{prefix}{f.name}.", within)
+def _entries(kind: type, default: Any) -> Iterator[Entry]:
+    for one in arguments(kind, default):
+        if one.switch:
+            yield Entry(one.group, ", ".join(one.flags), f"{one.text} {_default(str(one.default))}", False)
             continue
-        extras, required = get_args(hints[f.name])[1:], value is tyro.MISSING
-        flag = f"--{prefix}{f.name.replace('_', '-')}"
-        if isinstance(value, bool):
-            usage = flag if FlagCreatePairsOff in extras else f"{flag}, --{prefix}no-{f.name.replace('_', '-')}"
-            yield Entry(within, usage, f"{texts[f.name]} {_default(str(value))}", False)
-            continue
-        written = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(hints[f.name], set()))
-        assert isinstance(written, PrimitiveConstructorSpec)
-        metavar = next((m for e in extras if isinstance(m := getattr(e, "metavar", None), str)), written.metavar)
-        shown = "" if required else " ".join(written.str_from_instance(value))
-        text = f"{texts[f.name]} {'(required)' if required else _default(shown)}".rstrip()
-        if Positional in extras:
-            yield Entry(_INPUT, metavar, text, required)
+        shown = "" if one.required else " ".join(one.spec.str_from_instance(one.default))
+        text = f"{one.text} {'(required)' if one.required else _default(shown)}".rstrip()
+        if one.positional:
+            yield Entry(_INPUT, one.metavar, text, one.required)
         else:
             # Not [PATH [PATH ...]]: behind a flag there is a value.
-            usage = metavar[1:-1] if metavar.startswith("[") else metavar
-            yield Entry(within, f"{flag} {usage}", text, required)
+            usage = one.metavar[1:-1] if one.metavar.startswith("[") else one.metavar
+            yield Entry(one.group, f"--{one.name} {usage}", text, one.required)
 
 
 def _default(shown: str) -> str:
     return f"(default:{_NO_BREAK}{shown})" if shown else ""
-
-
-@cache
-def _docstrings(kind: type) -> dict[str, str]:
-    """The docstrings of a dataclass's fields, those that it inherits included."""
-    docstrings: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(base):
-            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-            assert isinstance(definition, ast.ClassDef)
-            for field, after in pairwise(definition.body):
-                match field, after:
-                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        docstrings[name] = _one_line(text)
-    return docstrings
-
-
-def _one_line(docstring: str | None) -> str:
-    return " ".join((docstring or "").split())
