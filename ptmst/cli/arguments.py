@@ -59,8 +59,7 @@ class Argument:
 
     def read(self, words: Sequence[str], where: str) -> None:
         """Raise InputError where these are no value of it."""
-        most = self.spec.nargs[-1] if isinstance(self.spec.nargs, tuple) else self.spec.nargs
-        if (not words and most != "*") or ("" in words and self.metavar != "STR"):
+        if not words or ("" in words and self.metavar != "STR"):
             raise InputError(f"{where}: expected a value, {self.metavar}, found none; name it behind the flag")
         shown = " ".join(words) or "nothing"
         for word in words if self.spec.choices else ():

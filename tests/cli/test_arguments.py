@@ -32,7 +32,7 @@ PHASE = "expected PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2, found"
             "NAME: expected it behind `ptmst data check`, found none; `ptmst data check --help` explains it",
         ),
         # Phases and end points.
-        ("distill s --out o --phases", "phases: expected at least one, found none; name one, such as 99:5:0-2"),
+        ("distill s --out o --phases", "--phases: expected a value, [PHASE [PHASE ...]], found none; name it"),
         ("distill s --out o --phases 200:5", f"--phases: {PHASE} 200:5; `--help` explains it"),
         ("distill s --out o --phases 9:5:0-2,9:7:1-3", f"--phases: {PHASE} 9:5:0-2,9:7:1-3; `--help` explains it"),
         ("distill s --out o --phases 9:5:-1-2", f"--phases: {PHASE} 9:5:-1-2; `--help` explains it"),
