@@ -25,8 +25,8 @@ def compiler(mode: Compile, device: torch.device) -> Compiler | None:
     """The compiler for `mode`, without graph breaks; None for eager execution.
 
     `auto` compiles on CUDA only: on a CPU a big tower takes minutes. What was compiled is kept for later runs in the
-    user's cache folder. The same function compiles to the same bits every time, on one machine. Raises InputError
-    where `on` lacks a compiler.
+    user's cache folder. The same function compiles to the same bits every time, on one machine. One that torch cannot
+    compile runs eagerly, and a warning says so. Raises InputError where `on` lacks a compiler.
     """
     if mode == "off" or (mode == "auto" and device.type != "cuda"):
         return None
@@ -40,9 +40,34 @@ def compiler(mode: Compile, device: torch.device) -> Compiler | None:
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         # Steps of several students share their code.
-        return compile_alone(function, **_OPTIONS)
+        return _or_eagerly(compile_alone(function, **_OPTIONS), function)
 
     return compiled
+
+
+def _or_eagerly(compiled: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """What is compiled, until torch cannot: some operations have derivatives that its compiler does not take."""
+    works = True
+
+    def call(*args: Any) -> Any:
+        nonlocal works
+        if works:
+            try:
+                return compiled(*args)
+            except _failures() as error:
+                works = False
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                _LOG.warning("compile: a part of the outer step runs eagerly, torch cannot compile it (%s)", reason)
+        return function(*args)
+
+    return call
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What torch raises where it cannot compile, as it traces or as it first runs what it made."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return TorchDynamoException, AssertionError
 
 
 def compiles(mode: Compile, device: torch.device) -> bool:

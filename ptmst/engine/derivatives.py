@@ -9,7 +9,7 @@ kept instead, and g differentiated in reverse.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from ptmst.config import Keep, LossKind
+from ptmst.engine import tangents
 from ptmst.engine.compilation import Compiler
 from ptmst.students.losses import contrastive_logits, contrastive_loss, student_loss
 from ptmst.students.student import Student
@@ -85,15 +86,23 @@ def derivatives(
 def why_not_differentiable(student: Student, keep: Keep, in_theta: bool, images: Tensor, texts: Tensor) -> str | None:
     """Why torch cannot take these derivatives of a student, tried on a few images [B, 3, H, W] and texts [B, D].
 
-    None where it can. Behind a frozen tower only heads are differentiated twice, which is always possible.
+    None where it can. Where it cannot look into all of the student they are compared with finite differences. Behind a
+    frozen tower only heads are differentiated twice.
     """
-    theta, eye = student.flatten().to(images.device), torch.eye(len(images), device=images.device)
-    lr = torch.zeros(student.layers.num_groups, device=images.device)
-    implementation = derivatives(student.heads, "wbce", 1.0, in_theta=in_theta, keep=keep, chunk=None, compiler=None)
+
+    def along(student: Student, theta: Tensor, direction: Tensor, batch: Sequence[Tensor]) -> Sequence[Tensor]:
+        lr = torch.zeros(student.layers.num_groups).to(theta)
+        way = derivatives(student, tangents.LOSS, 1.0, in_theta=in_theta, keep=keep, chunk=None, compiler=None)
+        *found, of_theta = way.step(theta, lr, lambda: Batch(*batch)).along(direction)
+        return found if of_theta is None else [*found, of_theta]
+
+    theta = student.flatten().to(images.device)
     try:
         with torch.no_grad():
-            step = implementation.step(theta, lr, lambda: Batch(student.features(images), texts, eye))
-            step.along(torch.ones_like(theta))
+            features = student.features(images)
+            along(student.heads, theta, torch.ones_like(theta), [features, texts, torch.eye(len(images)).to(texts)])
+            if tangents.opaque(student.heads, theta, features, texts):
+                return tangents.why_lost(student.heads, along, features, texts)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # one that says what is missing is of this kind too

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ptmst.config import Compile, DistillConfig, Keep, LossKind, Precision, gradient_problems
+from ptmst.engine import tangents
 from ptmst.engine.compilation import compiler
 from ptmst.engine.cuda_graph import Captured
-from ptmst.engine.derivatives import derivatives
+from ptmst.engine.derivatives import Batch, derivatives, why_not_differentiable
 from ptmst.engine.frozen_tower import Features, drawn
 from ptmst.engine.recursion import Adjoint, Damped, InnerLoop, OuterGradient, Truncated, differentiate
 from ptmst.errors import InputError
@@ -99,7 +100,7 @@ class OuterStep:
         )
         self._features: Features | None = None
         self._captured = Captured()
-        self._called = False
+        self._called = self._tried = False
 
     @classmethod
     def of(cls, student: Student, config: DistillConfig) -> Self:
@@ -144,7 +145,8 @@ class OuterStep:
     ) -> OuterGradient:
         """Train from `span.start` on `batches` (int64 [n, B]) of the pairs, match the span's target, differentiate.
 
-        `mixing` [n, B, B] is that of `outer_gradient`.
+        `mixing` [n, B, B] is that of `outer_gradient`. The first call raises InputError for a student with a compiled
+        part or an `autograd.Function` whose derivatives are not those of finite differences.
         """
         replayed = self._compiler is not None and self._student.device.type == "cuda"
         with arithmetic(self._precision):
@@ -191,8 +193,25 @@ class OuterStep:
         )
 
     def _differentiated(self, span: Span, inner: InnerLoop) -> OuterGradient:
+        if not self._tried:
+            self._tried = True  # before a CUDA graph is recorded, in which nothing can be tried
+            self._refuse_lost_derivatives(span.start, inner.batch(0))
         layers, store_path = self._student.layers, self._keep != "nothing"
         return differentiate(self._derivatives, layers, span, inner, self._adjoint, store_path)
+
+    def _refuse_lost_derivatives(self, theta: Tensor, batch: Batch) -> None:
+        """Of students of torch's own operations none are."""
+        most = None if self._frozen else self._chunk
+        heads, images, texts = self._student.heads, batch.images[:most], batch.texts[:most]
+        if not tangents.opaque(heads, theta, images, texts):
+            return
+        reason = why_not_differentiable(heads, self._keep, self._adjoint.moves, images[:2], texts[:2])
+        if reason is not None:
+            raise InputError(
+                f"student: expected modules that keep {self._keep} can differentiate, found a compiled part or an "
+                f"autograd.Function that it cannot ({reason}); give the module without torch.compile, and write "
+                "backward and jvp in torch's operations"
+            )
 
 
 def _as_adjoint(adjoint: float | Adjoint, clip: float | None) -> Adjoint:

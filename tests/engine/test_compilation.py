@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
 from oracles import relative_error
+from ptmst.engine import compilation
 from ptmst.engine.compilation import compiler
 from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.errors import InputError
+from ptmst.students.student import Student
 from ptmst.support import torch_compat
-from tiny import OuterCase, outer_case, three_layers
+from tiny import TEXT_WIDTH, OuterCase, outer_case, three_layers
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +104,7 @@ def test_a_compiled_step_is_the_eager_one() -> None:
         *(pytest.param("bf16", frozen, marks=pytest.mark.exhaustive) for frozen in (False, True)),
     ],
 )
-def test_each_part_is_one_graph_and_compiled_once(way: str, frozen: bool) -> None:
+def test_each_part_is_one_graph_and_compiled_once(way: str, frozen: bool, caplog: pytest.LogCaptureFixture) -> None:
     graphs = (BEHIND_A_TOWER if frozen else GRAPHS)[way]
     # No function may be compiled again, and those of the second student must not count as such.
     with torch._dynamo.config.patch(recompile_limit=2 if frozen and way != "primals" else 1):
@@ -112,6 +115,86 @@ def test_each_part_is_one_graph_and_compiled_once(way: str, frozen: bool) -> Non
                 compare(step, c, **WAYS[way])
                 assert counters["stats"]["unique_graphs"] == students * graphs
     assert not counters["graph_break"]
+    assert not [record for record in caplog.records if record.name.startswith("ptmst")]
+
+
+# What cannot be compiled
+
+
+class Squared(torch.autograd.Function):
+    """Torch's compiler takes no derivative of its own along a direction."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = 2 * ctx.saved_tensors[0] * g
+        return out
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = 2 * ctx.saved_tensors[0] * tangent
+        return out
+
+
+class SquaredFeatures(torch.nn.Linear):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = Squared.apply(super().forward(images.flatten(1)))
+        return out
+
+
+EAGERLY = "compile: a part of the outer step runs eagerly, torch cannot compile it ("
+
+
+@pytest.mark.usefixtures("traced")
+def test_what_torch_cannot_compile_runs_eagerly_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    student = Student.from_modules(SquaredFeatures(192, 5), torch.nn.Linear(TEXT_WIDTH, 5))
+    batches = torch.tensor([[0, 1, 2], [3, 1, 0]])
+    c = outer_case(student, 8, "full", batches)
+    step = OuterStep(student, adjoint=1.0, compile="on")
+    compare(step, c, adjoint=1.0)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("ptmst")]
+    assert said and all(EAGERLY in text for text in said)
+    compare(step, c, adjoint=1.0)
+    assert len([record for record in caplog.records if record.name.startswith("ptmst")]) == len(said)
+
+
+@pytest.mark.parametrize("error", [AssertionError("expected size 5==5, stride 1==5"), TorchDynamoException("no")])
+def test_a_compiler_that_asserts_gives_way(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[int] = []
+
+    def failing(x: int) -> int:
+        tried.append(x)
+        raise error
+
+    monkeypatch.setattr(compilation, "compile_alone", lambda *_, **__: failing)
+    made = compiler("on", torch.device("cpu"))
+    assert made is not None
+    doubled = made(lambda x: 2 * x)
+    assert [doubled(3), doubled(4)] == [6, 8] and tried == [3]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.getMessage().startswith(EAGERLY)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("of the function itself")])
+def test_other_errors_are_not_the_compilers(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(compilation, "compile_alone", lambda function, **_: function)
+    made = compiler("on", torch.device("cpu"))
+    assert made is not None
+    with pytest.raises(type(error)):
+        made(failing)()
 
 
 # Who compiles
