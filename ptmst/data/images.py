@@ -137,9 +137,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _drawn(image: Image.Image) -> tuple[int, int, int, int] | None:
     """The part of a GIF that its first frame draws, where that is not all of it: PIL fills the rest with any color."""
-    if image.format != "GIF" or not image.tile:
+    tiles = getattr(image, "tile", ()) if image.format == "GIF" else ()
+    if not tiles:
         return None
-    part: tuple[int, int, int, int] = image.tile[0][1]
+    part: tuple[int, int, int, int] = tiles[0][1]
     return part if part != (0, 0, *image.size) else None
 
 
@@ -199,13 +200,14 @@ def _of_floats(values: np.ndarray) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high <= 255:
         raise _Unreadable(f"floats in 0 … 1 or 0 … 255, found {low:g} … {high:g}; save it with 8 bits")
-    return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+    gray: np.ndarray = np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+    return gray
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The picture's colors, without its alpha."""
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _of_lab())
+        return _transformed(image, _of_lab())
     base = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
     colors = image.convert(base)
     transform = _to_srgb(profile, base) if profile else None
@@ -213,8 +215,14 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         colors = colors.convert("RGB")
         transform = _to_srgb(profile, "RGB")
     if transform is not None:
-        return ImageCms.applyTransform(colors, transform)
+        return _transformed(colors, transform)
     return colors if colors.mode == "RGB" else colors.convert("RGB")
+
+
+def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    out = ImageCms.applyTransform(image, transform)
+    assert out is not None  # not in place
+    return out
 
 
 @lru_cache(32)
@@ -232,7 +240,7 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     levels = np.arange(0, 256, 17 if mode == "RGB" else 1, dtype=np.uint8)
     probe = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 1, 3) if mode == "RGB" else levels[None]
     before = Image.fromarray(probe)
-    moved = np.abs(np.asarray(before.convert("RGB"), int) - np.asarray(ImageCms.applyTransform(before, transform), int))
+    moved = np.abs(np.asarray(before.convert("RGB"), int) - np.asarray(_transformed(before, transform), int))
     return transform if moved.max() > _ROUNDING else None
 
 
@@ -257,7 +265,8 @@ def _without_long_texts(content: bytes) -> tuple[bytes, bytes | None]:
     """A PNG without texts and a profile that are too long for PIL, and that profile; other files as they are."""
     if not content.startswith(_PNG):
         return content, None
-    kept, profile, texts, at = [_PNG], None, 0, len(_PNG)
+    kept: list[bytes | memoryview] = [_PNG]
+    profile, texts, at = None, 0, len(_PNG)
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4])
         name, body = content[at + 4 : at + 8], content[at + 8 : end - 4]

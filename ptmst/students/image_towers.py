@@ -222,7 +222,7 @@ def _timm_tower(name: str, image_size: int) -> nn.Module:
 
 
 @cache
-def _img_size(name: str, size: int) -> dict[str, int]:
+def _img_size(name: str, size: int) -> dict[str, Any]:
     """What tells a timm model that its images are of another size than its own; nothing where it need not know.
 
     Nor where it cannot be told, for which its forward pass has a reason.
@@ -232,7 +232,7 @@ def _img_size(name: str, size: int) -> dict[str, int]:
     own = timm.get_pretrained_cfg(name)
     if own is None or not own.fixed_input_size or own.input_size[1:] == (size, size):
         return {}
-    told = {"img_size": size}
+    told: dict[str, Any] = {"img_size": size}
     with seeded(0, "tower"), torch.no_grad():
         for settings in ({}, told):
             try:

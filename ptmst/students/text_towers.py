@@ -369,7 +369,7 @@ _MODES: dict[str, Any] = {
 
 def _json_of(name: str, file: str) -> Any:
     """A JSON file of a folder or of the hub; None where there is none."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     path = cached_file(
         name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
