@@ -408,6 +408,10 @@ def _open_clip_model(name: str, weights: Path | None) -> Any:
     import open_clip
 
     if weights is None:
+        _LOG.warning(
+            "text_tower open_clip:%s: starts from random weights; give it trained ones with --encoder.text-weights",
+            name,
+        )
         with seeded(0, "text tower"):
             return open_clip.create_model(name).eval()
     if not weights.is_file():

@@ -917,9 +917,10 @@ def test_open_clip_says_how_many_captions_it_cuts(clip: str, caplog: pytest.LogC
     assert f"text_tower open_clip:{clip}: 2 of 2 captions have more than 16 tokens and were cut there" in caplog.text
 
 
-def test_open_clip_without_weights_is_always_the_same(clip: str) -> None:
+def test_open_clip_without_weights_is_always_the_same(clip: str, caplog: pytest.LogCaptureFixture) -> None:
     config = EncoderConfig(text_tower=f"open_clip:{clip}")
     one = text_tower(config)
+    assert f"text_tower open_clip:{clip}: starts from random weights; give it trained ones with" in caplog.text
     torch.manual_seed(9)
     again = text_tower(config)
     assert one.fingerprint == again.fingerprint
