@@ -17,6 +17,7 @@ from ptmst.data.augment import Views
 from ptmst.engine.derivatives import why_not_differentiable
 from ptmst.errors import Diverged, InputError
 from ptmst.recipe import TOWER, Recipe
+from ptmst.students.features import feature_batches, kept_features
 from ptmst.students.heads import dropout
 from ptmst.students.image_towers import prepared, warn_of_random_weights
 from ptmst.students.losses import contrastive_logits, hard_label_loss
@@ -107,8 +108,8 @@ def _train(
     done = len(store) * config.epochs
     with progress.bar("teach", done + len(missing) * config.epochs, done) as bar:
         if config.augment:
-            bar.note("augmented: images are decoded, and seen differently, in every epoch")
-        elif not pairs.fits_in_memory:
+            bar.note("augmented: images are decoded, and seen differently, in every epoch; no features are kept")
+        elif not config.encoder.freeze_tower and not pairs.fits_in_memory:
             bar.note("the decoded images are more than half of the free memory: decoding them again in every epoch")
         for number in missing:
             student = store.student((config.seed, "expert", number)).to(device)
@@ -141,17 +142,25 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
     theta = student.flatten().to(texts.device)
     lr = torch.full((student.layers.num_groups,), config.lr, device=theta.device)
 
+    # Behind a frozen tower heads see the same features in every epoch, unless images are augmented.
+    frozen = student.tower is not None and not config.augment
+    features = kept_features(student, pairs, theta.device) if frozen else None
+    seeing = student if features is None else student.heads
+
     def loss_of(theta: Tensor, images: Tensor, texts: Tensor) -> Tensor:
-        return hard_label_loss(contrastive_logits(*student.embed(theta, images, texts), config.temperature))
+        return hard_label_loss(contrastive_logits(*seeing.embed(theta, images, texts), config.temperature))
 
     yield Epoch(0, theta, float("nan"))
     for epoch in range(config.epochs):
         key = (config.seed, "expert", number, epoch)
         order = _batches(torch.randperm(len(pairs), generator=generator(*key)), config)
-        if config.augment:
+        images_of = [pairs.image_of_text[index] for index in order]
+        if features is not None:
+            batches = feature_batches(features, images_of, theta.device)
+        elif config.augment:
             batches = image_batches(Views(pairs, *key), order, theta.device)
         else:
-            batches = image_batches(pairs, (pairs.image_of_text[index] for index in order), theta.device)
+            batches = image_batches(pairs, images_of, theta.device)
         losses = []
         with dropout(student.modules, config.dropout, generator(*key, "dropout")):
             for index, images in zip(order, batches, strict=True):
@@ -168,7 +177,7 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
 
 def _batches(order: Tensor, config: TeachConfig) -> tuple[Tensor, ...]:
     """The pairs of each step of an epoch."""
-    batches = order.split(config.batch_size)
+    batches: tuple[Tensor, ...] = order.split(config.batch_size)
     return batches[:-1] if config.drop_last and len(batches[-1]) < config.batch_size else batches
 
 

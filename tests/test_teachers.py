@@ -168,16 +168,18 @@ def test_an_expert_as_published_sees_views_through_dropout(config: TeachConfig, 
     config = replace(config, batch_size=20, encoder=encoder, augment=True, dropout=0.25, drop_last=True, epochs=2)
     pairs, texts = train_pairs(config)
     student = make_student(encoder, IMAGE, TEXT_WIDTH, (0, "expert", 1))
+    image: Any
     image, text = plain_modules(student)
     *found, last = [(e.number, e.theta.clone(), e.loss) for e in train_on_pairs(student, pairs, texts, config, 1)]
 
     parameters = [p for module in (image, text) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=config.lr)
 
-    def head(module: nn.Module, inputs: Tensor, draws: torch.Generator) -> Tensor:
+    def head(module: Any, inputs: Tensor, draws: torch.Generator) -> Tensor:
         projected = module.projection(inputs)
         out = module.fc(module.gelu(projected))
-        return module.norm(out * (torch.rand(out.shape, generator=draws) >= 0.25) / 0.75 + projected)
+        found: Tensor = module.norm(out * (torch.rand(out.shape, generator=draws) >= 0.25) / 0.75 + projected)
+        return found
 
     for epoch in range(2):
         key = (config.seed, "expert", 1, epoch)

@@ -18,6 +18,7 @@ from ptmst.data import Pairs, image_batches
 from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.data.sampling import random_subset, refuse_more
 from ptmst.errors import InputError
+from ptmst.students.features import feature_batches, kept_features
 from ptmst.support import devices
 from ptmst.support.provenance import versions
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
@@ -143,8 +144,12 @@ def _embeddings(
     numbers = sorted(store.experts)
     expert = store.expert(numbers[seed % len(numbers)], (epoch,))
     theta, student = expert.raw().point(epoch).to(device), store.student((seed, "student")).to(device)
-    batches = image_batches(pairs, pairs.image_of_text[chosen].split(IMAGES_AT_ONCE), device)
+    indices = pairs.image_of_text[chosen].split(IMAGES_AT_ONCE)
+    if student.tower is None:
+        batches = image_batches(pairs, indices, device)
+    else:
+        batches = feature_batches(kept_features(student, pairs, device), indices, device)
     with devices.arithmetic("fp32"):
-        images = torch.cat([student.embed_images(theta, batch) for batch in batches])
+        images = torch.cat([student.heads.embed_images(theta, batch) for batch in batches])
         captions = student.embed_texts(theta, texts[chosen].to(device))
     return F.normalize(images, dim=1).cpu(), F.normalize(captions, dim=1).cpu()

@@ -12,6 +12,7 @@ from ptmst.data import Pairs, image_batches
 from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.errors import Diverged
 from ptmst.evaluation.metrics import ZERO_SHOT, retrieval_recall, zero_shot_accuracy
+from ptmst.students.features import feature_batches, kept_features
 from ptmst.students.student import Student
 from ptmst.students.text_towers import TextTower, embed_captions
 
@@ -64,8 +65,12 @@ class RetrievalScorer:
             return self._held
         count = len(self._pairs.image_paths)
         indices = torch.arange(count).split(IMAGES_AT_ONCE)
-        inputs = map(student.features, image_batches(self._pairs, indices, self._device))
-        if student.tower is None and 4 * count * 3 * self._pairs.image_size**2 > _HELD_BYTES:
+        if student.tower is None:
+            inputs, numbers = image_batches(self._pairs, indices, self._device), 3 * count * self._pairs.image_size**2
+        else:
+            features = kept_features(student, self._pairs, self._device)
+            inputs, numbers = feature_batches(features, indices, self._device), features.numel()
+        if 4 * numbers > _HELD_BYTES:
             return inputs
         self._held = list(inputs)
         return self._held
