@@ -15,7 +15,7 @@ import tyro
 
 from ptmst import presets, schema
 from ptmst.cli import surroundings
-from ptmst.cli.about import Doctor, Inspect, Presets
+from ptmst.cli.about import Cache, Doctor, Inspect, Presets
 from ptmst.cli.arguments import check
 from ptmst.cli.exchange import Export, Import
 from ptmst.cli.flags import STARTS_AGAIN, Command, WithPreset, constructors, split_off, value_of
@@ -38,6 +38,7 @@ COMMANDS: dict[str, type[Command]] = {
     "ablate": Ablate,
     "presets": Presets,
     "inspect": Inspect,
+    "cache": Cache,
     "doctor": Doctor,
 }
 

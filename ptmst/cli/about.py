@@ -1,10 +1,11 @@
-"""The commands that tell about presets, files and this machine: presets, inspect, doctor."""
+"""The commands that tell about presets, files, the cache and this machine: presets, inspect, cache, doctor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
@@ -49,6 +50,31 @@ class Inspect(Command):
 
         for name, finding in inspect(self.path, self.verify):
             result(f"{name:20} {finding}")
+
+
+@dataclass(frozen=True)
+class Cache(Command):
+    """List what is kept in the cache folder, or remove it by kind."""
+
+    examples: ClassVar = ("ptmst cache", "ptmst cache --clear features")
+
+    clear: Literal["texts", "features", "compiled", "all"] | None = None
+    """Kind of files to remove, or all."""
+
+    def run(self) -> None:
+        from rich.table import Table
+
+        from ptmst.support import cache, folders
+
+        for kept in cache.contents():
+            if self.clear in (kept.kind, "all") and kept.files:
+                cache.clear(kept.kind)
+                result(f"{kept.kind}: {kept.files} files removed, {kept.bytes / 1e6:,.1f} MB")
+        shown = Table("kind", "what", "files", "MB", "last used", title=str(folders.cache_folder()))
+        for kept in cache.contents():
+            used = "" if kept.used is None else datetime.fromtimestamp(kept.used).strftime("%Y-%m-%d %H:%M")
+            shown.add_row(kept.kind, kept.what, f"{kept.files:,}", f"{kept.bytes / 1e6:,.1f}", used)
+        table(shown)
 
 
 @dataclass(frozen=True)
