@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -29,8 +30,7 @@ def sha256(content: bytes) -> str:
 def hash_of(path: Path) -> str | None:
     """SHA-256 of a file, read piece by piece; None for one that cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _sha256_of(path)
     except OSError:
         return None
 
@@ -108,7 +108,7 @@ def _json_hash(value: Mapping[str, Any]) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors as safetensors, atomically; returns the file's SHA-256. Refuses non-finite values."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not _finite(tensor):
             raise InputError(f"{path}: tensor {name} holds NaN or infinity; nothing was written")
     # Copies, since safetensors refuses tensors that share memory, such as η and its average at step 0.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
@@ -116,33 +116,77 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return write(path, st.save(copies, {_CONTENT: _content_hash(copies)}))
 
 
-def read_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, expected_sha256: str | None = None, into: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Read a safetensors file whole; refuses non-finite values.
 
     The file's hash is compared with the expected one. Without it, as for checkpoints and the cache, the hash of the
-    tensors is compared with the one that a file of ours has inside.
+    tensors is compared with the one that a file of ours has inside. Tensors that have the dtype and shape of those in
+    `into` are read into these.
     """
+    # Its hash first, and piece by piece: a damaged file is not taken apart, and memory holds the tensors alone.
     try:
-        content = path.read_bytes()
+        if expected_sha256 is not None and (found := _sha256_of(path)) != expected_sha256:
+            size = path.stat().st_size
+            raise InputError(
+                f"{path}: expected SHA-256 {expected_sha256[:12]}…, found {found[:12]}… ({size:,} bytes); "
+                "the file is damaged: restore it or make it again"
+            )
+        tensors, metadata = _loaded(path, into or {})
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); restore the file or make it again") from error
-    if expected_sha256 is not None and (found := sha256(content)) != expected_sha256:
-        raise InputError(
-            f"{path}: expected SHA-256 {expected_sha256[:12]}…, found {found[:12]}… ({len(content):,} bytes); "
-            "the file is damaged: restore it or make it again"
-        )
-    try:
-        tensors = st.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except InputError:
+        raise
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path}: expected safetensors, found a damaged file ({error}); make it again") from error
-    inside = header.get("__metadata__", {}).get(_CONTENT)
+    inside = metadata.get(_CONTENT)
     if expected_sha256 is None and inside is not None and _content_hash(tensors) != inside:
         raise InputError(f"{path}: checksum mismatch: the file is damaged; restore it or make it again")
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not _finite(tensor):
             raise InputError(f"{path}: tensor {name} holds NaN or infinity; make the file again")
     return tensors
+
+
+def _sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _loaded(path: Path, into: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, each tensor read into memory of its own, or of `into`."""
+    tensors: dict[str, Tensor] = {}
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            raise ValueError("it is empty")
+        # The library maps the file and checks its header; what is mapped is not touched.
+        with safe_open(path, framework="pt") as mapped:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_bytes))
+            for name in mapped.keys():  # noqa: SIM118 (it is no dictionary)
+                first, _ = header[name]["data_offsets"]
+                like, place = mapped.get_tensor(name), into.get(name)
+                fits = place is not None and (place.dtype, place.shape) == (like.dtype, like.shape)
+                tensors[name] = place if place is not None and fits else torch.empty_like(like)
+                file.seek(8 + header_bytes + first)
+                content = memoryview(_bytes(tensors[name]))
+                if file.readinto(content) != len(content):
+                    raise ValueError("it was cut while it was read")
+    return tensors, header.get("__metadata__", {})
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The memory of a contiguous tensor, uint8."""
+    return tensor.view(-1).view(torch.uint8).numpy()
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all values are: not a number is least and largest alike. Takes no memory, as `isfinite` would."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach()))
 
 
 def read_some(path: Path, names: Collection[str]) -> dict[str, Tensor]:
@@ -158,5 +202,5 @@ def _content_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor.contiguous()).data)
     return digest.hexdigest()

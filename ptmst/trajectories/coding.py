@@ -47,8 +47,17 @@ def unpacked(tensors: Mapping[str, Tensor], layers: LayerTable, coding: Coding) 
             raise ValueError(f"{name}: expected {dtype} of shape ({size},), found {found}")
     if coding == "fp16":
         return Displacement(tensors["values"], tensors["scale"], tensors["norms"])
-    scale = tensors["scale"].repeat_interleave(_block_sizes(layers), output_size=layers.num_params)
-    return Displacement.encode(scale.mul_(tensors["codes"]), layers)
+    # Layer by layer: as a whole it would take four times the memory of what comes out.
+    values, scale, norms = torch.empty(layers.num_params, dtype=torch.float16), list[Tensor](), list[Tensor]()
+    blocks = tensors["scale"].split([-(-size // BLOCK) for size in layers.sizes])
+    parts = zip(tensors["codes"].split(layers.sizes), blocks, values.split(layers.sizes), layers.shapes, strict=True)
+    for codes, block_scale, out, shape in parts:
+        delta = block_scale.repeat_interleave(BLOCK)[: len(codes)].mul_(codes)
+        part = Displacement.encode(delta, LayerTable(("",), (shape,), (0,), ("",)))
+        out.copy_(part.values)
+        scale.append(part.scale)
+        norms.append(part.norms)
+    return Displacement(values, torch.cat(scale), torch.cat(norms))
 
 
 def names(coding: Coding) -> tuple[str, ...]:

@@ -145,10 +145,12 @@ class TrajectoryStore:
                 f"{self.path / INDEX}: expected a whole index, found a damaged one ({error}); run `ptmst teach` again"
             ) from error
         try:
-            if base.shape != (self.layers.num_params,) or norms.shape != (self.epochs, self.layers.num_layers):
+            if norms.shape != (self.epochs, self.layers.num_layers):
                 raise ValueError("the layers are others")
             displacements = {
-                k: coding.unpacked({name: tensors[stored] for name, stored in names.items()}, self.layers, self.coding)
+                k: coding.unpacked(
+                    {name: tensors.pop(stored) for name, stored in names.items()}, self.layers, self.coding
+                )
                 for k, names in stored_names.items()
             }
         except ValueError as error:
@@ -230,11 +232,23 @@ class TrajectoryStore:
 
     def _base(self, names: tuple[str, ...]) -> Tensor:
         if names not in self._bases:
-            self._bases[names] = torch.cat([self._read(name, ["base"])["base"] for name in names])
+            base = torch.empty(self.layers.num_params)
+            for name, part in zip(names, base.split(self.layers.group_sizes), strict=True):
+                read = self._read(name, ["base"], {"base": part})["base"]
+                if read.shape != part.shape:
+                    raise InputError(
+                        f"{self.path / name}: expected the layers of {INDEX}, found different ones ({len(read)} "
+                        f"parameters instead of {len(part)}); run `ptmst teach` again"
+                    )
+                if read is not part:
+                    part.copy_(read)
+            self._bases[names] = base
         return self._bases[names]
 
-    def _read(self, name: str, wanted: Collection[str] | None = None) -> dict[str, Tensor]:
-        """A file's tensors by name. Raises KeyError for one that is not in it."""
+    def _read(
+        self, name: str, wanted: Collection[str] | None = None, into: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """A file's tensors by name, read into those that fit. Raises KeyError for one that is not in it."""
         if name not in self.hashes:
             raise InputError(f"{self.path / name}: expected a hash in {INDEX}, found none; run `ptmst teach` again")
         path = self.path / name
@@ -244,6 +258,6 @@ class TrajectoryStore:
             now = (0, 0)  # reading it says what is wrong
         if wanted is not None and self._checked.get(name) == now:
             return files.read_some(path, wanted)
-        tensors = files.read_tensors(path, self.hashes[name])
+        tensors = files.read_tensors(path, self.hashes[name], into)
         self._checked[name] = now
         return tensors if wanted is None else {name: tensors[name] for name in wanted}

@@ -158,6 +158,16 @@ def test_a_truncated_file(kept: int, tmp_path: Path) -> None:
         files.read_tensors(path)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, None])
+@pytest.mark.parametrize("shape", [(), (1,), (70_000,), (3, 40_000), (0,), (2, 0)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_value_that_is_not_finite_is_found(dtype: torch.dtype, shape: tuple[int, ...], bad: float | None) -> None:
+    tensor = torch.full(shape, -3.0, dtype=dtype)
+    if bad is not None and tensor.numel():
+        tensor.view(-1)[tensor.numel() // 2] = bad
+    assert files._finite(tensor) is bool(torch.isfinite(tensor).all())
+
+
 def test_a_flipped_bit_without_an_index(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     files.write_tensors(path, {"x": torch.ones(300), "empty": torch.empty(0), "one": torch.tensor(3, dtype=torch.int8)})

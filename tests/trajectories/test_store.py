@@ -23,6 +23,7 @@ from ptmst.errors import InputError
 from ptmst.students.layers import LayerTable
 from ptmst.support import folders
 from ptmst.trajectories import coding
+from ptmst.trajectories.recorder import Recorder
 from ptmst.trajectories.shortcut import Displacement, Expert
 from ptmst.trajectories.store import FOLDER, TrajectoryStore
 from tiny import RECIPE
@@ -264,8 +265,43 @@ def test_files_of_other_layers_are_refused(path: Path, pattern: str) -> None:
         tensors[key] = tensors[key][1:].contiguous()
 
     rewrite(path, name, shorten)
-    with pytest.raises(InputError, match=r"expert-003\.safetensors: expected the layers of store\.json, found diff"):
+    message = re.escape(f"{name}: expected the layers of store.json, found different ones")
+    with pytest.raises(InputError, match=message):
         TrajectoryStore.open(path).expert(3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tells how much memory a process has held")
+def test_loading_an_expert_takes_about_its_size(tmp_path: Path) -> None:
+    """In a process of its own, whose memory is given back at once."""
+    layers = LayerTable(tuple(f"image.{n}" for n in range(64)), ((250_000,),) * 64, (0,) * 64, ("image",))
+    recorder, theta = Recorder(layers, (1,)), torch.randn(layers.num_params)
+    for step in range(2):
+        recorder.record(theta + 0.01 * step)
+    codings: tuple[Coding, ...] = ("fp16", "int8")
+    for how in codings:
+        (tmp_path / how).mkdir()
+        TrajectoryStore(tmp_path / coding, layers, 1, (1,), {}, how).add(0, recorder.expert(), {})
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LOAD, *(str(tmp_path / how) for how in codings)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert all(0.9 < float(times) < 1.3 for times in said.split()), said
+
+
+LOAD = """
+import sys
+from ptmst import TrajectoryStore
+from ptmst.support.memory import peak_memory
+for path in sys.argv[1:]:
+    store = TrajectoryStore.open(path)
+    with peak_memory() as before:
+        pass
+    with peak_memory() as peak:
+        expert = store.expert(0)
+    held = (expert.base, *(t for d in expert.displacements.values() for t in (d.values, d.scale, d.norms)))
+    print((peak[0] - before[0]) / sum(t.nbytes for t in held))
+    del expert, held, store
+"""
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
