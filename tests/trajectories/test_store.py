@@ -281,7 +281,7 @@ def test_loading_an_expert_takes_about_its_size(tmp_path: Path) -> None:
     codings: tuple[Coding, ...] = ("fp16", "int8")
     for how in codings:
         (tmp_path / how).mkdir()
-        TrajectoryStore(tmp_path / coding, layers, 1, (1,), {}, how).add(0, recorder.expert(), {})
+        TrajectoryStore(tmp_path / how, layers, 1, (1,), {}, how).add(0, recorder.expert(), {})
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LOAD, *(str(tmp_path / how) for how in codings)]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
