@@ -1,0 +1,79 @@
+"""A share of the mutants; `PYTHONPATH=tests python -m fuzz` judges ten thousand (bench/results/fuzz.json)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cv2")
+pytest.importorskip("pyarrow")
+pytest.importorskip("webdataset")
+
+from fuzz import judge as judging
+from fuzz import readers
+from fuzz.judge import HARMLESS, judge
+from fuzz.mutations import mutant
+from fuzz.samples import FORMS, samples, write_images
+from ptmst.data.tables import Table
+from ptmst.errors import InputError
+
+MUTANTS = 40
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_images(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whole_files_are_read_as_an_independent_reader_reads_them(form: str, root: Path) -> None:
+    assert {judge(form, whole, root).outcome for whole in samples(form)} == {"alike"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mutants_are_refused_in_one_line_or_read_alike(form: str, root: Path) -> None:
+    verdicts = [judge(form, mutant(form, number, samples(form)), root) for number in range(MUTANTS)]
+    assert not [(i, *verdict[:2]) for i, verdict in enumerate(verdicts) if verdict.outcome not in HARMLESS]
+    assert {"refused", "alike"} <= {verdict.outcome for verdict in verdicts}
+    assert max(verdict.seconds for verdict in verdicts) < 5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_mutant_is_a_function_of_its_number(form: str) -> None:
+    mutants = [[mutant(form, number, samples(form)) for number in range(20)] for _ in range(2)]
+    assert mutants[0] == mutants[1] and len({*mutants[0]}) > 15
+
+
+def test_what_is_wrong_is_seen(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = samples("csv")[0]
+    for told, outcome in (("a\nb", "not one line"), ("a\x1b[0m", "not one line"), ("a: b", "refused")):
+        with monkeypatch.context() as patch:
+            patch.setattr(judging, "_pairs", lambda *_, told=told: _raise(InputError(told)))
+            assert judge("csv", content, root).outcome == outcome
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "read", lambda *_: _raise(KeyError("x")))
+        assert judge("csv", content, root)[:2] == ("traceback", "KeyError: 'x'")
+    pairs = readers.pairs("csv", content)
+    for others in (
+        pairs[1:],
+        [pairs[0]._replace(caption="other"), *pairs[1:]],
+        [pairs[0]._replace(image="b"), *pairs[1:]],
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(readers, "pairs", lambda *_, others=others: others)
+            assert judge("csv", content, root).outcome == "other pairs"
+    with monkeypatch.context() as patch:
+        patch.setattr(readers, "pairs", lambda *_: _raise(ValueError()))
+        assert judge("csv", content, root).outcome == "read alone"
+    seen = readers.picture(samples("picture")[1])
+    assert seen is not None
+    for other, outcome in ((seen[1:], "other pixels"), (255 - seen, "other pixels"), (None, "read alone")):
+        with monkeypatch.context() as patch:
+            patch.setattr(readers, "picture", lambda _, other=other: other)
+            assert judge("picture", samples("picture")[1], root).outcome == outcome
+
+
+def _raise(error: Exception) -> None:
+    raise error
