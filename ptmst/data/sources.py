@@ -71,6 +71,7 @@ FORMS: dict[str, Callable[[str], Source]] = {
     "parquet": Parquet,
 }
 """Files of a user's own, by what stands before the colon in csv:PATH."""
+_OWN_FORMS = "csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB, parquet:GLOB"
 _WITH_COLUMNS = ("csv", "tsv", "jsonl", "parquet")
 
 
@@ -90,7 +91,7 @@ def source_of(name: str, image_column: str | None = None, caption_column: str | 
     if form in FORMS and path:
         source = FORMS[form](path)
         return replace(source, **chosen) if chosen else source  # type: ignore[type-var]
-    return SOURCES[known(name, tuple(SOURCES), "data set", "parquet:GLOB, csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB")]
+    return SOURCES[known(name, tuple(SOURCES), "data set", _OWN_FORMS)]
 
 
 def known(value: str, choices: Sequence[str], what: str, more: str = "") -> str:

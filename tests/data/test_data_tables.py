@@ -219,7 +219,7 @@ def test_a_missing_table_is_named(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["csv:", "xml:x.xml", "csv"])
 def test_a_form_that_does_not_exist_is_refused(root: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"data set: expected .+, csv:PATH, tsv:PATH, jsonl:PATH, wds:GLOB, found"):
+    with pytest.raises(InputError, match=r"data set: expected .+, csv:PATH, tsv:PATH, .+, parquet:GLOB, found"):
         load_pairs(name, root)
 
 

@@ -327,6 +327,16 @@ def test_an_export_for_hugging_face_is_data(tmp_path: Path) -> None:
         assert np.abs(image.permute(1, 2, 0).double().numpy() - pixels(expected)).max() < 1
 
 
+def test_a_folder_is_data(tmp_path: Path) -> None:
+    given, out = distilled(), tmp_path / "out"
+    export(given, out, "folder")
+    found = load_pairs("csv:metadata.csv", out, image_size=4, image_column="file_name")
+    captions = [caption for entry in given.phases for caption in entry.captions if caption]
+    assert list(found.captions) == [clean_caption(caption) for caption in captions]
+    assert found.image_names[0] == "phase-1/000.png"
+    assert np.abs(found.pixels(torch.tensor([0]))[0].permute(1, 2, 0).double() - pixels(given[0].images[0])).max() < 1
+
+
 def test_the_data_card_says_where_a_set_comes_from(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     yaml = pytest.importorskip("yaml")
