@@ -301,7 +301,8 @@ def profile_of(space: str, gamma: float = GAMMA, padding: int = 0) -> bytes:
 def in_srgb(colors: np.ndarray, space: str) -> np.ndarray:
     linear = (colors / 255) ** (round(GAMMA * 256) / 256) @ np.array(TO_D50[space]).T @ np.linalg.inv(TO_D50["sRGB"]).T
     linear = linear.clip(0, 1)
-    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    levels: np.ndarray = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return levels
 
 
 @pytest.mark.parametrize("space", ["AdobeRGB", "DisplayP3"])
