@@ -23,7 +23,7 @@ from ptmst.config import (
     TeachConfig,
 )
 from ptmst.errors import InputError
-from ptmst.support.progress import result, table
+from ptmst.support.progress import printable, result, table
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class DataCheck(Command):
         head, *rows = report.rows()
         counts = Table(*head)
         for row in rows:
-            counts.add_row(*row)
+            counts.add_row(*map(printable, row))
         table(counts)
         for line in (*report.remarks, *report.problems):
             result(line)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,8 +16,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ptmst.report.tables import Row, lines, note
-from ptmst.support import files
+from ptmst.report.tables import Row, lines, note, shown_name
+from ptmst.support import files, progress
 from ptmst.synthetic.distilled_set import DistilledSet
 
 if TYPE_CHECKING:
@@ -31,17 +32,17 @@ def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     head, body = lines(rows, "±")
     page = environment.from_string(template).render(
-        title=title,
+        title=progress.printable(title),
         made_by=made_by(),
-        command=command,
+        command=command and progress.printable(command),
         note=note(rows),
         head=head,
         body=body,
         recall_figure=_recall_figure(rows),
         sets=[_set(row) for row in rows if row.distilled is not None],
-        settings=[{"name": row.name, "json": _pretty(row)} for row in rows],
+        settings=[{"name": shown_name(row), "json": _pretty(row)} for row in rows],
     )
-    files.write(out, page.encode())
+    files.write(out, page.encode("utf-8", "backslashreplace"))
 
 
 def made_by() -> str:
@@ -65,8 +66,9 @@ def _set(row: Row) -> dict[str, Any]:
     phases = []
     for number, phase in enumerate(row.distilled.phases):
         pictures = zip(row.distilled.pixels(number), phase.captions, strict=True)
-        phases.append({"count": len(phase.pairs), "pictures": [(_picture(image), text) for image, text in pictures]})
-    return {"name": row.name, "curves": _curves(row.distilled), "phases": phases}
+        shown = [(_picture(image), progress.printable(text)) for image, text in pictures]
+        phases.append({"count": len(phase.pairs), "pictures": shown})
+    return {"name": shown_name(row), "curves": _curves(row.distilled), "phases": phases}
 
 
 def _picture(pixels: Tensor) -> str:
@@ -79,9 +81,11 @@ def _picture(pixels: Tensor) -> str:
 def _recall_figure(rows: Sequence[Row]) -> str:
     figure = _figure(7, 0.6 + 0.42 * len(rows))
     axes = figure.subplots()
-    names = [row.name for row in rows]
-    means = [row.scores.mean() for row in rows]
-    axes.barh(names, means, xerr=[row.scores.std() for row in rows], color="#4477aa", height=0.6, ecolor="#222222")
+    places, means = range(len(rows)), [row.scores.mean() for row in rows]
+    axes.barh(places, means, xerr=[row.scores.std() for row in rows], color="#4477aa", height=0.6, ecolor="#222222")
+    axes.set_yticks(places, labels=[shown_name(row) for row in rows])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)  # a name with $ in it is no formula
     axes.invert_yaxis()
     axes.set_xlabel("mean recall, percent")
     return _svg(figure)
@@ -134,6 +138,9 @@ def _svg(figure: Figure) -> str:
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()
     # A fixed salt and no date: the same run gives the same page.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ptmst", "font.family": "sans-serif"}):
+    fixed = {"svg.fonttype": "none", "svg.hashsalt": "ptmst", "font.family": "sans-serif"}
+    with rc_context(fixed), warnings.catch_warnings():
+        # Names are written as text, in the reader's fonts: that ours lack a letter does not matter.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ptmst.config import TEMPERATURE, EvaluateConfig
 from ptmst.errors import InputError
 from ptmst.evaluation.metrics import METRICS, TIES, ZERO_SHOT
 from ptmst.evaluation.scores import SCORES, Scores, read_scores
-from ptmst.support import files
+from ptmst.support import files, progress
 from ptmst.synthetic.distilled_set import INDEX, DistilledSet
 from ptmst.trajectories.store import INDEX as STORE_INDEX
 
@@ -117,6 +118,11 @@ def read_row(path: Path) -> Row:
     return Row(name, read_scores(path / SCORES), distilled.num_pairs, distilled)
 
 
+def shown_name(row: Row) -> str:
+    """A row's name on one line, without characters that would steer a terminal or that a page may not hold."""
+    return progress.printable(row.name).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
     """A row's mean recall as percent of the matching full-data row's; None without exactly one such row.
 
@@ -175,7 +181,7 @@ def how(rows: Sequence[Row]) -> list[str]:
     """A line for each way in which rows were evaluated, which names them where there are several ways."""
     by_way: dict[str, dict[str, None]] = {}
     for row in rows:
-        by_way.setdefault(_way(row), {})[row.name] = None
+        by_way.setdefault(_way(row), {})[shown_name(row)] = None
     if len(by_way) == 1:
         return list(by_way)
     return [f"{', '.join(names)}: {description}" for description, names in by_way.items()]
@@ -205,7 +211,8 @@ def write_table(out: Path, rows: Sequence[Row], columns: str = "") -> None:
     """
     if out.suffix not in _FORMATS:
         raise InputError(f"{out}: expected a name that ends in {', '.join(_FORMATS)}, found {out.suffix or 'none'}")
-    files.write(out, _FORMATS[out.suffix](rows, columns).encode())
+    # A name that is no Unicode, as of a folder in another encoding, keeps its bytes as escapes.
+    files.write(out, _FORMATS[out.suffix](rows, columns).encode("utf-8", "backslashreplace"))
 
 
 def refuse_mixed(rows: Sequence[Row]) -> None:
@@ -255,7 +262,7 @@ def lines(rows: Sequence[Row], between: str = " ± ") -> tuple[list[str], list[l
         share = fraction_of_full(row, rows)
         more = [f"{share:.0f} %" if share is not None else ""] if with_full else []
         more += [str(row.more.get(name, "")) for name in own]
-        body.append([row.name, f"{row.pairs:,}", *cells(row.scores, rows, between), *more])
+        body.append([shown_name(row), f"{row.pairs:,}", *cells(row.scores, rows, between), *more])
     return head, body
 
 
@@ -268,22 +275,34 @@ def note(rows: Sequence[Row], columns: str = "") -> str:
 
 def _markdown(rows: Sequence[Row], columns: str) -> str:
     head, body = lines(rows)
-    shown = [head, ["---", *["--:"] * (len(head) - 1)], *([cell.replace("|", "\\|") for cell in row] for row in body)]
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in shown), "", note(rows, columns), ""])
+    escaped = [[_in_markdown(cell).replace("|", "\\|") for cell in row] for row in (head, *body)]
+    shown = [escaped[0], ["---", *["--:"] * (len(head) - 1)], *escaped[1:]]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in shown), "", _in_markdown(note(rows, columns)), ""])
+
+
+def _in_markdown(text: str) -> str:
+    return re.sub(r"[\\`*<>~$\[\]]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
 _LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"}
+# At the start of a row they would belong to the line break before it.
+_LATEX |= {"[": "{[}", "]": "{]}", "*": "{*}"}
 _LATEX |= {"^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "η": r"$\eta$"}
 
 
 def _latex(rows: Sequence[Row], columns: str) -> str:
     head, body = lines(rows)
-    shown = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in (head, *body)]
-    caption = "".join(_LATEX.get(c, c) for c in note(rows, columns))
+    shown = [" & ".join(map(_in_latex, row)) + r" \\" for row in (head, *body)]
+    caption = _in_latex(note(rows, columns))
     start = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
     return "\n".join([f"% {note(rows)}", start, r"\hline", shown[0], r"\hline", *shown[1:], r"\hline"]) + (
         f"\n\\end{{tabular}}\n\n{caption}\n"
     )
+
+
+def _in_latex(text: str) -> str:
+    return "".join(_LATEX.get(c, c) for c in text).replace("--", "-{}-")
 
 
 _FORMATS: dict[str, Callable[[Sequence[Row], str], str]] = {

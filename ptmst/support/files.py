@@ -73,7 +73,8 @@ def cannot_write(path: Path, error: OSError) -> InputError:
 def write_json(path: Path, value: Mapping[str, Any]) -> str:
     """Write JSON of ours, with the SHA-256 of its content as the last key; returns the SHA-256 of the file."""
     checked = {**value, _JSON_CONTENT: _json_hash(value)}
-    return write(path, (json.dumps(checked, indent=1, ensure_ascii=False) + "\n").encode())
+    # What is no Unicode, as in the name of a folder in another encoding, becomes an escape of JSON.
+    return write(path, (json.dumps(checked, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path, kind: str, versions: int | tuple[int, ...]) -> dict[str, Any]:

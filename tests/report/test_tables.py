@@ -121,7 +121,7 @@ def test_latex_is_escaped_and_whole(tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 5
     assert all(len(re.findall(r"(?<!\\)&", line)) == 9 for line in lines)
-    assert lines[1].startswith(r"50 \% | of\_them \& more & 50 & 11.0 $\pm$ 1.0 &")
+    assert lines[1].startswith(r"50 \% \textbar{} of\_them \& more & 50 & 11.0 $\pm$ 1.0 &")
     shown = [line for line in text.splitlines() if not line.startswith("%")]
     assert not any(re.search(r"(?<!\\)[%#_]", line) for line in shown)
 
