@@ -99,10 +99,14 @@ def from_toml(kind: type[T], path: Path, defaults: Mapping[str, Any] | None = No
     Raises InputError that names the file and every mistake in it.
     """
     try:
-        value = tomllib.loads(path.read_text("utf-8"))
+        value = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected TOML in UTF-8, found another encoding; save it as UTF-8") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: expected TOML, found brackets too deep to read; fix them") from error
+    except ValueError as error:
         raise InputError(f"{path}: expected TOML, found a mistake ({error}); fix that line") from error
     with said_of(path):
         return from_json(kind, merged(defaults or {}, value))
@@ -115,6 +119,16 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         inside = result.get(key)
         result[key] = merged(inside, value) if isinstance(inside, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def parse_path(text: str) -> Path:
+    """A path, in which ~ is the home folder, as a shell would read it."""
+    if "\0" in text:
+        raise ValueError(f"expected a path, found one with a NUL in it, {text!r}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"expected a path, found {text}, whose user has no home folder here") from None
 
 
 def parse_phase(text: str) -> Phase:
@@ -156,7 +170,7 @@ def _converter() -> Converter:
     converter = Converter(forbid_extra_keys=True, unstruct_collection_overrides={tuple: list})
     for kind, accepted in ((bool, (bool,)), (int, (int,)), (float, (int, float)), (str, (str,))):
         converter.register_structure_hook(kind, _strict(kind, accepted))
-    converter.register_structure_hook(Path, lambda value, _: Path(_strict(str, (str,))(value, str)))
+    converter.register_structure_hook(Path, lambda value, _: parse_path(_strict(str, (str,))(value, str)))
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook_func(_is_literal, _one_of)
     converter.register_structure_hook_func(lambda t: t == Endpoints, _endpoints)

@@ -191,7 +191,7 @@ def test_toml_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="^" + re.escape(message) + "$"):
         from_toml(DistillConfig, path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="expected TOML, found a mistake"):
+    with pytest.raises(InputError, match="expected TOML in UTF-8, found another encoding"):
         from_toml(DistillConfig, path)
 
 

@@ -143,7 +143,7 @@ def parse(arguments: list[str]) -> Command:
         check(f"ptmst {name}", default, rest)
         command: Command = tyro.cli(kind, prog=f"ptmst {name}", args=rest, default=default)
     for given in inputs:
-        if Path(given) != (parsed := getattr(command, kind.input)):
+        if _path(kind.input, given) != (parsed := getattr(command, kind.input)):
             raise InputError(f"{kind.input}: expected one folder, found {parsed} and {given}; name one")
     return command
 
@@ -153,10 +153,18 @@ def _defaults(name: str, kind: type[Command], arguments: list[str], inputs: list
     values: dict[str, Any] = {f.name: tyro.MISSING for f in fields(kind) if _required(f)}
     preset, file = value_of("--preset", arguments), value_of("--config", arguments)
     if (preset or file) and issubclass(kind, WithPreset):
-        values["settings"] = getattr(presets.experiment(preset, Path(file) if file else None), name)
+        settings = presets.experiment(preset, _path("--config", file) if file else None)
+        values["settings"] = getattr(settings, name)
     if inputs:
-        values[kind.input] = Path(inputs[0])
+        values[kind.input] = _path(kind.input, inputs[0])
     return values
+
+
+def _path(name: str, text: str) -> Path:
+    try:
+        return schema.parse_path(text)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}; name another") from None
 
 
 def _required(f: Field[Any]) -> bool:

@@ -106,6 +106,18 @@ def constructors() -> ConstructorRegistry:
             choices=(*inner.choices, "none") if inner.choices else None,
         )
 
+    @registry.primitive_rule
+    def path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+        if info.type is not Path:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda words: schema.parse_path(words[0]),
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda value: [str(value)],
+        )
+
     def shown(phase: Phase) -> str:
         return f"{phase.pairs}:{phase.endpoint}:{phase.start[0]}-{phase.start[1]}"
 
