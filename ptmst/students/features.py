@@ -1,7 +1,7 @@
 """Features of a frozen tower: computed once for all images of a split, and kept in the cache folder.
 
 A file of the cache is a function of all that decides it, which its name is a hash of: the images' bytes, how they are
-prepared, the tower and its weights. It is memory-mapped, so that processes share it.
+prepared, the tower and its weights, the kind of device. It is memory-mapped, so that processes share it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def kept_features(student: Student, pairs: Pairs, device: torch.device) -> Tenso
     Computed on `device` where the cache lacks them; where the cache cannot be written, which is told, they are held in
     memory. Raises InputError for an image that cannot be read.
     """
-    path = folders.cache_folder() / f"features-{_key(student, pairs)[:32]}.safetensors"
+    path = folders.cache_folder() / f"features-{_key(student, pairs, device)[:32]}.safetensors"
     found = _read(path)
     if found is not None:
         return found
@@ -69,7 +69,7 @@ def feature_batches(features: Tensor, indices: Iterable[Tensor], device: torch.d
     return (devices.sent(features.index_select(0, index), device) for index in indices)
 
 
-def _key(student: Student, pairs: Pairs) -> str:
+def _key(student: Student, pairs: Pairs, device: torch.device) -> str:
     assert student.tower is not None
     parts_of_it = {
         "version": _VERSION,
@@ -77,7 +77,8 @@ def _key(student: Student, pairs: Pairs) -> str:
         "images": _images_hash(pairs),
         "prepared": [pairs.image_size, pairs.mean, pairs.std],
         "tower": [str(student.tower), weights_hash(student.tower)],
-        "arithmetic": "fp32",
+        # Results do not depend on what another kind of device left here.
+        "arithmetic": ["fp32", device.type],
     }
     return files.sha256(json.dumps(parts_of_it).encode())
 
