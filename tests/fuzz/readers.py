@@ -104,7 +104,7 @@ def _of_parquet(content: bytes) -> Iterator[Pair]:
             continue
         image, caption = row["image"], row["caption"] if "caption" in row else row["text"]
         if isinstance(image, dict):
-            image = image["path"] if image["bytes"] is None else image["bytes"]
+            image = image.get("path") if image.get("bytes") is None else image["bytes"]
         for text in caption if isinstance(caption, list) else [caption]:
             yield Pair(path(image) if isinstance(image, str) else image, text)
 

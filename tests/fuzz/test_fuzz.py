@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("cv2")
-pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("webdataset")
 
 from fuzz import judge as judging
@@ -38,6 +39,13 @@ def test_mutants_are_refused_in_one_line_or_read_alike(form: str, root: Path) ->
     assert not [(i, *verdict[:2]) for i, verdict in enumerate(verdicts) if verdict.outcome not in HARMLESS]
     assert {"refused", "alike"} <= {verdict.outcome for verdict in verdicts}
     assert max(verdict.seconds for verdict in verdicts) < 5
+
+
+def test_columns_of_a_row_group_that_differ_in_length_are_refused(root: Path) -> None:
+    content = mutant("parquet", 2552, samples("parquet"))
+    file = pq.ParquetFile(io.BytesIO(content))
+    assert [file.read_row_group(2, columns=[name]).num_rows for name in ("image", "text")] == [0, 2]
+    assert judge("parquet", content, root).outcome == "refused"
 
 
 @pytest.mark.parametrize("form", FORMS)
