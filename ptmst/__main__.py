@@ -10,14 +10,14 @@ import sys
 def main() -> int:
     """Run the command line of this process; returns its exit code."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _stop)
+        signal.signal(signal.SIGINT, stop)
     from ptmst.cli import main as run
 
     return run()
 
 
-def _stop(number: int, frame: object) -> None:
-    # An exception would be raised inside an import, which may make another of it. Nothing has begun.
+def stop(number: int, frame: object) -> None:
+    """End at once on Ctrl-C: an exception would be raised inside an import, which may make another of it."""
     os.write(2, b"ptmst: stopped; the same command starts again\n")
     os._exit(130)
 

@@ -91,6 +91,7 @@ def write_generated(
         return _is_finished(record, name, settings) and all(path.exists() for path in wanted)
 
     if finished():
+        folders.tidy(root)
         return False
     content = {"format": f"ptmst-{name}", "version": VERSION, **settings}
     with folders.claimed(root, FOLDER):

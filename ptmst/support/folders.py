@@ -86,10 +86,21 @@ def claimed(folder: Path, kind: Kind, *, fresh: bool = False) -> Iterator[None]:
     earlier process has left are removed.
     """
     # Before anything is made, and again when nobody else can make it.
-    refuse_taken(folder, None if fresh else kind)
+    try:
+        refuse_taken(folder, None if fresh else kind)
+    except InputError:
+        tidy(folder)
+        raise
     with _locked(folder, kind):
         refuse_taken(folder, None if fresh else kind)
         yield
+
+
+def tidy(folder: Path) -> None:
+    """Remove the claim and the half-written files that a killed process has left, where its work is done already."""
+    if (folder / locks.CLAIM).exists() or any(folder.glob(".*.part")):
+        with suppress(locks.Claimed, OSError), locks.claim(folder):  # somebody writes it, or it cannot be written
+            parts.sweep(folder)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ptmst.errors import InputError
-from ptmst.support import folders, locks
+from ptmst.support import folders, locks, parts
 from ptmst.support.folders import Kind
 
 SHELF = Kind("a shelf")
@@ -150,4 +150,26 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     assert (
         str(caught.value) == f"{tmp_path / 'new'}: cannot be used (Read-only file system); choose another output folder"
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_was_left_goes_where_the_folder_is_refused(tmp_path: Path, fresh: bool) -> None:
+    """Killed when all was written: nobody claims the folder again."""
+    index = Kind("a finished shelf", ("shelf.json",))
+    (tmp_path / "shelf.json").write_bytes(b"{}")
+    left_by(tmp_path)
+    parts.name(tmp_path / "shelf.json").write_bytes(b"half")
+    claim = folders.claimed(tmp_path, index if fresh else SHELF, fresh=fresh)
+    with pytest.raises(InputError, match="holds a finished shelf already"), claim:
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["shelf.json"]
+
+
+def test_what_is_being_written_is_not_tidied(tmp_path: Path, has_locks: bool) -> None:
+    with folders.claimed(tmp_path, SHELF):
+        folders.tidy(tmp_path)
+        assert (tmp_path / locks.CLAIM).exists()
+    left_by(tmp_path)
+    folders.tidy(tmp_path)
     assert list(tmp_path.iterdir()) == []
