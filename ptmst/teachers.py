@@ -60,6 +60,7 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
 
     # A store that lacks nothing is only read, which many processes may do at once.
     if (out / INDEX).exists() and not _missing(store := opened(), config) and not store.damaged():
+        folders.tidy(out)
         return store
     with folders.claimed(out, FOLDER), devices.arithmetic(config.precision):
         found = opened() if (out / INDEX).exists() else _new_store(config, recipe, device)
