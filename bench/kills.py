@@ -139,8 +139,9 @@ def program(words: Sequence[str]) -> int:
     )
     for module in (ablation, demo):
         module.experiment = lambda *_: tiny  # type: ignore[attr-defined]
-    demo.RANDOM_LR = (0.03, 0.1)
-    ablation.FACTORS, ablation.REAL_LR, ablation.REAL_LOSSES = (1.0, 3.0), (0.03, 0.1), ("wbce",)
+    fewer = {"FACTORS": (1.0, 3.0), "REAL_LR": (0.03, 0.1), "REAL_LOSSES": ("wbce",), "RANDOM_LR": (0.03, 0.1)}
+    for module, name in ((ablation, "FACTORS"), (ablation, "REAL_LR"), (ablation, "REAL_LOSSES"), (demo, "RANDOM_LR")):
+        setattr(module, name, fewer[name])
     sys.argv = ["ptmst", *words]
     return entry.main()
 
@@ -149,7 +150,8 @@ class Run:
     """A run of a command: a process, or a fork of this one, with a session and a pipe of its own."""
 
     def __init__(self, words: Sequence[str], work: Path, fork: bool) -> None:
-        self.began, self.code = time.monotonic(), None
+        self.began = time.monotonic()
+        self.code: int | None = None
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         self._said = os.fdopen(reading, "rb")
@@ -318,7 +320,7 @@ class Campaign:
     def _whole(self, name: str) -> tuple[dict[str, str], list[str], dict[bool, float]]:
         """What two uninterrupted runs leave alike, what they do not, and how long each way of running takes."""
         self._prepare(COMMANDS[name].line)
-        states, times = [], {}
+        states, times = [], dict[bool, float]()
         for fork in (self._fork, False):
             shutil.rmtree(self._run, ignore_errors=True)
             self._run.mkdir()

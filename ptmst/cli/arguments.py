@@ -62,9 +62,10 @@ class Argument:
         if not words or ("" in words and self.metavar != "STR"):
             raise InputError(f"{where}: expected a value, {self.metavar}, found none; name it behind the flag")
         shown = " ".join(words) or "nothing"
-        for word in words if self.spec.choices else ():
-            if word not in self.spec.choices:
-                near = schema.nearest(word, self.spec.choices)
+        choices = self.spec.choices or ()
+        for word in words if choices else ():
+            if word not in choices:
+                near = schema.nearest(word, choices)
                 raise InputError(f"{where}: expected {self.metavar}, found {shown}{near}")
         try:
             self.spec.instance_from_str(list(words))

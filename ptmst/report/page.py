@@ -138,8 +138,10 @@ def _svg(figure: Figure) -> str:
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()
     # A fixed salt and no date: the same run gives the same page.
-    fixed = {"svg.fonttype": "none", "svg.hashsalt": "ptmst", "font.family": "sans-serif"}
-    with rc_context(fixed), warnings.catch_warnings():
+    with (
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": "ptmst", "font.family": "sans-serif"}),
+        warnings.catch_warnings(),
+    ):
         # Names are written as text, in the reader's fonts: that ours lack a letter does not matter.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -22,7 +22,7 @@ from ptmst.errors import InputError
 from ptmst.support import locks, parts
 
 Writer = Callable[..., bool]
-WRITERS = {"scenes": write_scenes, "digits": write_digits}
+WRITERS: dict[str, Writer] = {"scenes": write_scenes, "digits": write_digits}
 SPLITS = {"train": 6, "val": 3, "test": 4, "warmup": 2}
 
 
@@ -152,10 +152,11 @@ def test_images_of_others_are_not_touched(write: Writer, name: str, tmp_path: Pa
 
 
 def test_two_rendered_sets_do_not_share_a_root(tmp_path: Path) -> None:
-    write_scenes(tmp_path, image_size=24, **SPLITS)
+    scenes, numbers = (WRITERS[name] for name in ("scenes", "digits"))
+    scenes(tmp_path, image_size=24, **SPLITS)
     before = content(tmp_path)
     with pytest.raises(InputError, match=r"found images/test/00000\.png; choose another root"):
-        write_digits(tmp_path, image_size=24, **SPLITS)
+        numbers(tmp_path, image_size=24, **SPLITS)
     assert content(tmp_path) == before
 
 
