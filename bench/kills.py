@@ -244,9 +244,12 @@ def _forked(words: Sequence[str], stderr: int) -> None:
 
 
 def state(folder: Path) -> dict[str, str]:
-    """The hash of every file, without what clocks say."""
+    """The hash of every file, without what clocks say; and every folder."""
     found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            found[f"{path.relative_to(folder)}/"] = ""
+            continue
         content = path.read_bytes()
         if path.suffix == ".json":
             content = _without_clocks(content)
@@ -370,8 +373,8 @@ class Campaign:
         return {
             "signal": how,
             "kills": kills,
-            "files at the kill": len(left),
-            "parts at the kill": sum(name.endswith(".part") for name in left),
+            "files at the kill": sum(not name.endswith("/") for name in left),
+            "parts at the kill": sum(name.rstrip("/").endswith(".part") for name in left),
             "resumed": code,
             "resumed s": round(seconds, 2),
             "said": said[-300:] if code else "",
@@ -390,8 +393,10 @@ class Campaign:
         run.wait(lambda: time.monotonic() - run.began >= moment)
         if mode == "part":
             run.wait(lambda: any(self._run.rglob(".*.part")))
+            after *= rng.choice((0, 0.3))  # at once, or while more is written
         if mode == "last":
             run.wait(lambda: any(found for pattern in command.last for found in self._run.glob(pattern)))
+        if mode != "uniform":
             seen = time.monotonic()
             run.wait(lambda: time.monotonic() - seen >= after)
         if run.ended():
