@@ -70,7 +70,7 @@ def _run(arguments: list[str]) -> int:
     try:
         command = parse(arguments)
         with progress.switched_off(command.quiet), _remarks_on_stderr(command.quiet):
-            command.run()
+            _completed(command)
     except BrokenPipeError:
         raise
     except (InputError, OSError) as error:
@@ -85,6 +85,15 @@ def _run(arguments: list[str]) -> int:
         print(_stopped(arguments), file=sys.stderr)
         return 130
     return 0
+
+
+def _completed(command: Command) -> None:
+    try:
+        command.run()
+    except Exception:
+        if surroundings.interrupted():
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _stopped(arguments: Sequence[str]) -> str:

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
+from ptmst.support import locks
+
 CLOSED_PIPE = 128 + 13
 """The exit code where nobody reads any more what is written, as the shell shows it of other programs."""
 _PLAIN = {"±": "+-", "×": "x", "·": "*", "…": "...", "–": "-", "—": "-", "→": "->", "η": "eta", "θ": "theta", "μ": "u"}
 """Characters of ours, for an output that cannot show them."""
 _ERRORS = "ptmst.plain"
+_interrupts: list[int] = []
 
 
 def prepare(stopped: Callable[[], str]) -> None:
@@ -26,15 +29,21 @@ def prepare(stopped: Callable[[], str]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
 
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        # An import that is cut off makes other errors of it; what a killed process leaves is whole or swept.
-        if _imports(frame):
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        # An import that is cut off makes other errors of it. Where nothing is being written, there is nothing to undo.
+        if _imports(frame) and not locks.HELD:
             os.write(2, f"{stopped()}\n".encode())
             os._exit(130)
+        _interrupts.append(number)
         raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupted)
+        signal.signal(signal.SIGINT, on_interrupt)
+
+
+def interrupted() -> bool:
+    """Whether there was a Ctrl-C: whatever is raised then is its consequence, as in an import that was cut off."""
+    return bool(_interrupts)
 
 
 def flush() -> None:

@@ -18,6 +18,8 @@ CLAIM = ".claim"
 _NONE_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 """What a file system without locks answers: Lustre without the mount option flock, NFS without its lock service."""
 _UNKNOWN = 0
+HELD: set[Path] = set()
+"""What this process claims, and the parts that it writes: files that it will remove if it is not killed."""
 
 
 class Claimed(Exception):
@@ -70,8 +72,10 @@ def claim(folder: Path) -> Iterator[None]:
     try:
         os.ftruncate(held, 0)
         os.pwrite(held, json.dumps(_this_process()).encode(), 0)
+        HELD.add(path)
         yield
     finally:
+        HELD.discard(path)
         with suppress(OSError):
             path.unlink()
         os.close(held)

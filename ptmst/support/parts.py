@@ -32,6 +32,7 @@ def file(target: Path) -> Iterator[BinaryIO]:
     """A file to write, which replaces `target` at the end of the block, flushed; after an error nothing has changed."""
     sweep(target.parent, target.name)
     temporary = name(target)
+    locks.HELD.add(temporary)
     try:
         with _created(temporary) as part:
             yield part
@@ -40,6 +41,7 @@ def file(target: Path) -> Iterator[BinaryIO]:
             os.replace(temporary, target)
     finally:
         _remove(temporary)
+        locks.HELD.discard(temporary)
 
 
 @contextmanager
@@ -49,6 +51,7 @@ def folder(target: Path) -> Iterator[Path]:
     temporary = name(target)
     temporary.mkdir(parents=True)
     held = os.open(temporary, os.O_RDONLY)
+    locks.HELD.add(temporary)
     try:
         locks.try_lock(held)
         yield temporary
@@ -56,6 +59,7 @@ def folder(target: Path) -> Iterator[Path]:
     finally:
         os.close(held)
         _remove(temporary)
+        locks.HELD.discard(temporary)
 
 
 def sweep(folder: Path, of: str = "*") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import signal
@@ -16,12 +17,13 @@ from rich.table import Table
 
 from ptmst import DistilledSet
 from ptmst.cli import doctor, main, surroundings
+from ptmst.cli.about import Presets
 from ptmst.errors import InputError
 from ptmst.evaluation import evaluate as evaluating
 from ptmst.evaluation import scores as scoring
 from ptmst.evaluation.metrics import METRICS
 from ptmst.evaluation.scores import Scores
-from ptmst.support import folders, progress
+from ptmst.support import folders, locks, parts, progress
 
 SCORES = Scores((dict.fromkeys(METRICS, 12.5),), {"split": "test", "config": {"protocol": "x", "select": "y"}})
 
@@ -38,6 +40,7 @@ def prepared(encoding: str) -> Iterator[io.BytesIO]:
         sys.stdout.flush()
         sys.stdout = before[0]
         signal.signal(signal.SIGINT, before[1])
+        surroundings._interrupts.clear()
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,28 @@ def test_ctrl_c_while_something_is_imported_is_one_line(module: str, advice: str
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", f"ptmst: stopped; the same command {advice}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_an_import_amid_the_work_undoes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the import makes of it."""
+
+    class Interrupt:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "nowhere":
+                signal.raise_signal(signal.SIGINT)
+
+    def run(_: object) -> None:
+        with parts.folder(tmp_path / "out"):
+            try:
+                importlib.import_module("nowhere")
+            except KeyboardInterrupt:
+                raise ImportError("nowhere") from None
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
+    monkeypatch.setattr(Presets, "run", run)
+    with prepared("utf-8"):
+        assert main(["presets"]) == 130
+    assert list(tmp_path.iterdir()) == [] and not locks.HELD
 
 
 def test_ctrl_c_elsewhere_is_raised() -> None:
