@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("cv2")
-pq = pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("pyarrow")
 pytest.importorskip("webdataset")
+
+import pyarrow.parquet as pq
 
 from fuzz import judge as judging
 from fuzz import readers
