@@ -1,7 +1,8 @@
 """Features of a frozen tower: computed once for all images of a split, and kept in the cache folder.
 
 A file of the cache is a function of all that decides it, which its name is a hash of: the images' bytes, how they are
-prepared, the tower and its weights, the kind of device. It is memory-mapped, so that processes share it.
+prepared, the tower with its weights and what it makes of two images of noise, the kind of device. It is memory-mapped,
+so that processes share it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ptmst.errors import InputError
 from ptmst.students.student import Student
 from ptmst.students.text_towers import weights_hash
 from ptmst.support import devices, files, folders, parts, progress
+from ptmst.support.seeds import generator
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
@@ -60,8 +62,8 @@ def kept_features(student: Student, pairs: Pairs, device: torch.device) -> Tenso
         return torch.cat(list(_computed(student, pairs, device)))
     _remove_oldest(path)
     found = _read(path)
-    assert found is not None
-    return found
+    # Gone where another process made room meanwhile.
+    return torch.cat(list(_computed(student, pairs, device))) if found is None else found
 
 
 def feature_batches(features: Tensor, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -76,11 +78,19 @@ def _key(student: Student, pairs: Pairs, device: torch.device) -> str:
         "pillow": PIL.__version__,
         "images": _images_hash(pairs),
         "prepared": [pairs.image_size, pairs.mean, pairs.std],
-        "tower": [str(student.tower), weights_hash(student.tower)],
+        "tower": [str(student.tower), weights_hash(student.tower), _probe(student, pairs.image_size, device)],
         # Results do not depend on what another kind of device left here.
         "arithmetic": ["fp32", device.type],
     }
     return files.sha256(json.dumps(parts_of_it).encode())
+
+
+@torch.no_grad()
+def _probe(student: Student, size: int, device: torch.device) -> str:
+    """SHA-256 of what the tower makes of two images of noise: it tells what neither weights nor names of layers do."""
+    noise = torch.randn(2, 3, size, size, generator=generator("features"))
+    with devices.arithmetic("fp32"):
+        return files.sha256(student.features(noise.to(device)).float().cpu().contiguous().numpy().tobytes())
 
 
 def _images_hash(pairs: Pairs) -> str:
