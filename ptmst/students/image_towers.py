@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ptmst.config import Channels, DataConfig, EncoderConfig
@@ -69,6 +70,21 @@ def image_tower(
             tower = OpenClipImages(name)
         else:
             raise _no_tower(config.image_tower)
+    # Norms with running statistics stay frozen: with batch statistics the loss would be no function of θ alone.
+    tower.eval()
+    try:
+        with torch.no_grad():
+            features = tower(torch.zeros(1, 3, image_size, image_size))
+    except _REFUSALS as error:
+        raise _does_not_take(config.image_tower, image_size, error) from error
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        found = tuple(features.shape) if isinstance(features, Tensor) else f"{len(features)} outputs"
+        raise InputError(f"image_tower {config.image_tower}: expected features [B, H], found {found}; choose another")
+    if image_size != _own_preparation(config.image_tower)[0] and (margin := _margin(tower, image_size)):
+        raise InputError(
+            f"image_tower {config.image_tower}: does not take images of {image_size}×{image_size} (the last {margin} "
+            f"rows or columns would be left out); teach at data.image_size {image_size - margin}, or choose another"
+        )
     if weights is not None:
         load_weights(tower, weights, "warmed-up tower")
     elif config.image_weights is not None:
@@ -76,21 +92,28 @@ def image_tower(
         if kind == "timm" and _img_size(name, image_size):
             own = _resampled(own, tower)
         load_weights(tower, own, config.image_weights)
-    # Norms with running statistics stay frozen: with batch statistics the loss would be no function of θ alone.
-    tower.eval()
-    try:
-        with torch.no_grad():
-            features = tower(torch.zeros(1, 3, image_size, image_size))
-    except _REFUSALS as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(
-            f"image_tower {config.image_tower}: does not take images of {image_size}×{image_size} "
-            f"({reason}); choose one that does, or teach at its own data.image_size"
-        ) from error
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        found = tuple(features.shape) if isinstance(features, Tensor) else f"{len(features)} outputs"
-        raise InputError(f"image_tower {config.image_tower}: expected features [B, H], found {found}; choose another")
     return tower, features.shape[1]
+
+
+def _does_not_take(tower: str, size: int, error: Exception) -> InputError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return InputError(
+        f"image_tower {tower}: does not take images of {size}×{size} ({reason}); choose one that does, or teach at its "
+        "own data.image_size"
+    )
+
+
+def _margin(tower: nn.Module, size: int) -> int:
+    """How many of the last rows or columns of an image [3, size, size] no feature depends on: the greater number."""
+    draw = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, size, size, generator=draw).requires_grad_()
+    # Branches that start at zero would hide what they read.
+    awake = {name: torch.full_like(value, 0.1) for name, value in tower.named_parameters() if not value.any()}
+    with torch.enable_grad():
+        features: Tensor = functional_call(tower, awake, (image,))
+        (seen,) = torch.autograd.grad((features * torch.randn(features.shape, generator=draw)).sum(), image)
+    lines = [seen.ne(0).any(dim) for dim in ((0, 1, 3), (0, 1, 2))]
+    return max(size - 1 - int(line.nonzero().max()) if line.any() else 0 for line in lines)
 
 
 def _no_tower(name: str) -> InputError:
@@ -225,7 +248,7 @@ def _timm_tower(name: str, image_size: int) -> nn.Module:
 def _img_size(name: str, size: int) -> dict[str, Any]:
     """What tells a timm model that its images are of another size than its own; nothing where it need not know.
 
-    Nor where it cannot be told, for which its forward pass has a reason.
+    Raises InputError where it takes no such images, told or not.
     """
     import timm
 
@@ -233,17 +256,17 @@ def _img_size(name: str, size: int) -> dict[str, Any]:
     if own is None or not own.fixed_input_size or own.input_size[1:] == (size, size):
         return {}
     told: dict[str, Any] = {"img_size": size}
+    reason: Exception | None = None
     with seeded(0, "tower"), torch.no_grad():
         for settings in ({}, told):
             try:
-                tower = timm.create_model(name, num_classes=0, **settings).eval()
-                tower(torch.zeros(1, 3, size, size))
-            except _REFUSALS:
-                continue
-            # Told of such a size, some leave a margin of the image out.
-            patches = getattr(getattr(tower, "patch_embed", None), "patch_size", ())
-            return {} if any(size % patch for patch in patches) else settings
-    return {}
+                timm.create_model(name, num_classes=0, **settings).eval()(torch.zeros(1, 3, size, size))
+                return settings
+            except _REFUSALS as error:
+                # Untold, it speaks of its own size; but one that cannot be told says no more than that.
+                reason = reason if reason is not None and isinstance(error, TypeError) else error
+    assert reason is not None
+    raise _does_not_take(f"timm:{name}", size, reason) from reason
 
 
 _REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError)

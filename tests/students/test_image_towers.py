@@ -125,6 +125,38 @@ def test_a_size_reaches_timm(tower: str, size: int, tmp_path: Path) -> None:
     assert built == width and all(map(torch.equal, again.parameters(), first.parameters()))
 
 
+MARGINS = {
+    "timm:test_vit3": (40, 32),
+    "timm:mixer_s32_224": (100, 96),
+    "timm:gmlp_ti16_224": (100, 96),
+    "timm:tnt_s_legacy_patch16_224": (36, 32),
+    "timm:visformer_tiny": (36, 34),
+    "timm:sequencer2d_s": (34, 28),
+    "timm:convnext_atto": (34, 32),
+}
+"""Sizes of which a tower sees a part, and that part."""
+
+
+@pytest.mark.parametrize("tower", MARGINS)
+def test_a_tower_that_leaves_out_a_margin_is_refused(tower: str) -> None:
+    size, seen = MARGINS[tower]
+    message = rf"does not take images of {size}×{size} \(the last {size - seen} rows or columns .*image_size {seen},"
+    with pytest.raises(InputError, match=f"^image_tower {tower}: {message}"):
+        image_tower(EncoderConfig(image_tower=tower), size)
+
+
+@pytest.mark.parametrize(("tower", "size"), [("xcit_nano_12_p16_224", 32), ("test_vit3", 32), ("test_resnet", 33)])
+def test_a_tower_that_sees_all_of_an_image_takes_it(tower: str, size: int) -> None:
+    """One has a number for its patches, where others have two; branches of the last begin at zero."""
+    module, width = image_tower(EncoderConfig(image_tower=f"timm:{tower}"), size)
+    assert module(torch.zeros(2, 3, size, size)).shape == (2, width)
+
+
+def test_the_reason_is_of_the_size_that_is_asked_for() -> None:
+    with pytest.raises(InputError, match=r"images of 100×100 \(First level blocks don't fit evenly"):
+        image_tower(EncoderConfig(image_tower="timm:nest_tiny_jx"), 100)
+
+
 def test_a_tower_of_its_own_size_is_as_before() -> None:
     with seeded(0, "tower"):
         expected = timm.create_model("test_vit", num_classes=0)
