@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-import zlib
+import sys
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
+from ptmst.data import containers
 from ptmst.data.annotations import Place
 from ptmst.errors import InputError
 from ptmst.support import kinds
@@ -32,6 +35,15 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns a picture upright, by its EXIF orientation."""
+
+
+def silence_pil() -> None:
+    """PIL warns of what is broken around pixels that are whole, and of a large picture before it is refused here."""
+    for kind in (UserWarning, Image.DecompressionBombWarning):
+        warnings.filterwarnings("ignore", category=kind, module=r"PIL\.")
+
+
+silence_pil()  # for all threads: Python has no filter of one thread's own
 
 
 @dataclass(frozen=True)
@@ -55,15 +67,17 @@ def decode(place: Place, path: Path) -> Picture:
     content = b""
     try:
         content = place.read()
-        plain, profile = _without_long_texts(content)
+        plain, profile = containers.bare(content)
         with Image.open(BytesIO(plain), formats=_formats()) as image:
             # From here to twice as many PIL itself only warns.
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}×{image.height}")
-            _refuse_incomplete(image, content)
-            stored, drawn = _orientation(image), _drawn(image)
+            tiles, drawn = list(getattr(image, "tile", ())), _drawn(image)
+            _refuse_misread(image, plain, tiles)
+            stored = _orientation(image)
             image.load()
-            upright = _rgb(image, profile or image.info.get("icc_profile"))
+            profile = profile or image.info.get("icc_profile")
+            upright = _rgb(_of_16_bits(image, plain, tiles), profile)
             if drawn is not None:
                 inner, upright = upright.crop(drawn), Image.new("RGB", image.size, _WHITE)
                 upright.paste(inner, drawn[:2])
@@ -77,17 +91,13 @@ def decode(place: Place, path: Path) -> Picture:
         ) from error
     except InputError:  # of the file that the image is in
         raise
-    except _Unreadable as error:
+    except containers.Broken as error:
         raise InputError(f"{path}: expected {error}") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: expected a whole image, found {_what_instead(content)}") from error
     except Exception as error:  # on broken bytes PIL's decoders raise nearly anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: expected a whole image, found {reason}; replace the file") from error
-
-
-class _Unreadable(Exception):
-    """What was expected and found, and what to do."""
 
 
 @lru_cache(1)
@@ -103,15 +113,28 @@ def _what_instead(content: bytes) -> str:
         return f"{kind} in its place; fetch the file itself with git lfs pull"
     if kind in ("HEIC", "AVIF", "JPEG XL", "SVG", "PDF", "PostScript"):
         return f"{kind}, which Pillow does not read here; convert it to JPEG or PNG"
-    return f"{kind or 'no kind of image'}; replace the file"
+    return f"{kind or _broken(content) or 'no kind of image'}; replace the file"
 
 
-def _refuse_incomplete(image: Image.Image, content: bytes) -> None:
-    """Raise _Unreadable where PIL would guess what a broken file lacks."""
+def _broken(content: bytes) -> str | None:
+    """What a file begins like, of those that PIL reads."""
+    accepted = ((name, Image.OPEN[name][1]) for name in _formats())
+    return next((f"a broken {name}" for name, accepts in accepted if accepts and accepts(content[:16]) is True), None)
+
+
+def _refuse_misread(image: Image.Image, content: bytes, tiles: list[Any]) -> None:
+    """Raise Broken where PIL would guess what a broken file lacks, or take values for others."""
     if image.format == "GIF" and not _is_in_blocks(content):
-        raise _Unreadable("a whole image, found bytes between the blocks of a GIF; replace the file")
-    if image.format == "TIFF" and _PHOTOMETRIC not in getattr(image, "tag_v2", {}):
-        raise _Unreadable("a whole image, found a TIFF that does not say what its values mean; replace the file")
+        raise containers.Broken("a whole image, found bytes between the blocks of a GIF; replace the file")
+    if image.format != "TIFF":
+        return
+    tags = getattr(image, "tag_v2", {})
+    if _PHOTOMETRIC not in tags:
+        raise containers.Broken("a whole image, found a TIFF that does not say what its values mean; replace the file")
+    if _is_in_planes(image) and len(_rawmode(tiles)) == 1 and max(tags[_BITS]) > 8:
+        raise containers.Broken(
+            "pixels of all colors, found a TIFF of 16 bits in a plane for each; save it with 8 bits"
+        )
 
 
 def _is_in_blocks(content: bytes) -> bool:
@@ -163,6 +186,74 @@ def _rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return page
 
 
+def _of_16_bits(image: Image.Image, content: bytes, tiles: list[Any]) -> Image.Image:
+    """A loaded picture, of whose 16 bits PIL keeps the upper 8, with the lower ones where only those are in use."""
+    rawmode = _rawmode(tiles)
+    upper = dict(zip(image.getbands(), image.split(), strict=True))
+    colors = [name for name in upper if name != "A"]
+    if _hides_its_lower_bits(image, content, tiles) and _highest(upper, colors) <= 1:
+        raise containers.Broken("colors, found 16 bits of which no more than the lower 8 are in use; save it with 8")
+    if ";16" not in rawmode or image.mode.startswith("I"):
+        return image
+    unused = {name for group in (colors, ["A"]) if _highest(upper, group) == 0 for name in group}
+    key = image.info.get("transparency")
+    if not unused and key is None:
+        return image
+    lower = _lower(content, rawmode)
+    bands = upper | {name: lower[name] for name in unused & lower.keys()}
+    if key is not None:
+        values = [np.asarray(upper[name], np.uint16) * 256 + np.asarray(lower[name]) for name in "RGB"]
+        is_key = (np.stack(values, -1) == key).all(-1)
+        bands["A"] = Image.fromarray(np.where(is_key, 0, 255).astype(np.uint8))
+    return Image.merge("RGBA" if "A" in bands else image.mode, list(bands.values()))
+
+
+def _lower(content: bytes, rawmode: str) -> dict[str, Image.Image]:
+    """The lower 8 of 16 bits by band, which are the upper ones in the other order of bytes."""
+    with Image.open(BytesIO(content), formats=_formats()) as image:
+        seen: Any = image  # its list of tiles is of a type that PIL does not export
+        if rawmode == _GRAY_AND_ALPHA:  # of which PIL knows one order only
+            seen.tile = [_unpacked_as(tile, "RGBA") for tile in seen.tile]
+        else:
+            other = rawmode[:-1] + _OTHER_ORDER[rawmode[-1]]
+            seen.tile = [_unpacked_as(tile, other) for tile in seen.tile]
+        bands = dict(zip(image.getbands(), image.split(), strict=True))
+    return dict.fromkeys("RGB", bands["G"]) | {"A": bands["A"]} if rawmode == _GRAY_AND_ALPHA else bands
+
+
+_GRAY_AND_ALPHA = "LA;16B"
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+def _unpacked_as(tile: Any, rawmode: str) -> Any:
+    args = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
+
+
+def _hides_its_lower_bits(image: Image.Image, content: bytes, tiles: list[Any]) -> bool:
+    """Whether PIL cannot give the lower 8 of its 16 bits."""
+    if image.format == "PPM":
+        return bool(tiles) and tiles[0][0].startswith("ppm") and tiles[0][3][-1] == 2**16 - 1
+    if image.format == "JPEG2000":
+        size = content.find(b"\xff\x4f\xff\x51")
+        return size >= 0 and content[size + 42 : size + 43] in (b"\x0f", b"\x8f")  # bits less one, and a sign
+    return image.format == "TIFF" and _is_in_planes(image) and ";16" in _rawmode(tiles)
+
+
+def _is_in_planes(image: Image.Image) -> bool:
+    return bool(getattr(image, "tag_v2", {}).get(_PLANES) == 2)
+
+
+def _rawmode(tiles: list[Any]) -> str:
+    """How PIL unpacks a picture."""
+    args = tiles[0][3] if tiles else ""
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _highest(bands: dict[str, Image.Image], names: list[str]) -> int:
+    return max((int(np.asarray(bands[name]).max()) for name in names if name in bands), default=1)
+
+
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """Gray of integers or floats as bytes, in mode L, or LA where a gray value stands for transparency."""
     values = np.asarray(image)
@@ -183,14 +274,14 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     )
 
 
-_BITS, _PHOTOMETRIC = 258, 262
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
 """Tags of TIFF."""
 
 
 def _of_integers(values: np.ndarray, bits: int) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= 2**16:
-        raise _Unreadable(f"gray values in 0 … 65,535, found {low:,} … {high:,}; save it with 8 bits")
+        raise containers.Broken(f"gray values in 0 … 65,535, found {low:,} … {high:,}; save it with 8 bits")
     # Bytes saved as if they were 16 bits: as such they would all be black.
     shift = 0 if bits == 16 and high < 256 else bits - 8
     return (values >> shift).astype(np.uint8)
@@ -199,7 +290,7 @@ def _of_integers(values: np.ndarray, bits: int) -> np.ndarray:
 def _of_floats(values: np.ndarray) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high <= 255:
-        raise _Unreadable(f"floats in 0 … 1 or 0 … 255, found {low:g} … {high:g}; save it with 8 bits")
+        raise containers.Broken(f"floats in 0 … 1 or 0 … 255, found {low:g} … {high:g}; save it with 8 bits")
     gray: np.ndarray = np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
     return gray
 
@@ -254,45 +345,3 @@ _ROUNDING = 2
 def _of_lab() -> ImageCms.ImageCmsTransform:
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
-
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-_LONG_TEXT, _LONGEST_TEXTS, _LONGEST_PROFILE = 2**20, 2**25, 2**26
-"""Bytes: of a text and of all that PIL is given, which refuses a picture for more, and of a profile."""
-
-
-def _without_long_texts(content: bytes) -> tuple[bytes, bytes | None]:
-    """A PNG without texts and a profile that are too long for PIL, and that profile; other files as they are."""
-    if not content.startswith(_PNG):
-        return content, None
-    kept: list[bytes | memoryview] = [_PNG]
-    profile, texts, at = None, 0, len(_PNG)
-    while at < len(content):
-        end = at + 12 + int.from_bytes(content[at : at + 4])
-        name, body = content[at + 4 : at + 8], content[at + 8 : end - 4]
-        if name == b"IDAT" and zlib.crc32(content[at + 4 : end - 4]).to_bytes(4) != content[end - 4 : end]:
-            raise _Unreadable("a whole image, found pixels with a wrong checksum; replace the file")
-        at, chunk = end, memoryview(content)[at:end]
-        if name in (b"tEXt", b"zTXt", b"iTXt"):
-            size = max(len(body), len(_inflated(name, body, _LONG_TEXT)))
-            texts += min(size, _LONG_TEXT)
-            if size >= _LONG_TEXT or texts > _LONGEST_TEXTS:
-                continue
-        elif name == b"iCCP" and len(whole := _inflated(name, body, _LONGEST_PROFILE)) >= _LONG_TEXT:
-            profile = whole
-            continue
-        kept.append(chunk)
-    return (content if sum(map(len, kept)) == len(content) else b"".join(kept)), profile
-
-
-def _inflated(name: bytes, body: bytes, most: int) -> bytes:
-    """What a chunk holds in compressed form, up to `most` bytes; nothing where nothing is."""
-    rest = body.partition(b"\0")[2]
-    if name == b"iTXt":
-        packed = rest[2:].split(b"\0", 2)[-1] if rest[:1] == b"\1" else b""
-    else:
-        packed = rest[1:] if name != b"tEXt" else b""
-    try:
-        return zlib.decompressobj().decompress(packed, most)
-    except zlib.error:
-        return b""

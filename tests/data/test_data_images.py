@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin, features
 
-from ptmst.data.images import Picture, decode
+from ptmst.data.images import Picture, decode, silence_pil
 from ptmst.errors import InputError
 
 DRAW = np.random.default_rng(0)
@@ -22,6 +25,12 @@ COLORS = DRAW.integers(0, 256, (6, 5, 3), dtype=np.uint8)
 GRAY = COLORS[..., 0]
 ALPHA = np.array([0, 64, 128, 255, 200], np.uint8)[None].repeat(6, 0)
 PATH = Path("folder/x.picture")
+
+
+@pytest.fixture(autouse=True)
+def as_in_the_program() -> None:
+    """pytest replaces the filters of warnings."""
+    silence_pil()
 
 
 class Bytes(NamedTuple):
@@ -126,8 +135,112 @@ def test_gray_of_any_depth(content: bytes, expected: np.ndarray) -> None:
     assert np.abs(seen(content).astype(int) - thrice(expected)).max() <= ("P5" in str(content[:2])), content[:4]
 
 
-def test_rgb_of_16_bits() -> None:
-    assert np.array_equal(seen(png(16, 2, DEEP_COLORS)), DEEP_COLORS // 256)
+def colors_tiff(values: np.ndarray, planes: bool = False, packed: bool = False, order: str = "<") -> bytes:
+    """A TIFF of 16-bit RGB or RGBA by the letter: a strip, or one for each color."""
+    height, width, count = values.shape
+    parts = [values[..., i] for i in range(count)] if planes else [values]
+    strips = [part.astype(f"{order}u2").tobytes() for part in parts]
+    strips = [zlib.compress(strip) for strip in strips] if packed else strips
+    starts = [8 + sum(map(len, strips[:i])) for i in range(len(strips))]
+    body, long = b"".join(strips), b""
+
+    def several(kind: str, *numbers: int) -> int:
+        nonlocal long
+        if len(numbers) == 1:
+            return numbers[0]
+        where = 8 + len(body) + len(long)
+        long += struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
+        return where
+
+    entries = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, count, several("H", *[16] * count)),
+        (259, 4, 1, 8 if packed else 1),
+        (262, 4, 1, 2),
+        (273, 4, len(strips), several("I", *starts)),
+        (277, 4, 1, count),
+        (278, 4, 1, height),
+        (279, 4, len(strips), several("I", *map(len, strips))),
+        (284, 4, 1, 2 if planes else 1),
+        *([(338, 4, 1, 2)] if count == 4 else []),
+    ]
+    table = b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries)
+    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(body) + len(long))
+    return head + body + long + struct.pack(f"{order}H", len(entries)) + table + bytes(4)
+
+
+def jpeg2000(values: np.ndarray) -> bytes:
+    """Each pixel as a square, since OpenCV writes no small pictures."""
+    return cv2.imencode(".jp2", values[..., ::-1].repeat(16, 0).repeat(16, 1))[1].tobytes()
+
+
+WRITERS: dict[str, Callable[[np.ndarray], bytes]] = {
+    "PNG": lambda values: png(16, {2: 4, 3: 2, 4: 6}[values.shape[2]], values),
+    "TIFF": colors_tiff,
+    "TIFF-packed": lambda values: colors_tiff(values, packed=True),
+    "TIFF-other-order": lambda values: colors_tiff(values, order=">"),
+    "TIFF-other-order-packed": lambda values: colors_tiff(values, order=">", packed=True),
+}
+"""Of colors, with alpha or without."""
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_colors_of_16_bits(form: str) -> None:
+    assert np.array_equal(seen(WRITERS[form](DEEP_COLORS)), DEEP_COLORS // 256)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_colors_of_16_bits_whose_upper_8_are_not_in_use(form: str) -> None:
+    """As a program leaves them that widens bytes; alpha by itself, which is often full."""
+    bytes_in = COLORS.astype(np.uint16)
+    assert np.array_equal(seen(WRITERS[form](bytes_in)), COLORS)
+    for colors, alpha in ((bytes_in, DEEP_ALPHA), (bytes_in, DEEP_ALPHA // 257), (DEEP_COLORS, DEEP_ALPHA // 257)):
+        expected = on_white(COLORS if colors is bytes_in else DEEP_COLORS // 256, ALPHA)
+        assert np.abs(seen(WRITERS[form](np.dstack([colors, alpha]))) - expected).max() <= 1
+    one = bytes_in.copy()
+    one[2, 2, 1] = 256
+    assert np.array_equal(seen(WRITERS[form](one)), one // 256)
+    assert np.array_equal(seen(WRITERS[form](bytes_in * 0)), COLORS * 0)
+
+
+def test_gray_and_alpha_of_16_bits_whose_upper_8_are_not_in_use() -> None:
+    expected = on_white(thrice(GRAY), ALPHA)
+    for alpha in (DEEP_ALPHA, DEEP_ALPHA // 257):
+        assert np.abs(seen(png(16, 4, np.dstack([GRAY.astype(np.uint16), alpha]))) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"P6 5 6 65535\n" + COLORS.astype(">u2").tobytes(), id="PPM"),
+        pytest.param(b"P3 5 6 65535\n" + " ".join(map(str, COLORS.ravel())).encode(), id="PPM-plain"),
+        pytest.param(colors_tiff(COLORS.astype(np.uint16), planes=True, packed=True), id="TIFF-in-planes"),
+        pytest.param(jpeg2000(COLORS.astype(np.uint16)), id="JPEG2000"),
+    ],
+)
+def test_colors_whose_lower_8_bits_cannot_be_had_are_refused(content: bytes) -> None:
+    with pytest.raises(InputError, match=f"^{PATH}: expected colors, found 16 bits of which no more than the lower 8"):
+        look(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"P6 5 6 65535\n" + DEEP_COLORS.astype(">u2").tobytes(), id="PPM"),
+        pytest.param(colors_tiff(DEEP_COLORS, planes=True, packed=True), id="TIFF-in-planes"),
+        pytest.param(jpeg2000(DEEP_COLORS), id="JPEG2000"),
+    ],
+)
+def test_colors_of_16_bits_are_read_where_the_upper_8_are_in_use(content: bytes) -> None:
+    found = seen(content).astype(int)
+    assert np.abs(found[:: len(found) // 6, :: len(found) // 6] - DEEP_COLORS // 256).max() <= 1
+
+
+def test_a_plain_tiff_in_planes_of_16_bits_is_refused() -> None:
+    """PIL takes its bytes for values of 8 bits."""
+    with pytest.raises(InputError, match=f"^{PATH}: expected pixels of all colors, found a TIFF of 16 bits in a plane"):
+        look(colors_tiff(DEEP_COLORS, planes=True))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +272,10 @@ SHARES = bytes(range(0, 256, 16))
 WHITE_TEXT = np.where(GRAY[..., None] > 127, 255, 0).astype(np.uint8).repeat(3, -1)
 
 
-@pytest.mark.filterwarnings("error")
+NEAR = (0x4200 + np.arange(6, dtype=np.uint16))[:, None, None].repeat(5, 1).repeat(3, 2)
+"""Rows of one color that differ in their lower 8 bits."""
+
+
 @pytest.mark.parametrize(
     ("content", "colors", "alpha"),
     [
@@ -198,6 +314,18 @@ WHITE_TEXT = np.where(GRAY[..., None] > 127, 255, 0).astype(np.uint8).repeat(3, 
             COLORS,
             np.where((COLORS[1, 1] == COLORS).all(-1), 0, 255),
             id="PNG-RGB-key",
+        ),
+        pytest.param(
+            png(16, 2, DEEP_COLORS, (b"tRNS", struct.pack(">HHH", *DEEP_COLORS[1, 1]))),
+            DEEP_COLORS // 256,
+            np.where((DEEP_COLORS[1, 1] == DEEP_COLORS).all(-1), 0, 255),
+            id="PNG-RGB-16-key",
+        ),
+        pytest.param(
+            png(16, 2, NEAR, (b"tRNS", struct.pack(">HHH", *NEAR[1, 1]))),
+            NEAR // 256,
+            np.where(np.arange(6)[:, None] == 1, 0, 255).repeat(5, 1),
+            id="PNG-RGB-16-key-in-its-lower-bits",
         ),
         pytest.param(
             saved(np.dstack([WHITE_TEXT, 255 - WHITE_TEXT[..., 0]]), "PNG"),
@@ -347,6 +475,13 @@ def text_png(**chunks: bytes) -> bytes:
     return png(8, 2, COLORS, *((name.encode(), body) for name, body in chunks.items()))
 
 
+def missummed(content: bytes, name: str) -> bytes:
+    """A PNG in which the checksum of a chunk is wrong."""
+    start = content.index(name.encode())
+    end = start + 4 + int.from_bytes(content[start - 4 : start])
+    return content[:end] + bytes([content[end] ^ 1]) + content[end + 1 :]
+
+
 MEGABYTES = DRAW.integers(32, 127, 3_000_000, dtype=np.uint8).tobytes()
 
 
@@ -364,11 +499,131 @@ MEGABYTES = DRAW.integers(32, 127, 3_000_000, dtype=np.uint8).tobytes()
         pytest.param(png(8, 2, COLORS, *[(b"tEXt", b"Comment\0" + MEGABYTES[:900_000])] * 80), id="many-texts"),
         pytest.param(saved(COLORS, "PNG", exif=b"Exif\0\0nothing like it"), id="broken-EXIF"),
         pytest.param(saved(COLORS, "WEBP", lossless=True, exif=b"II*\0\xff\xff\xff\xff"), id="broken-EXIF-WEBP"),
+        *[
+            pytest.param(text_png(**{name: body}), id=f"{name}-{len(body)}")
+            for name in ("pHYs", "gAMA", "sRGB", "cHRM", "bKGD", "sBIT", "tIME", "acTL", "iTXt", "zTXt", "tEXt", "eXIf")
+            for body in (b"", b"\0")
+        ],
+        pytest.param(text_png(iCCP=b""), id="iCCP-empty"),
+        pytest.param(text_png(iCCP=b"icc\0\3" + zlib.compress(b"x")), id="iCCP-method-3"),
+        pytest.param(text_png(zTXt=b"a\0\1" + zlib.compress(b"x")), id="zTXt-method-1"),
+        pytest.param(text_png(zTXt=b"Raw profile type exif\0\1" + zlib.compress(b"x")), id="zTXt-EXIF-method-1"),
+        *[
+            pytest.param(missummed(text_png(**{name: b"a\0b"}), name), id=f"{name}-checksum")
+            for name in ("tEXt", "zTXt", "iTXt", "eXIf", "iCCP", "abCd", "pHYs")
+        ],
+        pytest.param(missummed(png(8, 2, COLORS), "IEND"), id="IEND-checksum"),
+        pytest.param(png(8, 2, COLORS)[:-12], id="no-IEND"),
+        pytest.param(png(8, 2, COLORS) + b"more" * 99, id="more-after-IEND"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_no_picture_is_refused_for_what_is_around_it(content: bytes) -> None:
     assert np.array_equal(seen(content), COLORS)
+
+
+JPEG = saved(COLORS, "JPEG", quality=95)
+
+
+def with_segments(*segments: tuple[int, bytes], jpeg: bytes = JPEG) -> bytes:
+    """A JPEG with them at its beginning."""
+    head = b"".join(bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body for marker, body in segments)
+    return jpeg[:2] + head + jpeg[2:]
+
+
+BESIDE_A_JPEG = [
+    pytest.param(with_segments((0xE0, b"JFIF\0")), id="JFIF-short"),
+    pytest.param(with_segments((0xE0, b"JFIF\0"), jpeg=JPEG[:2] + JPEG[20:]), id="JFIF-short-alone"),
+    pytest.param(with_segments((0xEE, b"Adobe\0")), id="Adobe-short"),
+    pytest.param(with_segments((0xEE, b"Adobe")), id="Adobe-nothing"),
+    pytest.param(with_segments((0xE2, b"ICC_PROFILE\0")), id="ICC-nothing"),
+    pytest.param(with_segments((0xE2, b"ICC_PROFILE\0\1\2xx")), id="ICC-part"),
+    pytest.param(with_segments((0xE2, b"MPF\0garbage")), id="MPF"),
+    pytest.param(with_segments((0xE2, b"MPF\0II*\0\x08\0\0\0\0\0")), id="MPF-empty"),
+    pytest.param(with_segments((0xED, b"Photoshop 3.0\0" + b"8BIM\x03\xed\0\0\xff\xff")), id="Photoshop"),
+    pytest.param(with_segments((0xE1, b"Exif\0\0garbage")), id="EXIF"),
+    pytest.param(with_segments((0xE1, b"Exif\0\0II*\0\x08\0\0\0\x01")), id="EXIF-cut"),
+    pytest.param(with_segments((0xFE, b"")), id="comment-empty"),
+    pytest.param(with_segments(*[(0xFE, b"c" * 65533)] * 80), id="comments"),
+    pytest.param(JPEG[:2] + b"\xff\xff" + JPEG[2:], id="filled-up"),
+]
+
+
+@pytest.mark.parametrize("content", BESIDE_A_JPEG)
+def test_no_jpeg_is_refused_for_what_is_around_it(content: bytes) -> None:
+    assert np.array_equal(seen(content), seen(JPEG))
+    assert np.array_equal(seen(content), cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
+
+
+def test_what_a_jpeg_needs_is_kept() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = with_segments((0xE2, b"MPF\0"), jpeg=saved(COLORS, "JPEG", quality=95, exif=exif))
+    assert look(turned).rotated and np.array_equal(seen(turned), np.rot90(seen(JPEG), -1))
+    wide = saved(COLORS, "JPEG", quality=95, icc_profile=profile_of("AdobeRGB"))
+    assert np.array_equal(seen(with_segments((0xFE, b"c"), jpeg=wide)), seen(wide))
+    assert np.abs(seen(wide).astype(int) - seen(JPEG)).max() > 20
+    ink = saved(Image.fromarray(INK, mode="CMYK"), "JPEG")
+    assert np.array_equal(seen(with_segments((0xED, b"Photoshop"), jpeg=ink)), seen(ink))
+
+
+@pytest.mark.parametrize("by", ["tEXt", "zTXt", "iTXt", "iTXt-packed", "eXIf"])
+def test_the_orientation_of_a_png(by: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes()
+    old = f"\nexif\n    {len(raw)}\n{raw.hex()}\n".encode()
+    xmp = b'<x tiff:Orientation="6"/>'
+    chunk = {
+        "tEXt": (b"tEXt", b"Raw profile type exif\0" + old),
+        "zTXt": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(old)),
+        "iTXt": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        "iTXt-packed": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
+        "eXIf": (b"eXIf", raw.removeprefix(b"Exif\0\0")),
+    }[by]
+    content = png(8, 2, COLORS, (b"tEXt", b"Comment\0x"), chunk)
+    assert look(content).rotated and np.array_equal(seen(content), np.rot90(COLORS, -1))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (missummed(text_png(tRNS=bytes(6)), "tRNS"), "a PNG that is broken where it says what is transparent; save"),
+        (text_png(tRNS=b"\0"), "a PNG that is broken where it says what is transparent; save it again"),
+        (missummed(text_png(), "IHDR"), "a PNG whose IHDR has a wrong checksum; replace the file"),
+        (missummed(palette_image(3), "PLTE"), "a PNG whose PLTE has a wrong checksum; replace the file"),
+        (text_png()[:40], "a broken PNG; replace the file"),
+        (JPEG[:2] + b"\xff\xc0\0\3\0", "a broken JPEG; replace the file"),
+        (b"GIF89a\1", "a broken GIF; replace the file"),
+        (b"II*\0", "a broken TIFF; replace the file"),
+    ],
+)
+def test_what_is_broken_is_named(content: bytes, told: str) -> None:
+    with pytest.raises(InputError, match=f"^{PATH}: expected a whole image, found {told}"):
+        look(content)
+
+
+@pytest.mark.slow
+def test_no_word_of_pil_reaches_the_terminal(tmp_path: Path) -> None:
+    contents = [case.values[0] for case in BESIDE_A_JPEG] + [saved(COLORS, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\1")]
+    for i, content in enumerate(contents):
+        (tmp_path / f"{i}").write_bytes(content)  # type: ignore[arg-type]
+    (tmp_path / "large").write_bytes(saved(Image.new("1", (10, 10)), "PNG"))
+    program = """
+import sys
+from pathlib import Path
+from PIL import Image
+from ptmst.data.annotations import ImageBytes
+from ptmst.data.images import decode
+from ptmst.errors import InputError
+for path in Path(sys.argv[1]).iterdir():
+    Image.MAX_IMAGE_PIXELS = 60 if path.name == "large" else 1000
+    try:
+        decode(ImageBytes(path), path)
+    except InputError as error:
+        print(path.name, error)
+"""
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout.startswith("large") and done.stdout.count("\n") == 1, done
 
 
 def test_a_large_profile_is_applied() -> None:
