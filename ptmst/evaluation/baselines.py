@@ -131,7 +131,8 @@ def _known(
         for z, t in zip(images.split(_TOGETHER), captions.split(_TOGETHER), strict=True):
             scores = z @ t.T
             own = scores.diagonal()
-            known.append((scores > own).sum(0).eq(0) & (scores > own[:, None]).sum(1).eq(0))
+            # Each is counted itself; another with the same score is not told from it, as where an expert has collapsed.
+            known.append((scores >= own).sum(0).eq(1) & (scores >= own[:, None]).sum(1).eq(1))
         columns.append(torch.cat(known))
     return torch.stack(columns, dim=1)
 

@@ -147,9 +147,39 @@ def test_forgetting_tells_how_many_were_never_learned(
         for i in range(24):
             group = [j for j in range(24) if j != i and group_of[j] == group_of[i]]
             others = [scores[i][j] for j in group] + [scores[j][i] for j in group]
-            if all(scores[i][i] >= other for other in others):
+            if all(scores[i][i] > other for other in others):
                 learned.add(i)
     assert 0 < len(learned) < 24
     assert made.provenance["never_learned"] == pytest.approx(1 - len(learned) / 24)
     assert min(learned) == 24 - len(learned)
     assert "never_learned" not in subset(store, "herding", 6, 0.1, seed=1).provenance
+
+
+@pytest.mark.parametrize("collapsed", ["images", "texts", "both"])
+def test_a_collapsed_expert_knows_no_pair(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, collapsed: str
+) -> None:
+    """Whose embeddings are all the same, so that every score is as high as a pair's own."""
+    store, found = tiny_store(tmp_path_factory), baselines._embeddings
+
+    def embeddings(*given: Any) -> tuple[Tensor, Tensor]:
+        return tuple(  # type: ignore[return-value]
+            part[:1].expand_as(part).contiguous() if collapsed in (name, "both") else part
+            for name, part in zip(("images", "texts"), found(*given), strict=True)
+        )
+
+    monkeypatch.setattr(baselines, "_embeddings", embeddings)
+    assert subset(store, "forgetting", 6, 0.1, seed=1).provenance["never_learned"] == 1.0
+
+
+def test_a_pair_as_near_as_another_is_not_known(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images have the same caption: neither is found by it, and the others are."""
+    z = torch.eye(24)
+    t = z.clone()
+    z[1], t[0] = z[0], z[0]
+    t[1] = z[0]
+    monkeypatch.setattr(baselines, "_embeddings", lambda *_: (z, t))
+    made = subset(tiny_store(tmp_path_factory), "forgetting", 24, 0.1, seed=1)
+    assert made.provenance["never_learned"] == pytest.approx(2 / 24)
