@@ -145,8 +145,9 @@ class OuterStep:
     ) -> OuterGradient:
         """Train from `span.start` on `batches` (int64 [n, B]) of the pairs, match the span's target, differentiate.
 
-        `mixing` [n, B, B] is that of `outer_gradient`. The first call raises InputError for a student with a compiled
-        part or an `autograd.Function` whose derivatives are not those of finite differences.
+        `mixing` [n, B, B] is that of `outer_gradient`. The first call raises InputError for a student that torch cannot
+        differentiate, and for one with a compiled part or an `autograd.Function` whose derivatives are not those of
+        finite differences.
         """
         replayed = self._compiler is not None and self._student.device.type == "cuda"
         with arithmetic(self._precision):
@@ -193,24 +194,40 @@ class OuterStep:
         )
 
     def _differentiated(self, span: Span, inner: InnerLoop) -> OuterGradient:
-        if not self._tried:
-            self._tried = True  # before a CUDA graph is recorded, in which nothing can be tried
-            self._refuse_lost_derivatives(span.start, inner.batch(0))
         layers, store_path = self._student.layers, self._keep != "nothing"
-        return differentiate(self._derivatives, layers, span, inner, self._adjoint, store_path)
+        if self._tried or not len(inner):
+            return differentiate(self._derivatives, layers, span, inner, self._adjoint, store_path)
+        # Before a CUDA graph is recorded, in which nothing can be tried.
+        batch = inner.batch(0)
+        try:
+            self._refuse_lost_derivatives(span.start, batch)
+            gradient = differentiate(self._derivatives, layers, span, inner, self._adjoint, store_path)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            self._refuse_without_derivatives(batch)
+            raise
+        self._tried = True
+        return gradient
 
     def _refuse_lost_derivatives(self, theta: Tensor, batch: Batch) -> None:
         """Of students of torch's own operations none are."""
         most = None if self._frozen else self._chunk
-        heads, images, texts = self._student.heads, batch.images[:most], batch.texts[:most]
-        if not tangents.opaque(heads, theta, images, texts):
-            return
-        reason = why_not_differentiable(heads, self._keep, self._adjoint.moves, images[:2], texts[:2])
+        if tangents.opaque(self._student.heads, theta, batch.images[:most], batch.texts[:most]):
+            self._refuse_without_derivatives(batch)
+
+    def _refuse_without_derivatives(self, batch: Batch) -> None:
+        """Raises InputError for a student that torch cannot differentiate."""
+        heads, images, texts = self._student.heads, batch.images[:2], batch.texts[:2]
+        # What its modules do not even take, such as another width, is no matter of derivatives: they say so themselves.
+        for module, inputs in zip(heads.modules[:2], (images, texts), strict=True):
+            module(inputs)
+        reason = why_not_differentiable(heads, self._keep, self._adjoint.moves, images, texts)
         if reason is not None:
             raise InputError(
-                f"student: expected modules that keep {self._keep} can differentiate, found a compiled part or an "
-                f"autograd.Function that it cannot ({reason}); give the module without torch.compile, and write "
-                "backward and jvp in torch's operations"
+                f"student: expected modules that keep {self._keep} can differentiate, found a part that it cannot "
+                f"({reason}); give the module without torch.compile, torch.jit and checkpoints of activations, and "
+                "write backward and jvp of an autograd.Function in torch's operations"
             )
 
 

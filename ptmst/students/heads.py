@@ -17,7 +17,7 @@ from ptmst.support.seeds import seeded
 
 
 class ProjectionHead(nn.Module):
-    """projection → GELU → fc → + projection → LayerNorm: [B, D] → [B, H]. No dropout (docs/method.md §4)."""
+    """projection → GELU → fc → + projection → LayerNorm: [B, D] → [B, H]. Without dropout, but within `dropout`."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from oracles import relative_error
 from ptmst.engine import tangents
@@ -151,13 +152,56 @@ def test_kinks_are_no_loss() -> None:
 def test_lost_derivatives_are_refused(function: type[torch.autograd.Function], keep: Any, reason: str) -> None:
     case = case_of(apply(function))
     message = (
-        rf"^student: expected modules that keep {keep} can differentiate, found a compiled part or an "
-        rf"autograd\.Function that it cannot \({reason}.*\); give the module without torch\.compile, and write"
+        rf"^student: expected modules that keep {keep} can differentiate, found a part that it cannot "
+        rf"\({reason}.*\); give the module without torch\.compile, .* and write"
     )
     with pytest.raises(InputError, match=message):
         case.gradient(1.0, keep=keep)
     found = why_not_differentiable(case.student, keep, True, case.pairs.images[:2], case.pairs.texts[:2])
     assert found is not None
+
+
+def scripted(tower: nn.Module) -> Any:
+    return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)))
+
+
+def traced(tower: nn.Module) -> Any:
+    return torch.jit.trace(tower, torch.randn(4, 3, 4, 4))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, images: Tensor) -> Any:
+        return checkpoint(self.tower, images, use_reentrant=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("keep", ["nothing", "path", "primals"])
+@pytest.mark.parametrize(
+    ("wrap", "reason"),
+    [
+        (scripted, "The stateless API can't be used with Jitted modules"),
+        (traced, "The stateless API can't be used with Jitted modules"),
+        (Checkpointed, "torch.func.* don't yet support saved tensor hooks"),
+    ],
+)
+def test_a_student_that_torch_cannot_differentiate_is_refused(
+    wrap: Callable[[nn.Module], nn.Module], reason: str, keep: Any
+) -> None:
+    case = case_of(torch.square, wrap)
+    step = OuterStep(case.student, keep=keep)
+    for _ in range(2):  # the second time as the first
+        with pytest.raises(InputError, match=rf"^student: expected modules that keep {keep} can .* \({reason}"):
+            step(case.span, case.pairs, case.batches)
+
+
+def test_an_error_that_is_not_of_the_student_stays_what_it_is() -> None:
+    case = case_of(torch.square)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        OuterStep(case.student)(case.span, replace(case.pairs, texts=case.pairs.texts[:, :-1]), case.batches)
 
 
 def test_behind_a_frozen_tower_nothing_is_differentiated_twice() -> None:
