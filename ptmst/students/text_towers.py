@@ -72,6 +72,8 @@ class HashedText:
 
     @property
     def fingerprint(self) -> str:
+        # Unchanged from when a caption without spaces was one word, so that experts of other scripts stay valid. Those
+        # of unspaced scripts had texts that say nothing of one another, and are to be trained again.
         return f"hashed:{self.width}"
 
     def embed(self, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
@@ -327,54 +329,92 @@ def _positions(model: nn.Module) -> int | None:
 def _pooling(name: str) -> Pooling:
     """What a folder of sentence-transformers asks for; the first token where it is none.
 
-    Raises InputError for a part that is not known.
+    Raises InputError for a part that is not known, and where the hub cannot be asked.
     """
     modules = _json_of(name, "modules.json")
     if not modules:
         return Pooling()
-    kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
-    if unknown := kinds.keys() - _MODULES:
+    steps = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
+    kinds = dict(steps)
+    if unknown := kinds.keys() - set(_MODULES):
         raise InputError(
             f"text_tower hf:{name}: expected a model, pooling and normalization, found {min(unknown)} too, without "
             "which its embeddings are others; choose another"
         )
-    folder = next((path for kind, path in kinds.items() if kind in _MODULES[:2]), "")
-    about = _json_of(name, f"{folder}/sentence_bert_config.json".lstrip("/")) or {}
+    order = [_MODULES[kind] for kind, _ in steps]
+    if order != sorted(set(order)) or order[0] != 0:
+        raise InputError(
+            f"text_tower hf:{name}: expected a model, then pooling, then normalization, found "
+            f"{', '.join(kind for kind, _ in steps)} (modules.json); choose another"
+        )
+    folder = steps[0][1]
+    abouts = (_json_of(name, f"{folder}/{file}".lstrip("/")) for file in _ABOUT)
+    about: Mapping[str, Any] = next((about for about in abouts if about is not None), {})
     if (_json_of(name, "config_sentence_transformers.json") or {}).get("default_prompt_name"):
         raise InputError(
             f"text_tower hf:{name}: expected captions to be embedded as they are, found a prompt before each "
             "(config_sentence_transformers.json); choose another"
         )
     asked = _json_of(name, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else {"pooling_mode": "cls"}
-    modes = [_MODES[key] for key, on in (asked or {}).items() if key in _MODES and on]
-    modes = [asked["pooling_mode"]] if asked and "pooling_mode" in asked else modes
-    if len(modes) != 1 or modes[0] not in _MODES.values():
+    modes = _modes(asked or {})
+    if len(modes) != 1 or modes[0] not in _MODES:
         raise InputError(
-            f"text_tower hf:{name}: expected one pooling of {', '.join(_MODES.values())}, found "
-            f"{' and '.join(map(str, modes)) or 'another'}; choose another"
+            f"text_tower hf:{name}: expected one pooling of {', '.join(sorted({*_MODES.values()}))}, found "
+            f"{' and '.join(modes) or 'none'}; choose another"
         )
     length = about.get("max_seq_length")
-    return Pooling(modes[0], "Normalize" in kinds, bool(about.get("do_lower_case")), length, folder)
+    return Pooling(_MODES[modes[0]], "Normalize" in kinds, bool(about.get("do_lower_case")), length, folder)
 
 
-_MODULES = ("Transformer", "CLIPModel", "Pooling", "Normalize")
-"""Of sentence-transformers; the first two are models."""
+def _modes(asked: Mapping[str, Any]) -> list[str]:
+    """Every pooling that is on, known or not: `pooling_mode` (one, or a list) goes before a switch for each."""
+    if named := asked.get("pooling_mode"):
+        return [named] if isinstance(named, str) else [str(mode) for mode in named]
+    return [key.removeprefix("pooling_mode_") for key, on in asked.items() if key.startswith("pooling_mode_") and on]
+
+
+_MODULES = {"Transformer": 0, "CLIPModel": 0, "Pooling": 1, "Normalize": 2}
+"""Of sentence-transformers, by their place; the first two are models."""
+_ABOUT = [
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
+"""Where sentence-transformers looks for a model's length and case, in this order; all but the first are of old ones."""
 _MODES: dict[str, Any] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "cls": "cls",
+    "cls_token": "cls",
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "max": "max",
+    "max_tokens": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
 }
 
 
 def _json_of(name: str, file: str) -> Any:
-    """A JSON file of a folder or of the hub; None where there is none."""
-    from transformers.utils.hub import cached_file
+    """A JSON file of a folder or of the hub; None where there is none.
 
-    path = cached_file(
-        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    return None if path is None else json.loads(Path(path).read_bytes())
+    Raises InputError where the hub cannot be asked and did not say before.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if Path(name).is_dir():
+        path = Path(name, file)
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    try:
+        return json.loads(Path(huggingface_hub.hf_hub_download(name, file)).read_bytes())
+    except LocalEntryNotFoundError as error:  # it cannot be asked, but may have said before that there is none
+        if huggingface_hub.try_to_load_from_cache(name, file) is huggingface_hub._CACHED_NO_EXIST:
+            return None
+        raise InputError(
+            f"text_tower hf:{name}: expected a folder or a model of the hub, found no such folder, and the hub cannot "
+            f"be asked whether its model has {file}, which decides an embedding; load it once where the hub can be "
+            f"asked (HF_HUB_OFFLINE unset), or fetch it whole (hf download {name} --local-dir FOLDER) and name "
+            "hf:FOLDER"
+        ) from error
+    except EntryNotFoundError:
+        return None
 
 
 class OpenClipText(_TextModel):

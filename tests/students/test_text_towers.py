@@ -524,9 +524,11 @@ def test_an_hf_model_that_cannot_be_had_is_refused(bert: Path, tmp_path: Path) -
     (tmp_path / "damaged").mkdir()
     for file in bert.iterdir():
         (tmp_path / "damaged" / file.name).write_bytes(file.read_bytes()[: -1000 if "model" in file.name else None])
-    for name in ("no-such-user/no-such-bert", str(tmp_path / "empty"), str(tmp_path / "damaged")):
+    for name in ("no/such/bert", str(tmp_path / "empty"), str(tmp_path / "damaged")):
         with pytest.raises(InputError, match=f"text_tower hf:{name}: cannot be loaded (.+); name a model or a folder"):
             text_tower(EncoderConfig(text_tower=f"hf:{name}"))
+    with pytest.raises(InputError, match=r"text_tower hf:no-such-user/no-such-bert: .* found no such folder, and the"):
+        text_tower(EncoderConfig(text_tower="hf:no-such-user/no-such-bert"))
 
 
 def _saved(path: Path, model: Any, tokenizer: Path) -> Path:
@@ -724,9 +726,16 @@ def test_a_sentence_folder_is_embedded_as_it_asks(bert: Path, tmp_path: Path, mo
         assert relative_error(embed, expected / expected.norm() if normalized else expected) <= 1e-4
 
 
-def test_a_sentence_folder_says_its_length(bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
+def test_a_sentence_folder_says_its_length(
+    bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """In a file that earlier releases of sentence-transformers named by the model; the first of two counts."""
     about = {"max_seq_length": 5, "do_lower_case": True}
-    folder = sentence_folder(bert, tmp_path / "st", {"pooling_mode": "mean"}, sentence_bert_config=about)
+    files = {f"sentence_{kind}_config": about}
+    if kind != "xlnet":
+        files["sentence_xlnet_config"] = {"max_seq_length": 4}
+    folder = sentence_folder(bert, tmp_path / "st", {"pooling_mode": ["mean"]}, **files)
     found = text_tower(EncoderConfig(text_tower=f"hf:{folder}")).embed(
         ["two GREEN boxes beside one", "two green boxes"]
     )
@@ -737,8 +746,17 @@ def test_a_sentence_folder_says_its_length(bert: Path, tmp_path: Path, caplog: p
 @pytest.mark.parametrize(
     ("pooling", "more", "files", "message"),
     [
-        ({"pooling_mode_lasttoken": True}, (), {}, "expected one pooling of cls, mean, .*, found another; choose"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, (), {}, "found mean and max; choose"),
+        ({"pooling_mode_lasttoken": True}, (), {}, "expected one pooling of cls, max, .*, found lasttoken; choose"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": True}, (), {}, "found mean_tokens and lasttoken"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_other": True}, (), {}, "found mean_tokens and other; choose"),
+        ({"pooling_mode": ["mean", "lasttoken"]}, (), {}, "found mean and lasttoken; choose another"),
+        ({"pooling_mode_mean_tokens": False}, (), {}, "found none; choose another"),
+        (
+            {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+            (),
+            {},
+            "found mean_tokens and max_tokens; choose",
+        ),
         ({"pooling_mode": "lasttoken"}, (), {}, "found lasttoken; choose another"),
         (
             {"pooling_mode_mean_tokens": True},
@@ -746,6 +764,8 @@ def test_a_sentence_folder_says_its_length(bert: Path, tmp_path: Path, caplog: p
             {},
             "expected a model, pooling and normalization, found Dense",
         ),
+        ({"pooling_mode": "mean"}, ("Pooling",), {}, "found Transformer, Pooling, Pooling .modules.json.; choose"),
+        ({"pooling_mode": "mean"}, ("Normalize", "Pooling"), {}, "found Transformer, Pooling, Normalize, Pooling "),
         (
             {"pooling_mode_mean_tokens": True},
             (),
@@ -760,6 +780,75 @@ def test_a_sentence_folder_that_asks_for_more_is_refused(
     folder = sentence_folder(bert, tmp_path / "st", pooling, *more, **files)
     with pytest.raises(InputError, match=f"text_tower hf:{folder}: .*{message}"):
         text_tower(EncoderConfig(text_tower=f"hf:{folder}"))
+
+
+REPOSITORY = "some-user/some-model"
+
+
+def cached_from_the_hub(folder: Path, cache: Path, lacking: Sequence[str]) -> None:
+    """A cache of the hub with a folder's files, in which it is recorded that there are no `lacking` ones."""
+    place = cache / f"models--{REPOSITORY.replace('/', '--')}"
+    shutil.copytree(folder, place / "snapshots" / "abc")
+    for path in (place / ".no_exist" / "abc" / file for file in lacking):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+
+
+KNOWN = ["config_sentence_transformers.json"]
+
+
+@pytest.mark.parametrize(
+    ("sentences", "lacking", "unknown"),
+    [
+        (False, [], "modules.json"),
+        (False, ["modules.json"], None),
+        (True, [], "config_sentence_transformers.json"),
+        (True, KNOWN, None),
+    ],
+)
+def test_what_the_hub_did_not_say_is_not_taken_for_none(
+    bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sentences: bool,
+    lacking: list[str],
+    unknown: str | None,
+) -> None:
+    """Where it cannot be asked; a model that was loaded with transformers alone has none of the files that decide."""
+    import huggingface_hub
+
+    folder = bert
+    if sentences:
+        about = {"max_seq_length": 7}
+        folder = sentence_folder(bert, tmp_path / "st", {"pooling_mode": "mean"}, sentence_bert_config=about)
+    cached_from_the_hub(folder, tmp_path / "hub", lacking)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = EncoderConfig(text_tower=f"hf:{REPOSITORY}")
+    if unknown is None:
+        expected = text_tower(EncoderConfig(text_tower=f"hf:{folder}"))
+        assert torch.equal(text_tower(config).embed(CAPTIONS), expected.embed(CAPTIONS))
+        return
+    message = f"text_tower hf:{REPOSITORY}: .*cannot be asked whether its model has {unknown}.*; load it once where"
+    with pytest.raises(InputError, match=message):
+        text_tower(config)
+
+
+def test_a_file_that_the_hub_says_there_is_none_of_is_none(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def asked(repository: str, file: str) -> str:
+        raise EntryNotFoundError(f"{repository} has no {file}")
+
+    cached_from_the_hub(bert, tmp_path / "hub", [])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", asked)
+    found = text_tower(EncoderConfig(text_tower=f"hf:{REPOSITORY}"))
+    assert found.fingerprint == text_tower(EncoderConfig(text_tower=f"hf:{bert}")).fingerprint
 
 
 def test_a_fingerprint_is_of_all_that_decides_and_of_nothing_else(bert: Path, tmp_path: Path) -> None:
