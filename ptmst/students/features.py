@@ -28,7 +28,7 @@ from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.data.images import DECODERS
 from ptmst.errors import InputError
 from ptmst.students.student import Student
-from ptmst.students.text_towers import weights_hash
+from ptmst.students.weights import weights_hash
 from ptmst.support import devices, files, folders, parts, progress
 from ptmst.support.seeds import generator
 

@@ -1,0 +1,78 @@
+"""Weights of towers in files: state dicts as others write them, and what does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ptmst.errors import InputError
+from ptmst.support import files, kinds
+from ptmst.support.published import load_published
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path | str) -> None:
+    """Load a state dict; layers of a classifier that the module lacks are passed over, missing ones refused.
+
+    What DataParallel, torch.compile or Lightning put before the names is left out. Raises InputError.
+    """
+    known = module.state_dict()
+    named = named_as(known, weights)
+    wrong = [k for k, v in known.items() if k not in named or named[k].shape != v.shape]
+    if wrong:
+        found = tuple(named[wrong[0]].shape) if wrong[0] in named else "nothing"
+        raise InputError(
+            f"{source}: expected weights of this tower, found {found} for {wrong[0]} {tuple(known[wrong[0]].shape)} "
+            f"({len(wrong)} such layers); name the tower these weights belong to"
+        )
+    if broken := [k for k, v in known.items() if v.is_floating_point() and not bool(named[k].isfinite().all())]:
+        raise InputError(f"{source}: expected numbers, found NaN or infinity in {broken[0]}; fetch the file again")
+    module.load_state_dict({k: named[k] for k in known})
+
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
+"""Keys of a training checkpoint under which its model may lie."""
+_PREFIXES = (re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\."), re.compile(r"^model\."))
+"""Of DataParallel and torch.compile, which may also wrap a part; of Lightning."""
+
+
+def named_as(known: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights by the names of a module, wherever these are found behind a prefix."""
+    for prefix in _PREFIXES:
+        plain = {name if name in known else prefix.sub("", name): value for name, value in weights.items()}
+        if len(plain) == len(weights):  # two of one name are told as what lacks
+            weights = plain
+    return weights
+
+
+def read_weights(path: Path, of: str) -> Mapping[str, Tensor]:
+    """The tensors of a state dict, as safetensors or as torch.save writes them, alone or in a training checkpoint.
+
+    Raises InputError where there is none, or a file that is damaged, would run code or is a pointer of Git LFS.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: expected weights of {of}, found no such file; check the path")
+    refuse_pointer(path, f"weights of {of}")
+    loaded: Any = files.read_tensors(path) if path.suffix == ".safetensors" else load_published(path)
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if inner is None:
+            return {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
+        loaded = inner
+    return {}
+
+
+def refuse_pointer(path: Path, expected: str) -> None:
+    """Raises InputError for a file that Git LFS left a pointer in place of."""
+    with open(path, "rb") as file:
+        if kinds.kind_of(file.read(kinds.HEAD)) == kinds.LFS_POINTER:
+            raise InputError(f"{path}: expected {expected}, found {kinds.LFS_POINTER}; fetch it with git lfs pull")
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over names and values of a module's parameters and buffers."""
+    parts = (f"{k}:{files.sha256(v.cpu().contiguous().numpy().tobytes())}" for k, v in module.state_dict().items())
+    return files.sha256("\n".join(parts).encode())
