@@ -38,7 +38,7 @@ def main() -> int:
         shutil.copyfile(out / folder / "results.json", result.RESULTS / f"{name}.json")
     shown = out / DEMOS[SHOWN][0]
     shutil.copyfile(shown / "report.html", PAGE)
-    strip.draw(strip.rows(shown / "ptm-st", None), PICTURE)
+    strip.draw(strip.rows(shown / "ptm-st", shown / "data"), PICTURE)
     readme.write()
     return 0
 
