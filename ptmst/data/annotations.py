@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +20,11 @@ T = TypeVar("T")
 SPLITS = ("train", "val", "test", "warmup")
 NAMED = 10
 """Images or entries of a kind that are named; the others are counted."""
+_ESCAPE = r"\\(?:[\\'\"nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U00(?:0[0-9a-f]|10)[0-9a-f]{4})"
+_QUOTED = rf"""'(?:[^'\\\0\r\n]|{_ESCAPE})*'|"(?:[^"\\\0\r\n]|{_ESCAPE})*"|(?i:none|nan|null)"""
+_WRITTEN = re.compile(_QUOTED)
+_WRITTEN_LIST = re.compile(rf"\[\s*(?:{_QUOTED})(?:(?:\s*,\s*|\s+)(?:{_QUOTED}))*\s*,?\s*\]")
+"""A list of strings as Python's repr writes it, or NumPy's, which puts no commas; strings may be missing."""
 Fault = Callable[[str], None]
 """Callback for a broken entry, which is skipped: it takes what is wrong, in one line."""
 
@@ -230,8 +238,10 @@ def told(message: str, fault: Fault | None) -> None:
 def texts_of(caption: object, where: str) -> list[str]:
     """The captions of an entry, which are a string or a list of them; byte order marks in them are left out.
 
-    Raises InputError.
+    A string may hold a list of strings as JSON, Python or NumPy write it. Raises InputError.
     """
+    if isinstance(caption, str):
+        caption = _written_list(caption) or [caption]
     captions = caption if isinstance(caption, list) else [caption]
     if not captions:
         raise InputError(f"{where}: expected at least one caption, found an empty list; add one or drop the entry")
@@ -244,6 +254,22 @@ def texts_of(caption: object, where: str) -> list[str]:
                 "write the whole character"
             )
     return [text.replace("\ufeff", "") for text in map(str, captions)]
+
+
+def _written_list(text: str) -> list[str] | None:
+    """The strings of a list that a text holds whole; of what is missing among them its placeholder."""
+    text = text.strip("\ufeff \t\r\n")
+    if not (text.startswith("[") and text.endswith("]") and is_whole(text)):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return value
+    if _WRITTEN_LIST.fullmatch(text) is None:
+        return None
+    return [ast.literal_eval(item) if item[0] in "'\"" else item for item in _WRITTEN.findall(text)]
 
 
 def inside(name: str, root: Path, where: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptmst.data.annotations import NAMED, Annotations, counted
-from ptmst.data.captions import clean_caption, is_short, is_unspaced
-from ptmst.data.contents import shown
+from ptmst.data.captions import clean_caption, has_unseen, is_short, is_unspaced
+from ptmst.data.contents import check_length, shown
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.karpathy import Karpathy
 from ptmst.data.sources import source_of
@@ -19,8 +18,6 @@ from ptmst.errors import InputError
 from ptmst.support import files
 from ptmst.support.progress import bar
 
-_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufff9-\uffff]")
-"""But for the joiners, which emoji and some scripts are written with."""
 _GRAY = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 _COLUMNS = ("split", "images", "captions", "per image", "missing", "unreadable", "gray", "CMYK", "rotated", "sizes")
 
@@ -80,9 +77,10 @@ def check(name: str, root: Path | str, image_column: str | None = None, caption_
     """Read every annotation and decode every image of the splits that there are; progress goes to stderr.
 
     Names and columns are those of `load_pairs`. Nothing that is wrong with the data ends it. Raises InputError only for
-    a name that is no data set's, and for columns where there are none.
+    a name that is no data set's, a root that is no path, and columns where there are none.
     """
     source, root = source_of(name, image_column, caption_column), Path(root)
+    check_length(str(root), "root")
     problems: list[str] = []
     remarks: list[str] = []
     splits: list[SplitReport] = []
@@ -145,7 +143,7 @@ def _remarks(annotations: Annotations, digest_of: Mapping[int, str]) -> Iterator
             f"{origin}: {counted(short, 'caption')} of single letters or signs, the first {shown(captions[short[0]])}; "
             "the tower `hashed`, which asks for words of two letters, embeds them alike"
         )
-    unseen = [i for i, text in enumerate(captions) if _INVISIBLE.search(text)]
+    unseen = [i for i, text in enumerate(captions) if has_unseen(text)]
     if unseen:
         yield (
             f"{origin}: {counted(unseen, 'caption')} with characters that cannot be seen, the first "

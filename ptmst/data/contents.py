@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import glob
 import json
+import os
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+from ptmst.data.captions import has_unseen
 from ptmst.errors import InputError
 from ptmst.support import kinds
 
@@ -19,6 +24,10 @@ _MARKS = (
 _PREFIXES = {kinds.TAR: "wds", kinds.PARQUET: "parquet"}
 _SHOWN = 120
 """Characters of a name or value that a message shows."""
+_LONGEST, _LONGEST_PART = 4096, 255
+"""Bytes of a path and of a name in it that file systems take."""
+_SHOWN_PATH = 500
+"""Characters of a path that a message shows whole."""
 
 
 def head_of(path: Path) -> bytes:
@@ -75,6 +84,48 @@ def parsed(content: bytes | str, where: str, remedy: str) -> object:
     raise InputError(f"{where}: expected JSON, found {found}; {remedy}") from None
 
 
+def check_length(path: str, what: str) -> None:
+    """Raise InputError for a path that is too long for any file system; `what` it is of begins the message."""
+    if len(path.encode(errors="surrogatepass")) > _LONGEST:
+        found = f"{len(path):,} characters"
+    elif longest := next((p for p in path.split("/") if len(p.encode(errors="surrogatepass")) > _LONGEST_PART), None):
+        found = f"a name of {len(longest):,} characters in it"
+    else:
+        return
+    raise InputError(f"{what}: expected a path that a file system can hold, found {found} ({shown(path)}); shorten it")
+
+
+def matches(pattern: str) -> list[Path]:
+    """Files and folders that a pattern of glob names; no named pipe, which would never end.
+
+    Raises InputError for a pattern that is too deep.
+    """
+    try:
+        found = glob.glob(pattern, recursive=True)
+    except RecursionError:
+        raise InputError(
+            f"{shown(pattern)}: expected a pattern with a few folders, found {pattern.count('/'):,}; shorten it"
+        ) from None
+    return [Path(path) for path in found if os.path.isfile(path) or os.path.isdir(path)]
+
+
+def path_shown(path: Path) -> str:
+    """A path to begin a message with: whole, unless it is longer than any that is real."""
+    return shown(str(path), _SHOWN_PATH)
+
+
+def library(module: str, form: str, extra: str) -> Any:
+    """A module that data of a form are read with, which the extra of ptmst brings. Raises InputError without it."""
+    # Through importlib, since mypy finds no types in some of them.
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{form}: expected the package {module.partition('.')[0]}, found none ({error}); run pip install "
+            f'"ptmst[{extra}]"'
+        ) from error
+
+
 def is_whole(text: str) -> bool:
     """Whether text is Unicode: half of a surrogate pair, as JSON may escape it, is not."""
     try:
@@ -84,8 +135,8 @@ def is_whole(text: str) -> bool:
     return True
 
 
-def shown(value: object) -> str:
+def shown(value: object, most: int = _SHOWN) -> str:
     """A name or value for a message: on one line, visible, and not too long."""
     text = value if isinstance(value, str) else repr(value)
-    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = text if len(text) <= most else f"{text[:most]}…"
+    return "".join(c if c.isprintable() and not has_unseen(c) else ascii(c)[1:-1] for c in text)

@@ -22,7 +22,7 @@ from ptmst.config import Channels, DataConfig
 from ptmst.data.annotations import Place
 from ptmst.data.captions import clean_caption
 from ptmst.data.classes import Classes, read_classes
-from ptmst.data.contents import shown
+from ptmst.data.contents import check_length, shown
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.normalize import MEAN, STD, normalize
 from ptmst.data.sources import known, source_of
@@ -172,6 +172,7 @@ def load_pairs(
         if value < 1:
             raise InputError(f"{setting}: expected a positive number, found {value}; raise it")
     root = Path(root)
+    check_length(str(root), "root")
     annotations, missing = source.read(root, split).located(root)
     if missing:
         raise InputError(

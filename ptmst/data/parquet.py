@@ -10,15 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import import_module
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from ptmst.data.annotations import SPLITS, Annotations, Fault, ImageBytes, Item, gather, inside, texts_of, told
-from ptmst.data.contents import head_of, refuse_other, shown
+from ptmst.data.contents import head_of, library, matches, path_shown, refuse_other, shown
 from ptmst.errors import InputError
 from ptmst.support import devices, kinds
 from ptmst.support.files import sha256
@@ -66,10 +65,11 @@ class Cell(NamedTuple):
         content = self.held()
         if content is not None:
             return content
-        if self.named is None:
+        if self.named is None or not os.path.isfile(self.named):
+            found = "a path inside the root folder" if self.named is None else f"the file {shown(str(self.named))}"
             raise InputError(
-                f"{self.file}: row {self.row} of row group {self.group}: expected an image, found neither bytes nor a "
-                "path inside the root folder; drop the row"
+                f"{self.file}: row {self.row} of row group {self.group}: expected an image, found neither bytes nor "
+                f"{found}; drop the row"
             )
         return self.named.read_bytes()
 
@@ -123,11 +123,11 @@ class Parquet:
         return tuple(split for split in self.splits if split in present)
 
     def read(self, root: Path, split: str, fault: Fault | None = None) -> Annotations:
-        """Captions and paths are read, and bytes of images only where rows have a path in common.
+        """Captions and paths are read, and bytes of images only where rows have a path in common, or none.
 
         So a row without an image is found out as its image is read.
         """
-        origin = str(root / self.pattern.replace("{split}", split))
+        origin = path_shown(root / self.pattern.replace("{split}", split))
         files = self._files(root, split)
         if not files:
             raise InputError(f"{origin}: expected Parquet files of that name, found none; check pattern and root")
@@ -166,7 +166,7 @@ class Parquet:
     def _files(self, root: Path, split: str) -> list[Path]:
         above, names = glob.escape(str(root)), [split, *(name for name, ours in _ALIASES.items() if ours == split)]
         patterns = dict.fromkeys(os.path.join(above, self.pattern.replace("{split}", name)) for name in names)
-        return sorted(Path(file) for pattern in patterns for file in glob.glob(pattern, recursive=True))
+        return sorted(path for pattern in patterns for path in matches(pattern))
 
     def _rows(self, file: Path, root: Path, unmarked: str) -> Iterator[_Row]:
         above, number = inside(os.path.abspath(file), root, str(file)), 0
@@ -206,7 +206,7 @@ def _column(file: Path, schema: Any, names: tuple[str, ...], remedy: str) -> str
     found = [name for name in schema.names if name in names]
     if len(found) != 1:
         columns = ", ".join(found or schema.names) or "no columns"
-        raise InputError(f"{file}: expected one column {' or '.join(names)}, found {shown(columns)}; {remedy}")
+        raise InputError(f"{file}: expected one column {shown(' or '.join(names))}, found {shown(columns)}; {remedy}")
     return str(found[0])
 
 
@@ -236,7 +236,7 @@ _LIST = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view"
 
 def _is(kind: Any, *forms: str) -> bool:
     """Whether a type is one of these; pyarrow knows some only since a later version."""
-    types = _library("pyarrow.types")
+    types = _pyarrow("pyarrow.types")
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return any(getattr(types, f"is_{form}")(kind) for form in forms if hasattr(types, f"is_{form}"))
 
@@ -268,19 +268,19 @@ def _named_file(path: object, root: Path) -> Path | None:
 def _first_of_each(rows: Sequence[_Row]) -> dict[str, _Row]:
     """By a row's name, the first row that holds the same image.
 
-    Only rows with a path in common are compared, by their bytes: a path alone does not tell images apart, since
-    published files often keep no more than its last part.
+    Only rows with a path in common, or without one, are compared, by their bytes: a path alone does not tell images
+    apart, since published files often keep no more than its last part.
     """
     held = [(row, row.cell) for row in rows if row.cell is not None]
     counts = Counter(row.path for row, _ in held)
-    seen: dict[tuple[object, str | None], _Row] = {}
+    seen: dict[tuple[object, str], _Row] = {}
     first: dict[str, _Row] = {}
     for row, cell in held:
-        if row.path is None or counts[row.path] == 1:
-            first[row.name] = row
-        else:
-            content = cell.held()
-            first[row.name] = seen.setdefault((row.path, None if content is None else sha256(content)), row)
+        is_alone = row.path is not None and counts[row.path] == 1
+        content = None if is_alone else cell.held()
+        # Without bytes the path is all that there is.
+        key = (row.path, "" if content is None else sha256(content))
+        first[row.name] = row if key == (None, "") else seen.setdefault(key, row)
     return first
 
 
@@ -303,6 +303,7 @@ def _ours(split: object) -> object:
     return _ALIASES.get(split, split) if isinstance(split, str) else split
 
 
+_pyarrow = partial(library, form="parquet", extra="hf")
 _READING = threading.Lock()
 
 
@@ -326,7 +327,7 @@ def _read_group(file: Path, field: Field, group: int, stamp: tuple[int, int]) ->
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     """pyarrow's ParquetFile. What goes wrong with it is an InputError that names the file."""
-    pyarrow, parquet = _library("pyarrow"), _library("pyarrow.parquet")
+    pyarrow, parquet = _pyarrow("pyarrow"), _pyarrow("pyarrow.parquet")
     try:
         # Not by its name, which pyarrow would take for an address if it looks like one.
         with pyarrow.OSFile(os.fspath(file)) as source, parquet.ParquetFile(source) as opened:
@@ -342,13 +343,3 @@ def _opened(file: Path) -> Iterator[Any]:
         refuse_other(head_of(file), str(file), expected, kinds.PARQUET)
         reason = shown(" ".join(str(error).split()))
         raise InputError(f"{file}: expected {expected}, found a mistake ({reason}); fetch it again") from error
-
-
-def _library(module: str) -> Any:
-    # Through importlib, since mypy finds no types in it.
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f'parquet: expected the package pyarrow, found none ({error}); run pip install "ptmst[hf]"'
-        ) from error

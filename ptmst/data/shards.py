@@ -13,9 +13,8 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ptmst.data.annotations import (
     SPLITS,
@@ -30,7 +29,7 @@ from ptmst.data.annotations import (
     texts_of,
     told,
 )
-from ptmst.data.contents import decoded, head_of, parsed, refuse_other, shown
+from ptmst.data.contents import decoded, head_of, library, matches, parsed, path_shown, refuse_other, shown
 from ptmst.errors import InputError
 from ptmst.support import kinds
 
@@ -72,7 +71,7 @@ class Shards:
 
     def read(self, root: Path, split: str, fault: Fault | None = None) -> Annotations:
         """Only headers and captions are read: an image is read where its tar file holds it."""
-        origin = str(root / self.pattern.replace("{split}", split))
+        origin = path_shown(root / self.pattern.replace("{split}", split))
         if split != "train" and "{split}" not in self.pattern:
             raise InputError(f"{origin}: expected {{split}} in the pattern, for split {split}, found none; write it in")
         named = self._files(root, split)
@@ -105,7 +104,7 @@ class Shards:
                 raise InputError(f"{where}: expected one of {', '.join(_IMAGES)}, found {_suffixes(sample)}; add it")
             name = f"{inside(os.path.abspath(shard), root, where)}/{image.name}"
             place, captions = _place(shard, image, where), _captions(shard, sample, where)
-            if "txt" in sample:
+            if "txt" in sample and len(captions) == 1:
                 lines = [line for line in re.split(r"\r?\n", captions[0]) if line.strip()]
                 if is_retrieval:
                     captions = [line.replace("\\n", "\n") for line in lines] or captions
@@ -128,7 +127,7 @@ class Shards:
 
     def _files(self, root: Path, split: str) -> dict[str, list[Path]]:
         """The files of each pattern without braces, in the order of the patterns."""
-        braceexpand = _library("braceexpand").braceexpand
+        braceexpand = library("braceexpand", "wds", "wds").braceexpand
         if math.prod(abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(self.pattern)) > _MOST_PATTERNS:
             raise InputError(
                 f"wds:{shown(self.pattern)}: expected braces that name at most {_MOST_PATTERNS:,} files, found more; "
@@ -139,11 +138,15 @@ class Shards:
             patterns = list(dict.fromkeys(braceexpand(pattern)))
         except ValueError as error:
             raise InputError(
-                f"wds:{self.pattern}: expected balanced braces, found unbalanced ones ({error}); fix it"
+                f"wds:{shown(self.pattern)}: expected balanced braces, found unbalanced ones ({shown(str(error))}); "
+                "fix it"
             ) from error
-        matches = {name: glob.glob(os.path.join(above, name), recursive=True) for name in patterns}
-        # Only plain files: a named pipe would never end, and ** matches folders too.
-        return {name: [Path(file) for file in files if os.path.isfile(file)] for name, files in matches.items()}
+        except RecursionError:
+            raise InputError(
+                f"wds:{shown(self.pattern)}: expected a few braces, found {self.pattern.count('{'):,}; use *"
+            ) from None
+        found = {name: matches(os.path.join(above, name)) for name in patterns}
+        return {name: [path for path in paths if path.is_file()] for name, paths in found.items()}
 
 
 def _samples(
@@ -245,12 +248,13 @@ def _is_whole(sample: _Sample) -> bool:
 
 def _key_of_part(key: str, samples: Mapping[str, _Sample]) -> str | None:
     """The sample that KEY.mask.png is part of. Nobody names parts by numbers."""
-    folder, _, name = key.rpartition("/")
-    stem, dot, part = name.rpartition(".")
-    shorter = f"{folder}/{stem}" if folder else stem
-    if not dot or part.isdigit():
-        return None
-    return shorter if shorter in samples else _key_of_part(shorter, samples)
+    folder, slash, name = key.rpartition("/")
+    while True:
+        name, dot, part = name.rpartition(".")
+        if not dot or part.isdigit():
+            return None
+        if (shorter := f"{folder}{slash}{name}") in samples:
+            return shorter
 
 
 def _captions(shard: Path, sample: _Sample, where: str) -> list[str]:
@@ -307,12 +311,3 @@ def _fewer_than_counted(shards: list[Path]) -> Iterator[str]:
         there = len(list(folder.glob("*.tar")))
         if len(words) == 1 and words[0].isdigit() and int(words[0]) > there:
             yield f"{folder}: has {there:,} tar files of the {int(words[0]):,} that {_COUNT} counts; fetch the rest"
-
-
-def _library(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f'wds: expected the package {module}, found none ({error}); run pip install "ptmst[wds]"'
-        ) from error

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from ptmst.data.annotations import SPLITS, Source
+from ptmst.data.contents import shown
 from ptmst.data.karpathy import Karpathy, KarpathyFile
 from ptmst.data.parquet import Parquet
 from ptmst.data.shards import Shards
@@ -85,8 +86,8 @@ def source_of(name: str, image_column: str | None = None, caption_column: str | 
     chosen = {setting: column for setting, column in columns.items() if column is not None}
     if chosen and form not in _WITH_COLUMNS:
         raise InputError(
-            f"{' and '.join(chosen)}: expected data of {', '.join(_WITH_COLUMNS)}, found {name}, which has no columns; "
-            "leave it out"
+            f"{' and '.join(chosen)}: expected data of {', '.join(_WITH_COLUMNS)}, found {shown(name)}, which has no "
+            "columns; leave it out"
         )
     if form in FORMS and path:
         source = FORMS[form](path)
@@ -99,4 +100,4 @@ def known(value: str, choices: Sequence[str], what: str, more: str = "") -> str:
     if value in choices:
         return value
     expected, advice = ", ".join([*choices, *filter(None, [more])]), nearest(value, choices, "choose one of them")
-    raise InputError(f"{what}: expected {expected}, found {value!r}{advice}")
+    raise InputError(f"{what}: expected {expected}, found {shown(repr(value))}{advice}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 
 from ptmst.data.annotations import SPLITS, Annotations, Fault, ImageBytes, Item, gather, inside, kind, texts_of
-from ptmst.data.contents import encoding_of, head_of, is_whole, parsed, refuse_other, shown
+from ptmst.data.contents import check_length, encoding_of, head_of, is_whole, parsed, refuse_other, shown
 from ptmst.errors import InputError
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -48,7 +49,7 @@ class Table:
 
     def present(self, root: Path) -> tuple[str, ...]:
         if "{split}" in self.path:
-            return tuple(split for split in self.splits if self._file(root, split).is_file())
+            return tuple(split for split in self.splits if os.path.isfile(self._file(root, split)))
         present = set()
         for where, row in self._rows(root, "train"):
             try:
@@ -83,7 +84,9 @@ class Table:
         return annotations
 
     def _file(self, root: Path, split: str) -> Path:
-        return root / self.path.replace("{split}", split)
+        path = self.path.replace("{split}", split)
+        check_length(str(root / path), self.form)
+        return root / path
 
     def _rows(self, root: Path, split: str) -> Iterator[tuple[str, str | _Cells]]:
         """Rows and where each begins: cells, or a line of JSON as it is."""
@@ -131,7 +134,7 @@ class Table:
         names = next((names for names in candidates if all(name in header for name in names)), None)
         if names is not None and all(header.count(name) == 1 for name in names) and header.count("split") < 2:
             return header
-        wanted = " or ".join(" and ".join(names) for names in candidates)
+        wanted = " or ".join(" and ".join(map(shown, names)) for names in candidates)
         other = _OTHER[self.form]
         raise InputError(
             f"{where}: expected a header with one column each of {wanted}, and at most one split, found "
@@ -148,7 +151,7 @@ class Table:
         candidates = self._candidates(_NAMES if self.form in _DELIMITERS else _NAMES[::-1])
         names = next((names for names in candidates if all(name in fields for name in names)), None)
         if names is None:
-            wanted, found = " and ".join(candidates[0]), shown(sorted(fields))
+            wanted, found = " and ".join(map(shown, candidates[0])), shown(sorted(fields))
             found = f"{kind(fields)} with {found}" if "annotations" in fields else found
             raise InputError(f"{where}: expected the keys {wanted}, found {found}; add them, or set {_SETTINGS}")
         image, caption = (fields[name] for name in names)
@@ -168,8 +171,8 @@ class Table:
 
 def _encoding(path: Path, form: str) -> str:
     """Raises InputError for what is no file, or a file of another kind."""
-    if not path.is_file():  # a named pipe would never end
-        found = "a folder" if path.is_dir() else "no such file"
+    if not os.path.isfile(path):  # a named pipe would never end
+        found = "a folder" if os.path.isdir(path) else "no such file"
         raise InputError(
             f"{shown(str(path))}: expected a {form.upper()} file, found {found}; check the path, which is relative to "
             "the root"

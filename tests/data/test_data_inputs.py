@@ -27,6 +27,8 @@ from PIL import Image
 
 from ptmst import DataConfig, cli, load_pairs
 from ptmst.data import load_split
+from ptmst.data.annotations import texts_of
+from ptmst.data.captions import clean_caption
 from ptmst.data.check import check
 from ptmst.data.pairs import Pairs
 from ptmst.data.sources import source_of
@@ -34,6 +36,7 @@ from ptmst.errors import InputError
 from ptmst.students.text_towers import HashedText
 
 Form = Literal["NFC", "NFD"]
+SCOTLAND = "🏴" + "".join(chr(0xE0000 + ord(letter)) for letter in "gbsct\x7f")
 
 
 def png(seed: int = 0) -> bytes:
@@ -254,7 +257,10 @@ def test_marks_between_files_that_were_joined(root: Path) -> None:
 
 
 @pytest.mark.parametrize("nothing", ["", " ", "\t", ".", '"()"', "-", "?", "nan", "NaN", "None", "NULL", "n/a", "<NA>",
-                                     "\u200b", "\ufeff", "\u2060\u200b \u00ad", "\u200d"])  # fmt: skip
+                                     "(null)", "#N/A", "NA", "NaT", "nil", "undefined", r"\N", "#NAME?", "#DIV/0!",
+                                     "\u200b", "\ufeff", "\u2060\u200b \u00ad", "\u200d", "\u3164", "\u2800\u2800",
+                                     "\u200bnan", "n\u00adaN\ufe0f", "none\0", "\u3164null", "\x1b", "\ufffc",
+                                     "\U000e0041"])  # fmt: skip
 def test_a_caption_that_says_nothing_is_left_out_and_told(
     root: Path, nothing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -293,14 +299,64 @@ def test_captions_that_the_hashed_tower_cannot_tell_apart_are_told(root: Path, t
     assert bool(told) == is_short == (not HashedText(64).embed([text]).any())
 
 
+LISTED = ["A dog runs.", "it's", 'say "hi"', "both ' and \"", "two\nlines", "C:\\x", "é 😀", "a\tb", "[a]", "one, two"]
+
+
+@pytest.mark.parametrize("texts", [LISTED, ["one"], ["None of them", "two", "two"]], ids=["ten", "one", "three"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        json.dumps,
+        lambda texts: json.dumps(texts, ensure_ascii=False, indent=1),
+        repr,
+        lambda texts: f" {texts!r} ",
+        lambda texts: str(np.array(texts)),
+        lambda texts: str(np.array(texts, dtype=object)),
+    ],
+    ids=["JSON", "JSON of lines", "Python", "spaces", "NumPy", "NumPy objects"],
+)
+def test_a_list_of_captions_written_in_a_cell_is_a_list(
+    root: Path, texts: list[str], written: Callable[[list[str]], str]
+) -> None:
+    """As Flickr30k's table on Hugging Face has them, and whatever else writes a column of lists as CSV."""
+    file = StringIO()
+    csv.writer(file).writerows([("image", "caption"), ("a.png", written(texts)), ("b.png", "[one] dog")])
+    expected = [*(("a.png", clean_caption(text)) for text in texts), ("b.png", "[one] dog")]
+    assert read("csv:x.csv", root, file.getvalue()) == expected
+    rows = [{"image": "a.png", "caption": written(texts)}, {"image": "b.png", "caption": "[one] dog"}]
+    assert read("jsonl:x.jsonl", root, jsonl(*rows)) == expected
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "[a]", "['it's a dog', 'x']", '["a"] b', "['a'] or ['b']", "['a' said he]",
+                                  "[['a', 'b']]", '["a", 1]', "[" * 9_999 + "x]", '["\\d"]', "[a"])  # fmt: skip
+def test_a_caption_with_brackets_is_a_caption(text: str) -> None:
+    assert texts_of(text, "") == [text]
+    assert texts_of(["['a', 'b']", text], "") == ["['a', 'b']", text]
+
+
+@pytest.mark.parametrize("text", ["['one', nan]", "['one', None]", '["one", null]', "['one' nan]", "[nan, 'one',]"])
+def test_what_is_missing_in_a_list_in_a_cell_is_left_out(root: Path, text: str) -> None:
+    lay(root, "x.jsonl", jsonl({"image": "a.png", "caption": text}))
+    assert pairs_of(load_pairs("jsonl:x.jsonl", root)) == [("a.png", "one")]
+    assert check("jsonl:x.jsonl", root).splits[0].empty == 1
+
+
+def test_half_of_a_character_in_a_list_in_a_cell_is_told(root: Path) -> None:
+    rows = jsonl({"image": "a.png", "caption": json.dumps(["\ud83d"])})
+    assert "found half of a character (a surrogate)" in refused("jsonl:x.jsonl", root, rows)
+
+
 def test_marks_inside_captions_are_left_out(root: Path) -> None:
     content = "image,caption\na.png,\ufeffa dog\nb.png,a \ufeffcat\n"
     assert read("csv:x.csv", root, content) == [("a.png", "a dog"), ("b.png", "a cat")]
 
 
-@pytest.mark.parametrize("hidden", ["\u200b", "\u00ad", "\u2066", "\u2060"])
+@pytest.mark.parametrize("hidden", ["\u200b", "\u00ad", "\u2066", "\u2060", "\0", "\x1b[31m", "\x85", "\u034f",
+                                    "\u061c", "\u2800", "\u3164", "\U000e0041\U000e0042"])  # fmt: skip
 def test_characters_that_cannot_be_seen_are_told(root: Path, hidden: str, caplog: pytest.LogCaptureFixture) -> None:
-    content = jsonl({"image": "a.png", "caption": f"a d{hidden}og"}, {"image": "b.png", "caption": "👩‍👩‍👧 می‌خواهم"})
+    content = jsonl(
+        {"image": "a.png", "caption": f"a d{hidden}og"}, {"image": "b.png", "caption": f"👩‍👩‍👧 ❤️ می‌خواهم\t{SCOTLAND}"}
+    )
     line = remark("jsonl:x.jsonl", root, content, caplog)
     assert line.startswith("x.jsonl: 1 caption with characters that cannot be seen, the first a d\\")
     assert load_pairs("jsonl:x.jsonl", root).captions[0] == f"a d{hidden}og"
@@ -668,3 +724,48 @@ def test_nothing_is_started_or_connected_whatever_a_file_is_called(
     with pytest.raises(InputError):
         load_pairs("jsonl:x.jsonl", root)
     assert not (root / "started").exists()
+
+
+# Lengths
+
+
+LONG = ["x" * 5000, "x/" * 2400 + "x", "x/" * 1500 + "x", "{split}" + "x" * 300, "/" + "x" * 300, "../" * 2000 + "x"]
+DEEP = ["[" * 3000, "{" * 2000, "{a," * 500 + "}" * 500, "*" * 300, "{1..9}" * 900]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "wds", "parquet"])
+@pytest.mark.parametrize("path", [*LONG, *DEEP], ids=range(len(LONG) + len(DEEP)))
+def test_a_name_of_thousands_of_characters_is_refused(root: Path, form: str, path: str) -> None:
+    pytest.importorskip({"wds": "braceexpand", "parquet": "pyarrow"}.get(form, "csv"))
+    refused(f"{form}:{path}", root)
+
+
+@pytest.mark.parametrize("path", LONG, ids=range(len(LONG)))
+def test_a_path_of_thousands_of_characters_is_refused_or_missing(root: Path, path: str) -> None:
+    lay(root, "x.csv", f"image,caption\n{path},a dog\n")
+    with pytest.raises(InputError, match=r"^.{1,600}$"):
+        load_pairs("csv:x.csv", root)
+    (problem,) = check("csv:x.csv", root).problems[:1]
+    assert len(problem) < 600
+
+
+@pytest.mark.parametrize("name", ["coco", "cc3m", "scenes", "csv:x.csv", "wds:x.tar", "parquet:x.parquet"])
+@pytest.mark.parametrize("path", LONG[:2], ids=range(2))
+def test_a_root_of_thousands_of_characters_is_refused(root: Path, name: str, path: str) -> None:
+    for use in (load_pairs, check):
+        with pytest.raises(InputError, match=r"^root: expected a path that a file system can hold, found .{1,300}$"):
+            use(name, root / path)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [("x" * 5000, {}), ("x" * 5000 + ":y", {}), ("x" * 5000, {"image_column": "a"}), ("coco", {"split": "x" * 5000})],
+)
+def test_other_names_of_thousands_of_characters_are_shortened(root: Path, name: str, columns: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"^.{1,600}$"):
+        load_pairs(name, root, **columns)  # type: ignore[arg-type]
+
+
+def test_columns_of_thousands_of_characters_are_shortened(root: Path) -> None:
+    refused("csv:x.csv", root, "image,caption\na.png,a dog\n", image_column="x" * 5000)
+    refused("jsonl:x.jsonl", root, jsonl({"image": "a.png", "caption": "a dog"}), caption_column="x" * 5000)

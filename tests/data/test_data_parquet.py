@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import sys
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -126,14 +127,43 @@ def test_lists_are_captions_of_one_image(tmp_path: Path) -> None:
 
 
 def test_rows_of_one_image_are_one_image(tmp_path: Path) -> None:
-    """If path and bytes are equal: published files often keep the last part of a path only."""
-    rows = [("a/0.png", 0), ("0.png", 1), ("0.png", 2), ("0.png", 1), (None, 3), (None, 3), ("0.png", 2)]
+    """If path and bytes are equal: published files often keep the last part of a path only, or none."""
+    rows = [("a/0.png", 0), ("0.png", 1), ("0.png", 2), ("0.png", 1), (None, 3), (None, 1), ("0.png", 2), (None, 3)]
     images = pa.array([{"path": path, "bytes": png(seed)} for path, seed in rows], STRUCT)
-    write(tmp_path / "x.parquet", image=images, caption=pa.array([f"{i}" for i in range(7)]))
+    write(tmp_path / "x.parquet", image=images, caption=pa.array([f"{i}" for i in range(8)]))
     assert seen("parquet:x.parquet", tmp_path) == [(f"{i}", [seed]) for i, (_, seed) in enumerate(rows)]
     pairs = load_pairs("parquet:x.parquet", tmp_path)
-    assert pairs.image_of_text.tolist() == [0, 1, 2, 1, 3, 4, 2]
+    assert pairs.image_of_text.tolist() == [0, 1, 2, 1, 3, 4, 2, 3]
     assert pairs.image_names == tuple(f"x.parquet/{row}" for row in (0, 1, 2, 4, 5))
+
+
+def test_rows_of_one_image_in_several_files_are_one_image(tmp_path: Path) -> None:
+    for part in range(2):
+        write(tmp_path / f"{part}.parquet", 6, image=pa.array([png(seed) for seed in (0, 0, 1, 2, 1, part)]))
+    pairs = load_pairs("parquet:*.parquet", tmp_path)
+    assert pairs.image_of_text.tolist() == [0, 0, 1, 2, 1, 0, 0, 0, 1, 2, 1, 1]
+    assert not [line for line in check("parquet:*.parquet", tmp_path).remarks if "several names" in line]
+
+
+def test_rows_without_an_image_are_not_one_image(tmp_path: Path) -> None:
+    images = pa.array([{"bytes": content, "path": None} for content in (png(0), None, None)], STRUCT)
+    write(tmp_path / "x.parquet", 3, image=images)
+    assert check("parquet:x.parquet", tmp_path).splits[0].unreadable == 2
+
+
+def test_a_named_pipe_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    images = pa.array([{"bytes": content, "path": "x.png"} for content in (png(0), None)], STRUCT)
+    write(tmp_path / "x.parquet", 2, image=images)
+    (problem,) = check("parquet:x.parquet", tmp_path).problems
+    assert "row 1 of row group 0: expected an image, found neither bytes nor the file" in problem
+    os.mkfifo(tmp_path / "y.parquet")
+    assert refused(tmp_path / "y.parquet").startswith("expected Parquet files of that name, found none")
+
+
+def test_a_list_of_captions_written_as_text_is_a_list(tmp_path: Path) -> None:
+    write(tmp_path / "x.parquet", 2, caption=pa.array(['["A dog.", "two"]', str(np.array(["it's", "d"]))]))
+    assert seen("parquet:x.parquet", tmp_path) == [("a dog", [0]), ("two", [0]), ("it's", [1]), ("d", [1])]
 
 
 def test_images_are_decoded_in_any_order_and_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +297,7 @@ def test_a_row_without_an_image_is_found_out_as_it_is_read(tmp_path: Path, path:
         seen("parquet:x.parquet", tmp_path)
     told = {
         None: "x.parquet: row 0 of row group 2: expected an image, found neither bytes nor a path inside the root",
-        "no.png": "x.parquet/4: expected a whole image, found [Errno 2] No such file or directory",
+        "no.png": "x.parquet: row 0 of row group 2: expected an image, found neither bytes nor the file ",
     }
     assert told.get(path, str(told[None])) in str(caught.value) and "\n" not in str(caught.value)
     assert check("parquet:x.parquet", tmp_path).splits[0].unreadable == 1

@@ -385,3 +385,19 @@ def test_samples_are_those_of_the_library(tmp_path: Path) -> None:
     pairs = load_pairs("wds:*.tar", tmp_path)
     keys = [name.removeprefix("a.tar/").rpartition(".")[0] for name in pairs.image_names]
     assert list(zip(keys, [place.read() for place in pairs.places], pairs.captions, strict=True)) == expected
+
+
+@pytest.mark.parametrize("dots", [1_500, 5_000])
+def test_a_name_of_thousands_of_dots_is_read(tmp_path: Path, dots: int) -> None:
+    pack(tmp_path / "a.tar", [("a.png", png()), ("a.txt", "one"), (f"a.{'x.' * dots}png", png(1))])
+    assert read(tmp_path) == [("a.tar/a.png", "one")]
+    pack(tmp_path / "a.tar", [("a.png", png()), ("a.txt", "one"), (f"b.{'x.' * dots}png", png(1))])
+    assert "expected a caption in txt or json, found png" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_list_of_captions_written_in_a_txt_is_a_list(tmp_path: Path, marked: bool) -> None:
+    pack(tmp_path / "a.tar", [("a.png", png()), ("a.txt", '["A dog.",\n "a\\ncat"]\n')])
+    if marked:
+        (tmp_path / "dataset_type.txt").write_text("retrieval")
+    assert read(tmp_path) == [("a.tar/a.png", "a dog"), ("a.tar/a.png", "a\ncat")]
