@@ -12,6 +12,7 @@ import torch
 
 from fuzz import readers
 from fuzz.samples import FILES, NAMES, samples
+from ptmst.data import images
 from ptmst.data.annotations import ImageBytes
 from ptmst.data.check import check
 from ptmst.data.images import decode
@@ -19,8 +20,9 @@ from ptmst.data.pairs import load_pairs
 from ptmst.data.sources import source_of
 from ptmst.errors import InputError
 
-HARMLESS = ("refused", "alike")
-"""What may become of a mutant."""
+REFUSED, OVERLY = "refused", "refused, others read"
+HARMLESS = (REFUSED, OVERLY, "alike")
+"""What may become of a mutant: others read what is broken in a way that they do not mind, or look for."""
 _PLACEHOLDERS = {"nan", "none", "null", "<na>", "n/a"}
 
 
@@ -43,19 +45,44 @@ class _Fault(Exception):
 def judge(form: str, content: bytes, root: Path) -> Verdict:
     """Read a mutant under `root`, which holds the images that samples name, and compare."""
     began = time.perf_counter()
-    try:
-        # A warning of a library would be another line.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            ours = _picture(content, root) if form == "picture" else _pairs(form, content, root)
-        outcome, detail = _compared_pictures(ours, content) if form == "picture" else _compared(ours, form, content)
-    except InputError as error:
-        outcome, detail = "refused" if _is_one_line(str(error)) else "not one line", repr(str(error))
-    except _Fault as fault:
+    ours, refusal, fault = _read(form, content, root)
+    seconds = time.perf_counter() - began
+    if fault is not None:
         outcome, detail = fault.args
-    except Exception as error:  # what is looked for
-        outcome, detail = "traceback", f"{type(error).__name__}: {error}"
-    return Verdict(outcome, detail, time.perf_counter() - began)
+    elif refusal is not None:
+        outcome, detail = _refused(form, content, str(refusal))
+    else:
+        outcome, detail = (_compared_pictures if form == "picture" else _compared)(ours, form, content)
+    return Verdict(outcome, detail, seconds)
+
+
+def _read(form: str, content: bytes, root: Path) -> tuple[Any, InputError | None, _Fault | None]:
+    """What we make of a mutant: its picture or pairs, why it is refused, or what must not be."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        images.silence_pil()  # as in the program: what a test runner filters is not what a user sees
+        ours, refusal, fault = None, None, None
+        try:
+            ours = _picture(content, root) if form == "picture" else _pairs(form, content, root)
+        except InputError as error:
+            refusal = error
+        except _Fault as error:
+            fault = error
+        except Exception as error:  # what is looked for
+            fault = _Fault("traceback", f"{type(error).__name__}: {error}")
+    if told and fault is None:  # lines of a library's on the terminal, beside whatever we say
+        fault = _Fault("warning", f"{told[0].filename}:{told[0].lineno}: {told[0].message}")
+    return ours, refusal, fault
+
+
+def _refused(form: str, content: bytes, message: str) -> tuple[str, str]:
+    if not _is_one_line(message):
+        return "not one line", repr(message)
+    try:
+        theirs = readers.picture(content) is not None if form == "picture" else bool(readers.pairs(form, content))
+    except Exception:
+        theirs = False
+    return (OVERLY if theirs else REFUSED), repr(message)
 
 
 def _is_one_line(message: str) -> bool:
@@ -74,11 +101,11 @@ def _pairs(form: str, content: bytes, root: Path) -> Pairs:
     except InputError as error:
         if not problems:
             raise _Fault("unseen by the check", str(error)) from error
-    images = [
+    held = [
         place.read() if place.file.name == NAMES[form] else name
         for place, name in zip(found.places, found.image_names, strict=True)
     ]
-    return [(images[image], caption) for image, caption in zip(found.image_of_text, found.captions, strict=True)]
+    return [(held[image], caption) for image, caption in zip(found.image_of_text, found.captions, strict=True)]
 
 
 def _compared(ours: Any, form: str, content: bytes) -> tuple[str, str]:
@@ -104,7 +131,7 @@ def _picture(content: bytes, root: Path) -> np.ndarray:
     return np.asarray(decode(ImageBytes(file), file).upright, dtype=np.float64)
 
 
-def _compared_pictures(ours: Any, content: bytes) -> tuple[str, str]:
+def _compared_pictures(ours: Any, form: str, content: bytes) -> tuple[str, str]:
     try:
         theirs = readers.picture(content)
     except Exception as error:

@@ -146,11 +146,16 @@ def most(image: np.ndarray) -> float:
     return 65535.0 if image.dtype == np.uint16 else 255.0
 
 
+_MOST_PIXELS = 10**6
+
+
 def gif(content: bytes) -> np.ndarray:
     """The first frame of a GIF without extensions, by hand, on white; a code that ends early leaves color 0."""
     width, height = struct.unpack_from("<HH", content, 6)
     palette, at = _palette(content, content[10], 13)
     left, top, across, down, flags = struct.unpack_from("<HHHHB", content, at + 1)
+    if max(height, top + down) * max(width, left + across) > _MOST_PIXELS:
+        raise ValueError("more pixels than can be drawn by hand")
     own, at = _palette(content, flags, at + 10)
     bits, at, code = content[at], at + 1, b""
     while at < len(content) and content[at]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
 from collections.abc import Callable
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 FILES = {
     "csv": "csv:x.csv",
@@ -142,7 +143,16 @@ def _pictures() -> list[bytes]:
     palette = color.quantize(16)
     turned = Image.Exif()
     turned[274] = 6  # orientation
+    around = PngImagePlugin.PngInfo()
+    around.add_text("Title", "a comment")
+    around.add_text("Author", "x" * 60, zip=True)
+    around.add_itxt("Software", "犬", "ja", "ソフト", zip=True)
+    around.add(b"gAMA", struct.pack(">I", 45455))
+    around.add(b"tIME", bytes(7))
+    dense: dict[str, Any] = {"dpi": (300, 300), "icc_profile": b"no profile at all"}
     return [
+        saved(color, "png", pnginfo=around, **dense),
+        saved(color, "jpeg", comment=b"a comment", **dense),
         saved(gray, "png"),
         saved(color, "png"),
         saved(alpha, "png"),
