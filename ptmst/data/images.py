@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import sys
 import warnings
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError, _imaging
 
 from ptmst.data import containers
 from ptmst.data.annotations import Place
@@ -41,8 +43,16 @@ def silence_pil() -> None:
     """PIL warns of what is broken around pixels that are whole, and of a large picture before it is refused here."""
     for kind in (UserWarning, Image.DecompressionBombWarning):
         warnings.filterwarnings("ignore", category=kind, module=r"PIL\.")
+    # Without a handler, Python writes what is logged to the terminal.
+    logging.getLogger("PIL").addHandler(_NOWHERE)
+    # libtiff writes there by itself. Where it is not to be found, as in PIL on Windows, it does so still.
+    libtiff = ctypes.CDLL(_imaging.__file__)
+    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        if hasattr(libtiff, name):
+            getattr(libtiff, name)(None)
 
 
+_NOWHERE = logging.NullHandler()
 silence_pil()  # for all threads: Python has no filter of one thread's own
 
 
@@ -62,7 +72,8 @@ def decode(place: Place, path: Path) -> Picture:
     """The picture whose bytes are at `place`. Raises InputError that names `path` if it is no whole, readable one.
 
     Of an animation it is the first frame. What is transparent lies on white, colors of an embedded profile are
-    converted to sRGB, of 16 bits the upper 8 are kept, and more than PIL's `MAX_IMAGE_PIXELS` are refused.
+    converted to sRGB, of 16 bits the upper 8 are kept where they are in use, and more pixels than PIL's
+    `MAX_IMAGE_PIXELS` are refused.
     """
     content = b""
     try:
