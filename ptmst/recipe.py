@@ -35,6 +35,8 @@ class Fingerprints:
     """Name and weights of the text tower."""
     image_weights: str | None
     """SHA-256 of the file that the image tower's weights came from."""
+    images: str | None = None
+    """SHA-256 of the bytes of the training images; None where they were not read, as in stores of earlier releases."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Recipe:
         try:
             data = schema.from_json(DataConfig, rest.pop("data"))
             encoder = schema.from_json(EncoderConfig, rest.pop("encoder"))
-            prints = Fingerprints(*(rest.pop(key) for key in _FINGERPRINTS))
+            data_print, text_tower, image_weights = (rest.pop(key) for key in _FINGERPRINTS)
+            prints = Fingerprints(data_print, text_tower, image_weights, rest.pop(_CONTENT, None))
             width = int(rest.pop("text_width"))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"expected a complete record of data and encoder, found one without {error}") from error
@@ -95,7 +98,12 @@ class Recipe:
         settings = {key: value for key, value in settings.items() if key not in _IN_THE_INDEX}
         settings |= {"data": schema.to_json(self.data), "encoder": schema.to_json(self.encoder)}
         prints = (self.fingerprints.data, self.fingerprints.text_tower, self.fingerprints.image_weights)
-        return {**settings, "text_width": self.text_width, **dict(zip(_FINGERPRINTS, prints, strict=True))}
+        record = {**settings, "text_width": self.text_width, **dict(zip(_FINGERPRINTS, prints, strict=True))}
+        return record if self.fingerprints.images is None else {**record, _CONTENT: self.fingerprints.images}
+
+    def of_images(self, pairs: Pairs) -> Self:
+        """The recipe that records the bytes of the training images too, which are read for it. Raises InputError."""
+        return replace(self, fingerprints=replace(self.fingerprints, images=pairs.content_hash()))
 
     @property
     def seed(self) -> int:
@@ -187,7 +195,7 @@ class Recipe:
         return {
             "data": self.data.name,
             "encoder": schema.decisive(self.encoder),
-            **{key: record[key] for key in _FINGERPRINTS},
+            **{key: record[key] for key in (*_FINGERPRINTS, _CONTENT) if key in record},
             "scored": {
                 "split": scored.split,
                 "fingerprint": scored.fingerprint,
@@ -199,8 +207,14 @@ class Recipe:
         }
 
     def differences(self, other: Recipe) -> list[tuple[str, object, object]]:
-        """The settings that decide a result and differ, by dotted name: (name, here, in `other`)."""
-        return sorted(_differences(self._decisive(), other._decisive()))
+        """The settings that decide a result and differ, by dotted name: (name, here, in `other`).
+
+        Bytes of images are compared where both record them.
+        """
+        here, there = self._decisive(), other._decisive()
+        if _CONTENT not in here or _CONTENT not in there:
+            here, there = ({key: record[key] for key in record if key != _CONTENT} for record in (here, there))
+        return sorted(_differences(here, there))
 
     def _decisive(self) -> dict[str, Any]:
         # The heads of a trained tower are as wide as the tower, whatever was set.
@@ -209,7 +223,8 @@ class Recipe:
 
 
 _FINGERPRINTS = ("data_fingerprint", "text_fingerprint", "image_weights_sha256")
-"""The fields of Fingerprints as files name them."""
+_CONTENT = "data_content"
+"""The fields of Fingerprints as files name them; the last MAY be missing."""
 _IN_THE_INDEX = ("experts", "coding")
 """Settings of a store that its index says itself: a store may grow."""
 

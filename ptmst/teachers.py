@@ -63,6 +63,7 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
         folders.tidy(out)
         return store
     with folders.claimed(out, FOLDER), devices.arithmetic(config.precision):
+        recipe = recipe.of_images(pairs)
         found = opened() if (out / INDEX).exists() else _new_store(config, recipe, device)
         store = _restored(found, config, device)
         # An expert that was damaged is made again, though fewer may be asked for.

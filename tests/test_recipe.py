@@ -110,6 +110,8 @@ def test_a_recipe_comes_back() -> None:
     assert Recipe.from_json(json.loads(json.dumps(RECIPE.to_json()))) == replace(
         RECIPE, data=replace(RECIPE.data, mean=MEAN, std=STD), teaching=recorded(RECIPE)
     )
+    read = replace(RECIPE, fingerprints=replace(RECIPE.fingerprints, images="of images"))
+    assert Recipe.from_json(read.to_json()).fingerprints == read.fingerprints
     bare = replace(RECIPE, teaching=None)
     again = Recipe.from_json(bare.to_json())
     assert again.teaching is None and (again.seed, again.temperature, again.precision) == (0, 0.07, "fp32")
@@ -156,6 +158,11 @@ def test_only_what_decides_a_result_differs() -> None:
     assert frozen.differences(heads) == [("encoder.head_width", None, 9)]
     other = replace(RECIPE, fingerprints=Fingerprints("other data", "of texts", "weights"))
     assert [name for name, _, _ in RECIPE.differences(other)] == ["data_fingerprint", "image_weights_sha256"]
+    one, two = (
+        replace(RECIPE, fingerprints=replace(RECIPE.fingerprints, images=images)) for images in ("these", "those")
+    )
+    assert one.differences(two) == [("data_content", "these", "those")]
+    assert RECIPE.differences(one) == one.differences(RECIPE) == one.differences(one) == []
 
 
 PASSING = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -270,6 +271,25 @@ def test_a_seed_decides_every_bit(config: TeachConfig, tmp_path: Path) -> None:
     assert torch.equal(store.expert(0).base[:image], others.expert(0).base[:image])
     assert not torch.equal(store.expert(0).base[image:], store.expert(1).base[image:])
     assert not torch.equal(store.expert(0).base[image:], others.expert(0).base[image:])
+
+
+@pytest.mark.slow
+def test_a_store_does_not_continue_on_replaced_pictures(own: Path, tmp_path: Path) -> None:
+    """Their names and captions stay; one of an earlier release, which records no bytes, continues."""
+    config = teach_config(own, tmp_path / "store", experts=1)
+    record = train_teachers(config).recipe.to_json()
+    pictures = sorted((own / "images" / "train").glob("*.png"))
+    hashes = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in pictures)
+    assert record["data_content"] == hashlib.sha256(hashes).hexdigest()
+    pictures[0].write_bytes(pictures[1].read_bytes())
+    with pytest.raises(InputError, match=r"different ones \(data_content: \w{64} in the store, \w{64} asked for\)"):
+        train_teachers(replace(config, experts=2))
+    index = config.out / "store.json"
+    value = json.loads(index.read_text())
+    del value["settings"]["data_content"], value["sha256"]
+    index.write_text(json.dumps(value))
+    assert len(train_teachers(replace(config, experts=2))) == 2
+    assert "data_content" not in TrajectoryStore.open(config.out).settings
 
 
 @pytest.mark.slow

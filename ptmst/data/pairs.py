@@ -28,6 +28,7 @@ from ptmst.data.normalize import MEAN, STD, normalize
 from ptmst.data.sources import known, source_of
 from ptmst.errors import InputError
 from ptmst.support import devices
+from ptmst.support.files import sha256
 
 _LOG = logging.getLogger(__name__)
 _SHARE = 0.5
@@ -69,9 +70,18 @@ class Pairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of names, captions and image size: the same wherever the root is; pixels are not read."""
+        """SHA-256 of names, captions and image size: the same wherever the root is; no image is read."""
         content = (self.image_names, self.captions, self.image_of_text.tolist(), self.image_size)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def content_hash(self) -> str:
+        """SHA-256 of the bytes of all images, in their order, which are read each time. Raises InputError."""
+        with ThreadPoolExecutor(DECODERS) as pool:
+            try:
+                hashes = list(pool.map(lambda place: hashlib.sha256(place.read()).digest(), self.places))
+            except OSError as error:
+                raise InputError(f"{error.filename}: cannot be read ({error.strerror}); restore the file") from error
+        return sha256(b"".join(hashes))
 
     def images(self, indices: Tensor) -> Tensor:
         """Normalized images, float32 [B, 3, H, W] on the CPU, of image indices int64 [B], each in 0 … I-1.

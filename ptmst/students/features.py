@@ -12,7 +12,6 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -25,8 +24,6 @@ from torch import Tensor
 
 from ptmst.data import Pairs, image_batches
 from ptmst.data.batches import IMAGES_AT_ONCE
-from ptmst.data.images import DECODERS
-from ptmst.errors import InputError
 from ptmst.students.student import Student
 from ptmst.students.weights import weights_hash
 from ptmst.support import devices, files, folders, parts, progress
@@ -76,7 +73,7 @@ def _key(student: Student, pairs: Pairs, device: torch.device) -> str:
     parts_of_it = {
         "version": _VERSION,
         "pillow": PIL.__version__,
-        "images": _images_hash(pairs),
+        "images": pairs.content_hash(),
         "prepared": [pairs.image_size, pairs.mean, pairs.std],
         "tower": [str(student.tower), weights_hash(student.tower), _probe(student, pairs.image_size, device)],
         # Results do not depend on what another kind of device left here.
@@ -91,16 +88,6 @@ def _probe(student: Student, size: int, device: torch.device) -> str:
     noise = torch.randn(2, 3, size, size, generator=generator("features"))
     with devices.arithmetic("fp32"):
         return files.sha256(student.features(noise.to(device)).float().cpu().contiguous().numpy().tobytes())
-
-
-def _images_hash(pairs: Pairs) -> str:
-    """SHA-256 of the bytes of all images, in their order."""
-    with ThreadPoolExecutor(DECODERS) as pool:
-        try:
-            hashes = list(pool.map(lambda place: hashlib.sha256(place.read()).digest(), pairs.places))
-        except OSError as error:
-            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); restore the file") from error
-    return files.sha256(b"".join(hashes))
 
 
 @torch.no_grad()
