@@ -199,12 +199,14 @@ def _rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 def _of_16_bits(image: Image.Image, content: bytes, tiles: list[Any]) -> Image.Image:
     """A loaded picture, of whose 16 bits PIL keeps the upper 8, with the lower ones where only those are in use."""
-    rawmode = _rawmode(tiles)
+    rawmode, hidden = _rawmode(tiles), _hides_its_lower_bits(image, content, tiles)
+    if not (hidden or ";16" in rawmode) or image.mode.startswith("I"):
+        return image
     upper = dict(zip(image.getbands(), image.split(), strict=True))
     colors = [name for name in upper if name != "A"]
-    if _hides_its_lower_bits(image, content, tiles) and _highest(upper, colors) <= 1:
+    if hidden and _highest(upper, colors) <= 1:
         raise containers.Broken("colors, found 16 bits of which no more than the lower 8 are in use; save it with 8")
-    if ";16" not in rawmode or image.mode.startswith("I"):
+    if hidden:
         return image
     unused = {name for group in (colors, ["A"]) if _highest(upper, group) == 0 for name in group}
     key = image.info.get("transparency")
