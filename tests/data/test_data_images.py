@@ -551,7 +551,8 @@ BESIDE_A_JPEG = [
 @pytest.mark.parametrize("content", BESIDE_A_JPEG)
 def test_no_jpeg_is_refused_for_what_is_around_it(content: bytes) -> None:
     assert np.array_equal(seen(content), seen(JPEG))
-    assert np.array_equal(seen(content), cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None and np.array_equal(seen(content), decoded[..., ::-1])
 
 
 def test_what_a_jpeg_needs_is_kept() -> None:

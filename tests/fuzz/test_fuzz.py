@@ -7,6 +7,7 @@ import random
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,5 +128,5 @@ def test_what_is_wrong_is_seen(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert judge("picture", samples("picture")[1], root).outcome == outcome
 
 
-def _raise(error: Exception) -> None:
+def _raise(error: Exception) -> Any:
     raise error
