@@ -1,9 +1,10 @@
-"""Judge many mutants, in processes that may die of one; what is done already is not done again."""
+"""Judge many mutants, in processes that may die of one; what the present code has judged is not judged again."""
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
+import hashlib
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+import ptmst
 from bench import result
 from fuzz.judge import HARMLESS, judge
 from fuzz.mutations import mutant
@@ -35,7 +37,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    done = options.work / "verdicts.jsonl"
+    done = options.work / f"verdicts-{_code()}.jsonl"
     if options.first is not None:
         _judge_from(options.first, options.mutants, options.seconds, done)
         return
@@ -55,6 +57,13 @@ def main() -> None:
         command = f"PYTHONPATH=tests python -m fuzz --mutants {len(lines)} --json {options.json}"
         result.write(options.json, rows, command=command, faults=faults)
     sys.exit(bool(faults))
+
+
+def _code() -> str:
+    """Names the readers, the judge and the mutations: verdicts on others are no verdicts on these."""
+    folders = Path(ptmst.__file__).parent, Path(__file__).parent
+    contents = b"".join(path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.py")))
+    return hashlib.sha256(contents).hexdigest()[:12]
 
 
 def _judge_from(first: int, mutants: int, seconds: float, done: Path) -> None:
