@@ -147,7 +147,8 @@ def test_launches_of_the_contrastive_loss(
 
 def test_launches_of_flat_kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """One over all tiles, whole or not, and one for the sums of groups."""
-    theta, base, grad, ema = torch.randn(4, 3 * tiles.BLOCK + 5, device=device)
+    # Each where registers like it: others are copied first.
+    theta, base, grad, ema = (torch.randn(3 * tiles.BLOCK + 5, device=device) for _ in range(4))
     half, numbers = base.half(), torch.rand(3, 2, device=device)
     table = torch.tensor([0, tiles.BLOCK - 1, len(theta)]), torch.tensor([0, 1])
     calls: list[Callable[[], object]] = [
