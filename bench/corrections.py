@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -43,7 +44,7 @@ def main() -> int:
 
 
 def _ties(name: str, folder: Path) -> Iterator[result.Row]:
-    config = experiment("demo").evaluate
+    config = replace(experiment("demo").evaluate, root=folder / "data")
     for which in ("lors", "ptm-st", "store"):
         with _both_ways() as in_favor:
             if which == "store":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from bench import presets
-from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN
+from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN, PUBLISHED
 from bench.result import RESULTS, Result, Row, read
 from bench.tables import NOT_YET, Table, source
 
@@ -29,10 +29,14 @@ def recall_line(name: str, folder: str) -> str:
     )
 
 
-def outer_table(name: str, folder: str, gradient: str, frozen: bool = False) -> str:
-    """Seconds and memory of an outer step by implementation, for every matching case of the results."""
+def outer_table(name: str, folder: str, gradient: str, frozen: bool = False, published: bool = False) -> str:
+    """Seconds and memory of an outer step by implementation, for every matching case of the results.
+
+    The published loop has a file of its own: in the others it did more than is published.
+    """
     result = measured(name)
     rows = [row for row in result["rows"] if (row["gradient"], row["frozen"]) == (gradient, frozen)]
+    rows = rows if published else [row for row in rows if row["way"] != PUBLISHED]
     parts = []
     for case in dict.fromkeys(row["case"] for row in rows):
         mine = [row for row in rows if row["case"] == case]
@@ -51,6 +55,34 @@ def outer_table(name: str, folder: str, gradient: str, frozen: bool = False) -> 
     rates = [row["rates"]["product FLOP/s"] for row in rows if "rates" in row]
     products = f"products {rates[0] / 1e9:.0f} GFLOP/s" if rates else ""
     return "\n\n".join([*parts, source(result, more=products, raw=f"{folder}/{name}.json")])
+
+
+def instructions_table(name: str, folder: str) -> str:
+    """Mean recalls of the quick demo with other instructions, and whether the sets have the same bits."""
+    result = measured(name)
+    rows = result["rows"]
+    table = Table(["instructions", *rows[0]["mean recall"], "sets as in the first run"])
+    for row in rows:
+        same = "to the bit" if row["sets"] == rows[0]["sets"] else "no"
+        table.add(row["way"], *(f"{mean:.1f}" for mean in row["mean recall"].values()), same)
+    ran = f"{rows[0]['processor']}, one thread"
+    return table.markdown("Mean recall in percent. " + source(result, ran=ran, raw=f"{folder}/{name}.json"))
+
+
+def corrections_table(name: str, folder: str) -> str:
+    """Mean recalls with ties in the student's favor, as earlier numbers count them, and by expectation."""
+    result = measured(name)
+    table = Table(["data", "trained on", "in favor", "expected", "largest change of a recall"], left=(0, 1))
+    for row in result["rows"]:
+        if row["what"] == "ties":
+            before, after = row["in favor"], row["expected"]
+            largest = max(abs(after[metric] - before[metric]) for metric in after)
+            means = f"{before['mean']:.2f}", f"{after['mean']:.2f}"
+            table.add(row["data"].removeprefix("demo-"), row["trained on"], *means, f"{largest:.2f}")
+    sums = [row for row in result["rows"] if row["what"] == "sums"]
+    worst = max(error for row in sums for error in row["largest relative error by threads"].values())
+    below = f"Percent. Spans of {sums[0]['parameters']:,} parameters were off by at most {worst:.0e}, relative. "
+    return table.markdown(below + source(result, raw=f"{folder}/{name}.json"))
 
 
 def students_table(name: str, folder: str) -> str:

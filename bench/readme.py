@@ -14,7 +14,7 @@ from bench.adjoint.cells import DATA
 from bench.cases import CLEAN
 from bench.gpu import tables as gpu
 from bench.result import RESULTS, ROOT, Row
-from bench.tables import Table, source
+from bench.tables import Table, cores, source
 from ptmst.presets import experiment
 from ptmst.report.tables import HEADINGS
 
@@ -42,7 +42,7 @@ def demo_summary(name: str, folder: str) -> str:
     machine = result["machine"]
     return table.markdown(
         f"Percent, mean ± standard deviation over {result['students']} students. `{result['command']}` took "
-        f"{result['minutes']:.0f} minutes on {machine['cpu']}, {machine['cores']} cores ([raw]({folder}/{name}.json))."
+        f"{result['minutes']:.0f} minutes on {machine['cpu']}, {cores(machine)} ([raw]({folder}/{name}.json))."
     )
 
 
@@ -53,7 +53,7 @@ def demo_table(name: str, folder: str) -> str:
     table = Table(["trained on", "pairs", *(HEADINGS[metric] for metric in metrics)])
     for row in result["rows"]:
         table.add(row["name"], f"{row['pairs']:,}", *(_spread(row, metric) for metric in metrics))
-    ran = f"{result['machine']['cores']} cores, GPU: {result['machine']['gpu']}; {result['minutes']:.1f} minutes"
+    ran = f"{cores(result['machine'])}, GPU: {result['machine']['gpu']}; {result['minutes']:.1f} minutes"
     return table.markdown(
         f"Recall in percent, mean ± standard deviation over {result['students']} students. "
         + source(result, ran=ran, raw=f"{folder}/{name}.json")
@@ -148,6 +148,9 @@ TABLES: dict[str, Make] = {
     "outer-towers": partial(cpu.outer_table, "outer-towers-cpu", gradient="truncated"),
     "outer-towers-exact": partial(cpu.outer_table, "outer-towers-cpu", gradient="exact"),
     "outer-system": partial(cpu.outer_table, "outer-system-allocator-cpu", gradient="truncated"),
+    "outer-published": partial(cpu.outer_table, "outer-published-cpu", gradient="truncated", published=True),
+    "instructions": partial(cpu.instructions_table, "instructions"),
+    "corrections": partial(cpu.corrections_table, "corrections"),
     "students": partial(cpu.students_table, "students-cpu"),
     "kernels-flat": partial(cpu.kernels_flat_table, "kernels-flat-cpu"),
     "kernels-contrastive": partial(cpu.kernels_contrastive_table, "kernels-contrastive-cpu"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from bench.result import Result
 
@@ -40,6 +41,13 @@ def _line(cells: Cells) -> str:
 
 def bold(text: str, whether: bool = True) -> str:
     return f"**{text}**" if whether else text
+
+
+def cores(machine: Mapping[str, Any]) -> str:
+    """What of a machine was used."""
+    if machine["threads"] < machine["cores"]:
+        return f"{machine['threads']} of {machine['cores']} cores"
+    return f"{machine['cores']} cores"
 
 
 def source(result: Result, *, ran: str | None = None, more: str = "", raw: str | None = None) -> str:
