@@ -108,6 +108,7 @@ def _train(
     steps = len(_batches(torch.arange(len(pairs)), config))
     texts = embed_captions(tower, pairs.captions, device).to(device)
     done = len(store) * config.epochs
+    features: Tensor | None = None
     with progress.bar("teach", done + len(missing) * config.epochs, done) as bar:
         if config.augment:
             bar.note("augmented: images are decoded, and seen differently, in every epoch; no features are kept")
@@ -115,9 +116,11 @@ def _train(
             bar.note("the decoded images are more than half of the free memory: decoding them again in every epoch")
         for number in missing:
             student = store.student((config.seed, "expert", number)).to(device)
+            # The tower is the same for all.
+            features = _features(student, pairs, config, device) if features is None else features
             recorder = Recorder(student.layers, config.kept_endpoints)
             losses = []
-            for epoch in train_on_pairs(student, pairs, texts, config, number):
+            for epoch in train_on_pairs(student, pairs, texts, config, number, features):
                 recorder.record(epoch.theta)
                 if epoch.number == 0:
                     continue
@@ -136,17 +139,24 @@ class Epoch:
     """Mean training loss over the epoch's batches; not a number at the start."""
 
 
-def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachConfig, number: int) -> Iterator[Epoch]:
+def train_on_pairs(
+    student: Student,
+    pairs: Pairs,
+    texts: Tensor,
+    config: TeachConfig,
+    number: int,
+    features: Tensor | None = None,
+) -> Iterator[Epoch]:
     """Train expert `number` on real pairs with hard labels, plain SGD; yields after every epoch.
 
-    `texts` [T, D] are the pairs' caption embeddings. θ is updated in place: copy what is to be kept.
+    `texts` [T, D] are the pairs' caption embeddings, `features` [I, Z] what a frozen tower sees in their images: None
+    where it is not known yet. θ is updated in place: copy what is to be kept.
     """
     theta = student.flatten().to(texts.device)
     lr = torch.full((student.layers.num_groups,), config.lr, device=theta.device)
 
-    # Behind a frozen tower heads see the same features in every epoch, unless images are augmented.
-    frozen = student.tower is not None and not config.augment
-    features = kept_features(student, pairs, theta.device) if frozen else None
+    if features is None:
+        features = _features(student, pairs, config, theta.device)
     seeing = student if features is None else student.heads
 
     def loss_of(theta: Tensor, images: Tensor, texts: Tensor) -> Tensor:
@@ -175,6 +185,11 @@ def train_on_pairs(student: Student, pairs: Pairs, texts: Tensor, config: TeachC
         if not torch.isfinite(theta).all():
             raise Diverged(f"expert {number}, epoch {epoch + 1}: the loss is {mean} at lr {config.lr}; lower teach lr")
         yield Epoch(epoch + 1, theta, mean)
+
+
+def _features(student: Student, pairs: Pairs, config: TeachConfig, device: torch.device) -> Tensor | None:
+    """What heads behind a frozen tower see in every epoch; None where they see something else each time."""
+    return kept_features(student, pairs, device) if student.tower is not None and not config.augment else None
 
 
 def _batches(order: Tensor, config: TeachConfig) -> tuple[Tensor, ...]:

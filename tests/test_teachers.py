@@ -28,6 +28,7 @@ from ptmst.data.sampling import random_subset
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.baselines import random_pairs
 from ptmst.evaluation.evaluate import evaluate, evaluate_experts
+from ptmst.students.features import kept_features
 from ptmst.students.heads import make_student
 from ptmst.students.image_towers import image_tower
 from ptmst.students.student import Student
@@ -222,6 +223,19 @@ def test_experts_as_published_are_resumed_to_the_bit(config: TeachConfig, tmp_pa
 
 
 @pytest.mark.slow
+def test_features_are_looked_up_once_for_all_experts(config: TeachConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, original = list[int](), kept_features
+
+    def counted(student: Student, pairs: Pairs, device: torch.device) -> Tensor:
+        calls.append(len(pairs))
+        return original(student, pairs, device)
+
+    monkeypatch.setattr(teachers, "kept_features", counted)
+    train_teachers(replace(config, encoder=replace(ENCODER, freeze_tower=True), experts=3))
+    assert len(calls) == 1
+
+
+@pytest.mark.slow
 def test_what_is_recorded_is_what_was_walked(config: TeachConfig) -> None:
     store = TrajectoryStore.open(train_teachers(config).path)
     assert (store.epochs, store.endpoints, len(store)) == (EPOCHS, (2, 3), 2)
@@ -379,9 +393,11 @@ def test_what_is_damaged_is_told_and_made_again(
             path.unlink()
     taught, train = list[int](), teachers.train_on_pairs
 
-    def watched(student: Student, pairs: Pairs, texts: Tensor, config: TeachConfig, number: int) -> Any:
+    def watched(
+        student: Student, pairs: Pairs, texts: Tensor, config: TeachConfig, number: int, features: Tensor | None
+    ) -> Any:
         taught.append(number)
-        return train(student, pairs, texts, config, number)
+        return train(student, pairs, texts, config, number, features)
 
     monkeypatch.setattr(teachers, "train_on_pairs", watched)
     store = train_teachers(config)
