@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin, features
 
+from oracles import UPRIGHT
 from ptmst.data.images import Picture, decode, silence_pil
 from ptmst.errors import InputError
 
@@ -643,19 +644,6 @@ def test_a_long_text_beside_an_orientation() -> None:
     info.add_text("Comment", MEGABYTES.decode())
     picture = look(saved(COLORS, "PNG", exif=exif, pnginfo=info))
     assert picture.rotated and np.array_equal(np.asarray(picture.upright), np.rot90(COLORS, -1))
-
-
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: np.rot90,
-}
-"""From stored to upright pixels, by EXIF orientation."""
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])

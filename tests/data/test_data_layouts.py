@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import tarfile
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from oracles import UPRIGHT
 from ptmst import DataConfig, EvaluateConfig, Scores, distill, evaluate, load_pairs, train_teachers, write_scenes
 from ptmst.data import denormalize
 from ptmst.data.sources import source_of
@@ -165,19 +165,6 @@ def test_a_cmyk_jpeg(tmp_path: Path) -> None:
         ink = np.asarray(image).astype(float)
     expected = (255 - ink[..., :3]) * (255 - ink[..., 3:]) / 255
     assert np.abs(pixels_of(tmp_path, "x.jpg", 16) - expected).max() <= 1
-
-
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: np.rot90,
-}
-"""From stored to upright pixels, by EXIF orientation."""
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
