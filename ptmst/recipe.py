@@ -16,6 +16,7 @@ from ptmst.data import MEAN, STD, Pairs, load_split
 from ptmst.errors import InputError
 from ptmst.students.heads import make_student
 from ptmst.students.image_towers import prepared_alike
+from ptmst.students.packages import weights_file
 from ptmst.students.student import Student
 from ptmst.students.text_towers import CPU, TextTower, embed_captions, text_tower
 from ptmst.students.warmup import warm_tower
@@ -229,8 +230,8 @@ _IN_THE_INDEX = ("experts", "coding")
 """Settings of a store that its index says itself: a store may grow."""
 
 
-def _file_hash(path: Path | None) -> str | None:
-    return files.sha256(path.read_bytes()) if path is not None and path.is_file() else None
+def _file_hash(weights: Path | None) -> str | None:
+    return None if weights is None else files.hash_of(weights_file(weights))
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object, object]]:

@@ -21,7 +21,8 @@ from ptmst.config import Channels, DataConfig, EncoderConfig
 from ptmst.data import MEAN, STD
 from ptmst.errors import InputError
 from ptmst.schema import nearest
-from ptmst.students.weights import load_weights, named_as, read_weights
+from ptmst.students.packages import weights_file
+from ptmst.students.weights import load_weights, named_as, weights_for
 from ptmst.support.seeds import seeded
 
 _LOG = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def image_tower(
     if weights is not None:
         load_weights(tower, weights, "warmed-up tower")
     elif config.image_weights is not None:
-        own = read_weights(config.image_weights, "the image tower")
+        file = weights_file(config.image_weights)
+        own = weights_for(tower, file, "the image tower", config.image_weights)
         if kind == "timm" and _img_size(name, image_size):
             own = _resampled(own, tower)
         load_weights(tower, own, config.image_weights)

@@ -18,8 +18,9 @@ from ptmst.config import EncoderConfig
 from ptmst.data.captions import UNSPACED
 from ptmst.errors import InputError
 from ptmst.students.image_towers import refuse_unknown_open_clip
+from ptmst.students.packages import weights_file
 from ptmst.students.sentence_folders import pooling_of
-from ptmst.students.weights import load_weights, read_weights, refuse_pointer, weights_hash
+from ptmst.students.weights import load_weights, refuse_pointer, weights_for, weights_hash
 from ptmst.support import devices, files, folders, progress
 from ptmst.support.seeds import seeded
 
@@ -328,16 +329,17 @@ class OpenClipText(_TextModel):
         return int(self._tokenizer([caption], context_length=self._length + 1)[0, -1]) != self._padding
 
 
-def _open_clip_model(name: str, weights: Path | None) -> Any:
+def _open_clip_model(name: str, named: Path | None) -> Any:
     import open_clip
 
-    if weights is None:
+    if named is None:
         _LOG.warning(
             "text_tower open_clip:%s: starts from random weights; give it trained ones with --encoder.text-weights",
             name,
         )
         with seeded(0, "text tower"):
             return open_clip.create_model(name).eval()
+    weights = weights_file(named)
     if not weights.is_file():
         raise InputError(f"text_weights: expected a file, found none at {weights}; check the path")
     refuse_pointer(weights, f"weights of open_clip:{name}")
@@ -347,7 +349,7 @@ def _open_clip_model(name: str, weights: Path | None) -> Any:
         reason = str(error).splitlines()[0]
     try:  # in a wrapper that open_clip does not know
         model = open_clip.create_model(name)
-        load_weights(model, read_weights(weights, f"open_clip:{name}"), weights)
+        load_weights(model, weights_for(model, weights, f"open_clip:{name}", weights), weights)
     except InputError as error:
         raise InputError(
             f"{weights}: expected weights of open_clip:{name}, found a file that holds others or is "
