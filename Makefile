@@ -46,6 +46,7 @@ bundle:
 	ls $(BUNDLE)
 
 CONSTRAINTS := constraints.txt
+$(VENV)/.installed: EXTRAS := [demo]
 $(VENV)/.installed-dev: EXTRAS := [dev]
 $(OLDEST)/.installed: CONSTRAINTS := constraints-oldest.txt
 $(OLDEST)/.installed: EXTRAS := [hf,test,wds]

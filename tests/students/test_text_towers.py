@@ -325,7 +325,7 @@ def test_hashed_text_names_itself() -> None:
 
 @pytest.mark.parametrize("name", ["bert", "hff:bert", "open-clip:ViT-B-32", "hashed:3"])
 def test_an_unknown_text_tower_is_refused(name: str) -> None:
-    message = f"text_tower: expected hashed, hf:NAME or open_clip:NAME, found {name}; fix the name"
+    message = f"text_tower: expected hashed, hf:NAME, pypi:NAME or open_clip:NAME, found {name}; fix the name"
     with pytest.raises(InputError, match=message):
         text_tower(EncoderConfig(text_tower=name))
 
