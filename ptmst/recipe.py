@@ -122,12 +122,7 @@ class Recipe:
         return "fp32" if self.teaching is None else self.teaching.precision
 
     def at(self, root: Path | None) -> Self:
-        """The recipe with its data at `root`; None: where they were. Raises InputError where they no longer are."""
-        if root is None and not self.data.folder.exists():
-            raise InputError(
-                f"{self.data.folder}: expected the data that the experts were trained on, found no such folder; "
-                "give its new place with --root, or restore it"
-            )
+        """The recipe with its data at `root`; None: where they were."""
         return self if root is None else replace(self, data=replace(self.data, root=root))
 
     def pairs(self, split: str) -> Pairs:
@@ -140,6 +135,11 @@ class Recipe:
         Texts that are not in the cache are embedded on `device`. Raises InputError where pairs or text tower have
         changed.
         """
+        if not self.data.folder.exists():
+            raise InputError(
+                f"{self.data.folder}: expected the data that the experts were trained on, found no such folder; "
+                "give its new place with --root, or restore it"
+            )
         pairs = self.pairs("train")
         if pairs.fingerprint != self.fingerprints.data:
             raise InputError(
@@ -206,6 +206,7 @@ class Recipe:
                 "captions": len(scored),
             },
         }
+                "data": scored.name,
 
     def differences(self, other: Recipe) -> list[tuple[str, object, object]]:
         """The settings that decide a result and differ, by dotted name: (name, here, in `other`).

@@ -126,7 +126,7 @@ def _train(
                     continue
                 losses.append(epoch.loss)
                 bar.advance(f"expert {number + 1}/{config.experts}, loss {epoch.loss:.3f}, {steps} batches an epoch")
-            store.add(number, recorder.expert(), {"losses": losses})
+            store.add(number, recorder.expert(), {"losses": losses, "pairs": len(pairs)})
 
 
 @dataclass(frozen=True)

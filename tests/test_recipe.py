@@ -54,10 +54,16 @@ def test_what_an_earlier_release_wrote_scores_as_it_did(earlier: Path) -> None:
         expected = read_scores(Path(path))
         for one, other in zip(found.students, expected.students, strict=True):
             assert one == pytest.approx(other, abs=near)
-        told = ("versions", "seconds", "ties")
+        told = ("versions", "seconds", "ties", "config", "scored")
         assert {k: v for k, v in found.provenance.items() if k not in told} == {
             k: v for k, v in expected.provenance.items() if k not in told
         }
+        # What later releases tell besides has the value that it had then.
+        assert found.provenance["scored"] == {"data": "scenes", **expected.provenance["scored"]}
+        if "config" in expected.provenance:
+            assert schema.agrees(
+                expected.provenance["config"], schema.from_json(Evaluation, found.provenance["config"])
+            )
 
 
 def test_a_store_of_an_earlier_release_grows(earlier: Path) -> None:
@@ -171,7 +177,7 @@ PASSING = {
     EncoderConfig: {"image_weights", "text_weights"},
     TeachConfig: {"out", "device"},
     DistillConfig: {"out", "root", "device", "checkpoint_minutes"},
-    Evaluation: {"root", "device"},
+    Evaluation: {"root", "on_root", "device"},
     Experiment: {"about", "source"},
 }
 

@@ -191,6 +191,7 @@ class Evaluate(WithPreset):
     examples: ClassVar = (
         "ptmst evaluate runs/scenes-100 --preset demo",
         "ptmst evaluate runs/store --split val --out runs/store-val.json",
+        "ptmst evaluate runs/scenes-100 --on csv:stamps.csv --on-root stamps --out runs/on-stamps.json",
     )
 
     set: Annotated[Positional[Path], arg(metavar="SET")]
@@ -207,8 +208,9 @@ class Evaluate(WithPreset):
         from ptmst.synthetic.distilled_set import DistilledSet
         from ptmst.trajectories import store
 
-        if self.settings.student is not None and self.out is None:
-            raise InputError("out: expected a file for the scores of another tower, found none; name one with --out")
+        other = {"of another tower": self.settings.student, "on other data": self.settings.on}
+        if self.out is None and (which := " and ".join(name for name, value in other.items() if value is not None)):
+            raise InputError(f"out: expected a file for the scores {which}, found none; name one with --out")
         out = self.out or self.set / SCORES
         files.try_writing(out)
         if (self.set / store.INDEX).exists():

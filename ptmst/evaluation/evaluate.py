@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 
 import torch
 
 from ptmst import schema
 from ptmst.config import EvaluateConfig
-from ptmst.data import renormalize
+from ptmst.data import Pairs, load_split, renormalize
 from ptmst.errors import InputError
 from ptmst.evaluation.metrics import TIES
 from ptmst.evaluation.scorer import RetrievalScorer
 from ptmst.evaluation.scores import Scores
 from ptmst.evaluation.stacks import groups, room_for, students_at_once
 from ptmst.evaluation.students import as_distilled, train_students
+from ptmst.recipe import Recipe
 from ptmst.students.image_towers import warn_of_random_weights
 from ptmst.support import devices, progress
 from ptmst.support.devices import arithmetic
@@ -27,7 +29,8 @@ from ptmst.trajectories.store import TrajectoryStore
 
 
 def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
-    """Train `config.students` fresh students on the set and score them on a split of its data (docs/method.md §6).
+    """Train `config.students` fresh students on the set and score them on a split of its data (docs/method.md §6), or
+    of other data that `config.on` names.
 
     Raises InputError for settings, data or weights that cannot be used, and Diverged for a student whose θ is no
     longer finite.
@@ -38,9 +41,10 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     if config.student is not None:
         distilled = _for_another_tower(distilled, config.student, config, device)
     recipe = distilled.recipe.at(config.root)
-    tower, scored = recipe.text_tower(), recipe.pairs(config.split)
-    scored_on = RetrievalScorer(scored, tower, device)
-    choose = RetrievalScorer(recipe.pairs("val"), tower, device) if config.select == "best-val" else scored_on
+    tower, scored = recipe.text_tower(), _scored_pairs(recipe, config, config.split)
+    scorer = partial(RetrievalScorer, tower=tower, device=device, equal_captions=config.count_equal_captions)
+    scored_on = scorer(scored)
+    choose = scorer(_scored_pairs(recipe, config, "val")) if config.select == "best-val" else scored_on
     began = time.perf_counter()
     if config.together is None:
         # What the splits then hold is what is scored.
@@ -81,6 +85,14 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     return Scores(tuple(students), {**provenance, "seconds": time.perf_counter() - began})
 
 
+def _scored_pairs(recipe: Recipe, config: EvaluateConfig, split: str) -> Pairs:
+    """A split of the data that are scored, read as the students' own data are."""
+    if config.on is None:
+        return recipe.pairs(split)
+    columns = {"image_column": config.on_image_column, "caption_column": config.on_caption_column}
+    return load_split(replace(recipe.data, name=config.on, root=config.on_root, **columns), split)
+
+
 def _for_another_tower(
     distilled: DistilledSet, name: str, config: EvaluateConfig, device: torch.device
 ) -> DistilledSet:
@@ -98,12 +110,18 @@ def _for_another_tower(
     return replace(other, phases=tuple(replace(phase, pairs=prepared(phase.pairs)) for phase in other.phases))
 
 
+_OF_SCORING = ("split", "on", "on_image_column", "on_caption_column", "count_equal_captions")
+"""Settings that matter where nothing is trained."""
+
+
 def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
     """Score the first `config.students` experts at their last epoch: what all real pairs teach.
 
-    Only the split, the root and the device of `config` matter besides: nothing is trained. Raises InputError where that
-    epoch is no kept end point of the store, and for students of another tower.
+    Besides, only what `config` says of the data, the captions and the device matters: nothing is trained. Raises
+    InputError where that epoch is no kept end point of the store, or there are no experts, and for students of another
+    tower.
     """
+    schema.check(config)
     if config.student is not None:
         raise InputError(
             f"{store.path}: expected a distilled set to train {config.student} on, found a store of experts"
@@ -113,10 +131,12 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
             f"{store.path}: expected the last epoch, {store.epochs}, among the kept end points, found "
             f"{', '.join(map(str, store.endpoints))}; to score experts, teach with it among --endpoints"
         )
+    if not len(store):
+        raise InputError(f"{store.path}: expected at least one expert, found none; run `ptmst teach` to its end")
     device = devices.pick(config.device)
     recipe = store.recipe.at(config.root)
-    tower, scored = recipe.text_tower(), recipe.pairs(config.split)
-    scored_on = RetrievalScorer(scored, tower, device)
+    tower, scored = recipe.text_tower(), _scored_pairs(recipe, config, config.split)
+    scored_on = RetrievalScorer(scored, tower, device, equal_captions=config.count_equal_captions)
     student = store.student(("experts",)).to(device)
     numbers = sorted(store.experts)[: config.students]
     with arithmetic("fp32"):
@@ -124,9 +144,10 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
     provenance = {
         "split": config.split,
         "ties": TIES,
+        "config": {name: schema.decisive(config)[name] for name in _OF_SCORING},
         "experts": numbers,
         "epochs": store.epochs,
-        "pairs": len(recipe.pairs("train")),
+        "pairs": store.experts[numbers[0]].get("pairs") or len(recipe.pairs("train")),
         "store_sha256": store.fingerprint,
         "versions": versions(),
         **recipe.provenance(scored),

@@ -20,38 +20,55 @@ TIES = "expected"
 _SCORES_AT_ONCE = 1 << 24
 
 
-def retrieval_recall(image_embeds: Tensor, text_embeds: Tensor, image_of_text: Tensor) -> dict[str, float]:
+def retrieval_recall(
+    image_embeds: Tensor, text_embeds: Tensor, image_of_text: Tensor, caption_of_text: Tensor | None = None
+) -> dict[str, float]:
     """Recall@1/5/10 in percent: IR finds a text's image, TR any text of an image; `mean` is the mean of the six.
 
     image_embeds [N, H] and text_embeds [T, H] are compared by inner product: normalize them for cosines.
-    image_of_text int64 [T] names each text's image. Equal scores count by their expectation, over all orders of the
-    tied. Memory stays bounded whatever N and T. Images without a text count as not found.
+    image_of_text int64 [T] names each text's image. caption_of_text int64 [T] numbers the captions, where equal ones
+    are to count as correct: a text is then right for every image that has a text of its number, and such an image for
+    the text. Equal scores count by their expectation, over all orders of the tied. Memory stays bounded whatever N and
+    T. Images without a text count as not found.
 
-    Raises InputError for embeddings that are not finite, and where `image_of_text` does not name an image for each
-    text.
+    Raises InputError for embeddings that are not finite, and where `image_of_text` does not name an image, or
+    `caption_of_text` a caption, for each text.
     """
     images, texts = len(image_embeds), len(text_embeds)
     if image_of_text.shape != (texts,):
         raise InputError(f"image_of_text: expected one image for each of {texts} texts, found {image_of_text.shape}")
     if not images or not texts or int(image_of_text.min()) < 0 or int(image_of_text.max()) >= images:
         raise InputError(f"image_of_text: expected numbers of {images} images, found other numbers; pass the set's own")
+    if caption_of_text is not None and caption_of_text.shape != (texts,):
+        raise InputError(
+            f"caption_of_text: expected one caption for each of {texts} texts, found {caption_of_text.shape}"
+        )
     if not bool(torch.isfinite(image_embeds).all() and torch.isfinite(text_embeds).all()):
         raise InputError("retrieval_recall: expected finite embeddings, found NaN or infinity; lower the student's η")
-    image_of_text = image_of_text.to(image_embeds.device)
+    device = image_embeds.device
+    image_of_text = image_of_text.to(device)
+    if caption_of_text is not None:
+        caption_of_text = torch.unique(caption_of_text.to(device), return_inverse=True)[1]
 
+    at_once = max(1, _SCORES_AT_ONCE // (images if caption_of_text is None else max(images, texts)))
     of_texts = []
-    for index in torch.arange(texts, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // images)):
-        scores = text_embeds[index] @ image_embeds.T
-        own = scores.gather(1, image_of_text[index, None])
-        of_texts.append(_Ranks((scores > own).sum(1), torch.ones_like(index), (scores == own).sum(1)))
+    for index in torch.arange(texts, device=device).split(at_once):
+        # Rows of texts, each with every text that is right where it is.
+        rows, equal = torch.arange(len(index), device=device), index
+        if caption_of_text is not None:
+            rows, equal = (caption_of_text[index, None] == caption_of_text).nonzero(as_tuple=True)
+        right = torch.zeros(len(index), images, dtype=torch.bool, device=device)
+        right[rows, image_of_text[equal]] = True
+        of_texts.append(_ranked(text_embeds[index] @ image_embeds.T, right))
     of_images = []
-    for index in torch.arange(images, device=image_embeds.device).split(max(1, _SCORES_AT_ONCE // texts)):
-        scores = image_embeds[index] @ text_embeds.T
-        owned = image_of_text == index[:, None]
-        best = scores.masked_fill(~owned, float("-inf")).amax(1, keepdim=True)
-        level = scores == best
-        better = (scores > best).sum(1).masked_fill(~owned.any(1), torch.iinfo(torch.int64).max)
-        of_images.append(_Ranks(better, (level & owned).sum(1), level.sum(1)))
+    for index in torch.arange(images, device=device).split(max(1, _SCORES_AT_ONCE // texts)):
+        right = image_of_text == index[:, None]
+        if caption_of_text is not None:
+            rows, own = right.nonzero(as_tuple=True)
+            has = torch.zeros_like(right)  # [B, C], of which there are T at most
+            has[rows, caption_of_text[own]] = True
+            right = has[:, caption_of_text]
+        of_images.append(_ranked(image_embeds[index] @ text_embeds.T, right))
 
     recall: dict[str, float] = {}
     for name, parts in (("ir", of_texts), ("tr", of_images)):
@@ -80,6 +97,14 @@ class _Ranks(NamedTuple):
             wrong, left = (self.level - self.right - taken).clamp(min=0), (self.level - taken).clamp(min=1)
             missed = torch.where(taken < places, missed * wrong / left, missed)
         return 1 - missed
+
+
+def _ranked(scores: Tensor, right: Tensor) -> _Ranks:
+    """Ranks of queries by the scores of candidates [Q, C], and which of them are right, bool [Q, C]."""
+    best = scores.masked_fill(~right, float("-inf")).amax(1, keepdim=True)
+    level = scores == best
+    better = (scores > best).sum(1).masked_fill(~right.any(1), torch.iinfo(torch.int64).max)
+    return _Ranks(better, (level & right).sum(1), level.sum(1))
 
 
 def zero_shot_accuracy(image_embeds: Tensor, prompt_embeds: Tensor, class_of_prompt: Tensor, labels: Tensor) -> float:

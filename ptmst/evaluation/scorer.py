@@ -21,18 +21,25 @@ _HELD_BYTES = 4 << 30
 
 
 class RetrievalScorer:
-    """A split with cached images and text embeddings, for students to be scored on."""
+    """A split with cached images and text embeddings, for students to be scored on.
 
-    def __init__(self, pairs: Pairs, tower: TextTower, device: torch.device) -> None:
+    `equal_captions` says whether a caption that several images have is right for each of them.
+    """
+
+    def __init__(self, pairs: Pairs, tower: TextTower, device: torch.device, *, equal_captions: bool = False) -> None:
         self._pairs, self._device = pairs, device
+        numbers: dict[str, int] = {}
+        for caption in pairs.captions:
+            numbers.setdefault(caption, len(numbers))
+        self._caption_of_text = torch.tensor([numbers[c] for c in pairs.captions]) if equal_captions else None
         self._texts = embed_captions(tower, pairs.captions, device).to(device)
         self._held: list[Tensor] | None = None
         classes = pairs.classes()
         if classes is not None:
             prompts = [prompt for one in classes.prompts for prompt in one]
-            numbers = [number for number, one in enumerate(classes.prompts) for _ in one]
+            class_of_prompt = [number for number, one in enumerate(classes.prompts) for _ in one]
             self._prompts = embed_captions(tower, prompts, device).to(device)
-            self._class_of_prompt = torch.tensor(numbers, device=device)
+            self._class_of_prompt = torch.tensor(class_of_prompt, device=device)
             self._labels = classes.labels.to(device)
         self._classified = classes is not None
 
@@ -48,7 +55,7 @@ class RetrievalScorer:
         normal = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
         if not bool(torch.isfinite(torch.cat(normal)).all()):
             raise Diverged("a student: its embeddings are not finite, though its θ is; the set's η is too large")
-        recalls = retrieval_recall(*normal, self._pairs.image_of_text)
+        recalls = retrieval_recall(*normal, self._pairs.image_of_text, self._caption_of_text)
         if not self._classified:
             return recalls
         prompts = F.normalize(student.embed_texts(theta, self._prompts), dim=-1)

@@ -34,6 +34,16 @@ class Scores:
         """How equal scores were counted: `expected`, or `in favor` of the student as ptmst did at first."""
         return str(self.provenance.get("ties", "in favor"))
 
+    @property
+    def counts_equal_captions(self) -> bool:
+        """Whether equal captions of different images counted as correct."""
+        return bool(self.provenance.get("config", {}).get("count_equal_captions", False))
+
+    @property
+    def scored_data(self) -> str:
+        """The name of the data that were scored; of early files, which scored the set's own, that of those."""
+        return str(self.provenance.get("scored", {}).get("data", self.provenance.get("data", "")))
+
     def mean(self, metric: str = "mean") -> float:
         """Mean of a metric over students, percent; by default of the mean recall."""
         return mean(student[metric] for student in self.students)

@@ -53,10 +53,12 @@ class Row:
         seeds = provenance.get("seeds", [config["seed"]] if "seed" in config else [])
         columns: dict[str, str | int] = {"students": len(self.scores.students)}
         columns |= {"seeds": ", ".join(map(str, seeds)), "data": provenance.get("data", "")}
+        columns["scored on"] = self.scores.scored_data
         columns["split"] = provenance["split"]
         columns["ties"] = self.scores.ties
         if "scored" in provenance:
             columns["images"] = provenance["scored"]["images"]
+        columns["equal captions"] = "correct" if self.scores.counts_equal_captions else "wrong"
         if self.is_full:
             return columns | {"protocol": "as trained", "selection": "last"}
         columns |= {"protocol": config["protocol"], "selection": config["select"]}
@@ -77,6 +79,8 @@ _TOLD = {
     "student_weights",
     "protocol",
     "split",
+    "on",
+    "count_equal_captions",
     "select",
     "loss",
     "temperature",
@@ -134,9 +138,10 @@ def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
 
 def _measured_on(row: Row) -> tuple[Any, ...]:
     """What two rows must have in common to be compared."""
-    provenance = row.scores.provenance
-    keys = ("split", "scored", "data_fingerprint", "encoder", "text_fingerprint", "image_weights_sha256")
-    return tuple(provenance.get(key) for key in keys)
+    provenance, scores = row.scores.provenance, row.scores
+    scored = {key: value for key, value in provenance.get("scored", {}).items() if key != "data"}
+    keys = ("split", "data_fingerprint", "encoder", "text_fingerprint", "image_weights_sha256")
+    return (scores.scored_data, scored, scores.counts_equal_captions, *(provenance.get(key) for key in keys))
 
 
 def recall_table(rows: Sequence[Row], columns: str = "") -> Table:
@@ -194,9 +199,11 @@ def _way(row: Row) -> str:
         who += f" of {seeds + 1} seeds"
     if "tower" in e:
         who += f" of {e['tower']} ({e['weights']})"
-    split_of_data = f"{e['data']} {e['split']}".strip() + (f" of {e['images']:,} images" if "images" in e else "")
-    parts = [who, split_of_data, e["protocol"], f"selection {e['selection']}"]
+    scored = f"{e['scored on']} {e['split']}".strip() + (f" of {e['images']:,} images" if "images" in e else "")
+    where = scored if e["scored on"] == e["data"] else f"{e['data']}, scored on {scored}"
+    parts = [who, where, e["protocol"], f"selection {e['selection']}"]
     parts += [f"loss {e['loss']}"] if "loss" in e else []
+    parts += ["equal captions correct"] if row.scores.counts_equal_captions else []
     parts += [] if row.scores.ties == TIES else [f"ties {row.scores.ties}"]
     parts += [f"temperature {e['temperature']}"] if e.get("temperature", TEMPERATURE) != TEMPERATURE else []
     return ", ".join(map(str, parts + ([e["changed"]] if "changed" in e else [])))
@@ -216,13 +223,42 @@ def write_table(out: Path, rows: Sequence[Row], columns: str = "") -> None:
 
 
 def refuse_mixed(rows: Sequence[Row]) -> None:
-    """Raises InputError for rows whose scores count ties differently, which no table compares."""
+    """Raises InputError for rows that no table compares: scored on different data, or counted differently."""
     old = [row.name for row in rows if row.scores.ties != TIES]
     if 0 < len(old) < len(rows):
         raise InputError(
             f"{', '.join(old)}: expected scores that count ties as {TIES}, as the others do, found "
             "ones in the student's favor, of an earlier version; run `ptmst evaluate` again"
         )
+    equal = [row.name for row in rows if row.scores.counts_equal_captions]
+    if 0 < len(equal) < len(rows):
+        raise InputError(
+            f"{', '.join(equal)}: expected scores that count equal captions as wrong, as the others do, found ones "
+            "that count them as correct; run `ptmst evaluate` with --count-equal-captions for all or for none"
+        )
+    first: dict[str, Row] = {}
+    for row in rows:
+        other = first.setdefault(row.scores.provenance["split"], row)
+        if row.scores.scored_data != rows[0].scores.scored_data:
+            other = rows[0]
+        elif _size(row) == _size(other):
+            continue
+        raise InputError(
+            f"{row.name}: expected scores on {_data_scored(other)}, as of {other.name}, found ones on "
+            f"{_data_scored(row)}; make a table for each data set"
+        )
+
+
+def _size(row: Row) -> tuple[int | None, int | None]:
+    """Images and captions that were scored, which tell apart data of one name; None where a file does not say."""
+    scored = row.scores.provenance.get("scored", {})
+    return scored.get("images"), scored.get("captions")
+
+
+def _data_scored(row: Row) -> str:
+    images, captions = _size(row)
+    size = f" ({images:,} images, {captions:,} captions)" if images is not None and captions is not None else ""
+    return f"{row.scores.scored_data} {row.scores.provenance['split']}{size}"
 
 
 def _records(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -553,7 +553,7 @@ class Scripted:
     values: Mapping[str, list[float]] = {}
     asked: list[str]
 
-    def __init__(self, pairs: Any, encoder: Any, device: Any) -> None:
+    def __init__(self, pairs: Any, **_: Any) -> None:
         self._split = pairs.split
         self._left: Iterator[float] = iter(())
 
@@ -697,7 +697,8 @@ def test_scores_name_what_they_were_scored_on(distilled: DistilledSet) -> None:
         found = evaluate(distilled, replace(short, split=split)).provenance["scored"]
         data = load_pairs("scenes", distilled.settings["data"]["root"], split, 16)
         normalized = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
-        assert found == {"split": split, "fingerprint": data.fingerprint, **normalized, "images": 8, "captions": 16}
+        named = {"data": "scenes", "split": split, "fingerprint": data.fingerprint}
+        assert found == {**named, **normalized, "images": 8, "captions": 16}
 
 
 PROVENANCE: dict[str, Any] = {"split": "test", "pairs": 3, "config": {"seed": 3}}
