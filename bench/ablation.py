@@ -11,7 +11,7 @@ from typing import get_args
 from bench.result import Result, Row, Rows, read
 from bench.spread import Interval, paired, spread
 from bench.tables import NOT_YET, Table, bold, source
-from ptmst.config import Selection
+from ptmst.config import TUNING_SEEDS, Selection
 
 QUESTIONS = {
     "Do phases help, on shortcuts?": ("ptm-st", "st"),
@@ -29,21 +29,28 @@ QUESTIONS = {
 
 def recalls(rows: Rows) -> list[float]:
     """Mean recall of every student; 0 for one that diverged."""
-    return [v for row in rows for v in [*(student["mean"] for student in row["students"]), *[0.0] * row["lost"]]]
+    from ptmst.studies.ablation import recalls
+
+    return [value for row in rows for value in recalls(row)]
+
+
+def by_seed(rows: Rows) -> dict[int, float]:
+    """Mean recall over the students of each seed, which is the unit of an interval."""
+    return {row["run"]["seed"]: mean(recalls([row])) for row in rows}
 
 
 def measured(result: Result) -> dict[tuple[str, int], Rows]:
-    """Runs on test by method and pairs; 0 pairs are all real ones."""
+    """Runs to compare, by method and pairs; 0 pairs are all real ones."""
     cells: dict[tuple[str, int], Rows] = defaultdict(list)
     for row in result["rows"]:
-        if row["run"]["split"] == "test":
+        if row["run"]["seed"] not in TUNING_SEEDS and row["run"]["split"] == result.get("split", "test"):
             cells[row["run"]["method"], row["run"]["pairs"]].append(row)
     return cells
 
 
 def methods(results: Path, data: str) -> str:
     """One row per method: recall by number of pairs, share of all real pairs, what was tuned and what it cost."""
-    from ptmst.studies.ablation import COLUMNS
+    from ptmst.studies.ablation import columns
 
     result = read(results / f"ablation-{data}.json")
     if result is None:
@@ -54,8 +61,8 @@ def methods(results: Path, data: str) -> str:
     order = [*get_args(Selection), *result["methods"]]
     names = sorted({name for name, pairs in cells if pairs}, key=order.index)
     full = {name: mean(recalls(rows)) for (name, pairs), rows in cells.items() if not pairs}
-    columns = ["method", *(f"{size} pairs" for size in sizes), "of all", "tuned", "diverged", "s", "GB"]
-    table = Table(columns, left=(0, columns.index("tuned")))
+    head = ["method", *(f"{size} pairs" for size in sizes), "of all", "tuned", "diverged", "s", "GB"]
+    table = Table(head, left=(0, head.index("tuned")))
     best = {size: max(mean(recalls(cells[name, size])) for name in names) for size in sizes}
     for name in names:
         values = [recalls(cells[name, size]) for size in sizes]
@@ -68,13 +75,14 @@ def methods(results: Path, data: str) -> str:
         table.add(name, *shown, _mean(largest, "seconds", 1, ".0f"), _mean(largest, "peak bytes", 1e9, ".2f"))
     for name in full:
         table.add(name, *[None] * (len(sizes) - 1), spread(recalls(cells[name, 0])), "100 %", *[None] * 4)
-    seeds = len({row["run"]["seed"] for row in result["rows"] if row["run"]["split"] == "test"})
+    seeds = len({row["run"]["seed"] for row in result["rows"] if row["run"]["seed"] not in TUNING_SEEDS})
     config, real = largest[0]["provenance"]["config"], cells[next(iter(full)), 0][0]["provenance"]["pairs"]
     students = f"{seeds} seeds × {config['students']} students"
     evaluated = f"protocol {config['protocol']}, selection {config['select']}"
     steps = result["settings"]["distill"]["steps"]
     return table.markdown(
-        f"Mean recall on test in percent, mean ± standard deviation over {students}, {evaluated}. {COLUMNS} "
+        f"Mean recall on test in percent, mean ± standard deviation over {students}, {evaluated}. "
+        f"{columns(result.get('tuned', {'axes': ['rates']})['axes'])} "
         "Share of all real pairs' recall, with the same layers trained, seconds and memory are at the most pairs. "
         f"{sizes[-1]} pairs are {100 * sizes[-1] / real:.1f} % of {real:,}. {steps} outer steps "
         f"a phase of two, or all in one. {_never_learned(result)}{len(result['rows'])} runs, whose distillations took "
@@ -95,8 +103,7 @@ def questions(results: Path, sets: Sequence[str]) -> str:
             cells = measured(ablation)
             shown = []
             for size in sizes:
-                mine, its = ({r["run"]["seed"]: mean(recalls([r])) for r in cells[name, size]} for name in names)
-                differences = paired(mine, its)
+                differences = paired(*(by_seed(cells[name, size]) for name in names))
                 shown.append(str(Interval.of(differences)) if differences else "–")
             table.add(question, " − ".join(names), data, *shown)
     first = next(iter(by_data.values()))
@@ -119,9 +126,8 @@ def _tuned(result: Result, row: Row) -> str:
     from ptmst.schema import from_json
     from ptmst.studies.ablation import Run, tuned
 
-    one, runs = from_json(Run, row["run"]), [other["run"] for other in result["rows"]]
-    tried = [run for run in runs if (run["method"], run["split"]) == (one.method, "val")]
-    return tuned(one, sorted({run["factor"] for run in tried}), sorted({run["lr"] for run in tried}))
+    one, runs = from_json(Run, row["run"]), [from_json(Run, other["run"]) for other in result["rows"]]
+    return tuned(one, [run for run in runs if run.tunes and run.method == one.method])
 
 
 def _mean(rows: Rows, key: str, unit: float, style: str) -> str:

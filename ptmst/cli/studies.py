@@ -36,22 +36,23 @@ class Demo(Command):
 
 @dataclass(frozen=True)
 class Ablate(Command):
-    """Compare methods over sizes and seeds on a rendered data set, all tuned alike."""
+    """Compare methods over sizes and seeds on a data set, all tuned alike."""
 
     stopped = CONTINUES
     examples: ClassVar = (
         "ptmst ablate --methods random,lors,ptm-st --pairs 20,50 --seeds 3",
-        "ptmst ablate --data digits --workers 4 --out runs/ablation-digits",
+        "ptmst ablate --data csv:pairs.csv --root images --tune rates,batch,lr --pairs 100 --out runs/ablation-mine",
     )
 
     settings: Annotated[AblateConfig, arg(name="")] = field(default_factory=AblateConfig)
 
     def run(self) -> None:
         from ptmst.report.tables import recall_table, write_table
-        from ptmst.studies.ablation import COLUMNS, ablate
+        from ptmst.studies.ablation import ablate, columns
 
         rows = ablate(self.settings, typed())
-        table(recall_table(rows, COLUMNS))
+        about = columns(self.settings.tune)
+        table(recall_table(rows, about))
         for suffix in (".csv", ".json", ".md", ".tex"):
-            write_table(self.settings.out / f"recalls{suffix}", rows, COLUMNS)
+            write_table(self.settings.out / f"recalls{suffix}", rows, about)
         result(f"{self.settings.out}: recalls.csv, .json, .md and .tex, and every run in ablation.json")

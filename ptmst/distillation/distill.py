@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +44,7 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
     where a loss or gradient becomes non-finite; checkpoints stay.
     """
     schema.check(config)
+    store = store.at(config)
     _check_against_store(config, store)
     out = None if config.out is None else Path(config.out)
     with nullcontext() if out is None else folders.claimed(out, FOLDER):
@@ -51,11 +53,12 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
             checkpoints.clear()
             return DistilledSet.load(out)
         student = store.student((config.seed, "student")).to(devices.pick(config.device))
-        real = store.recipe.at(config.root).training_pairs(student.device)
+        real = store.recipe.training_pairs(student.device)
         config = settled(checkpoints.settled or config, store, student)
         starts = _starts(config, student, real)
         checkpoints.begin(config)
-        distilled = _distill_phases(config, store, OuterStep.of(student, config), starts, real, checkpoints)
+        states = _distill_phases(config, store, OuterStep.of(student, config), starts, checkpoints)
+        distilled = _averaged(states, config, store, real)
         if out is not None:
             distilled.save(out)
             checkpoints.clear()
@@ -80,12 +83,22 @@ def distill_with(outer_step: TakesOuterStep, config: DistillConfig, store: Traje
 
     How the gradient is taken is its affair; `config` says the rest.
     """
+    return averaged_and_last(outer_step, config, store)[0]
+
+
+def averaged_and_last(
+    outer_step: TakesOuterStep, config: DistillConfig, store: TrajectoryStore
+) -> tuple[DistilledSet, DistilledSet]:
+    """The set of `distill_with`, and that of the same leaves without an average: of `config` with an `ema` of 0."""
     schema.check(config)
+    store = store.at(config)
     _check_against_store(config, store)
     student = store.student((config.seed, "student"))
-    real = store.recipe.at(config.root).training_pairs(devices.pick(config.device))
+    real = store.recipe.training_pairs(devices.pick(config.device))
     checkpoints = Checkpoints(None, config, store, resume=False)
-    return _distill_phases(config, store, outer_step, _starts(config, student, real), real, checkpoints)
+    states = _distill_phases(config, store, outer_step, _starts(config, student, real), checkpoints)
+    last = [replace(state, average=state.pairs) for state in states]
+    return _averaged(states, config, store, real), _averaged(last, replace(config, ema=0.0), store, real)
 
 
 def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor]) -> list[SyntheticPairs]:
@@ -97,21 +110,27 @@ def _distill_phases(
     store: TrajectoryStore,
     outer_step: TakesOuterStep,
     starts: list[SyntheticPairs],
-    real: tuple[Pairs, Tensor],
     checkpoints: Checkpoints,
-) -> DistilledSet:
+) -> list[OuterState]:
     with progress.bar("distill", config.steps * len(config.phases), checkpoints.steps_done) as bar:
-        phases = []
-        for number, start in enumerate(starts):
-            state = _distill_phase(number, config, store, outer_step, start, checkpoints, bar)
-            phases.append(_finished(state, *real))
+        return [
+            _distill_phase(number, config, store, outer_step, start, checkpoints, bar)
+            for number, start in enumerate(starts)
+        ]
+
+
+def _averaged(
+    states: Sequence[OuterState], config: DistillConfig, store: TrajectoryStore, real: tuple[Pairs, Tensor]
+) -> DistilledSet:
+    """The set of every phase's average."""
     provenance = {
         "method": "trajectory matching",
         "config": schema.decisive(config),
         "store_sha256": store.fingerprint,
         "versions": versions(),
     }
-    return DistilledSet(tuple(phases), provenance, store.settings, store.tower)
+    phases = tuple(_finished(state, *real) for state in states)
+    return DistilledSet(phases, provenance, store.settings, store.tower)
 
 
 def _distill_phase(

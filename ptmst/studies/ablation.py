@@ -1,10 +1,11 @@
-"""Methods side by side: the same data, experts, budget of outer steps and evaluation; rates tuned alike."""
+"""Methods side by side: the same data, experts, budget of outer steps and evaluation; all tuned alike."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -15,17 +16,17 @@ from ptmst import schema
 from ptmst.config import (
     TUNING_SEEDS,
     AblateConfig,
-    DataConfig,
     DistillConfig,
     EvaluateConfig,
     Experiment,
     LossKind,
     Phase,
+    Rendered,
     Selection,
 )
-from ptmst.data import write_rendered
+from ptmst.data import load_split, write_rendered
 from ptmst.distillation.budget import settled
-from ptmst.distillation.distill import distill_with
+from ptmst.distillation.distill import averaged_and_last, distill_with
 from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.baselines import subset
@@ -34,6 +35,7 @@ from ptmst.evaluation.metrics import TIES
 from ptmst.evaluation.scores import Scores
 from ptmst.presets import RENAMED, applied, experiment, methods
 from ptmst.report.tables import Row
+from ptmst.students.image_towers import prepared
 from ptmst.support import devices, files, folders, parallel, progress
 from ptmst.support.memory import peak_memory
 from ptmst.support.provenance import machine, versions
@@ -45,81 +47,153 @@ RESULTS = "ablation.json"
 _KIND, _VERSION = "ablation", 1
 FOLDER = folders.Kind("an ablation", (RESULTS,))
 FACTORS = (1 / 27, 1 / 9, 1 / 3, 1.0, 3.0, 9.0)
-"""Of all leaf rates but η's; the best on val is used."""
+"""Of all leaf rates but η's, where nothing else is tuned; the best on val is used."""
 REAL_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
 REAL_LR = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Losses and student learning rates that are tried for real pairs."""
+_STEP = 3.0
+"""Between factors that are tried one after another."""
 COLUMNS = (
     "Tuned on val: the factor of all leaf rates but η's, or loss and η of real pairs; (edge): the best value "
     "is at the edge of the grid. Diverged: students that count as recall 0. CPU seconds of a distillation or "
     "selection, without compilation, and the most memory of its process."
 )
 """What the columns of its own are."""
+MORE_COLUMNS = (
+    "Tuned one after another, the rest at its best so far: S × and η × are factors of the rate of S and of η's start, "
+    "batch is a share of the pairs, steps × a factor of the outer steps. Last leaves: mean recall without the average, "
+    "in the same runs."
+)
+"""What further ones are, where more than rates is tuned."""
 _FULL, _FULL_HEADS = "all real pairs", "all real pairs, heads alone"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One cell: a method at a size and seed; `factor` scales its rates."""
+    """One cell: a method at a size and seed, with what is tuned of it."""
 
     method: str
     pairs: int
     seed: int
     factor: float = 1.0
+    """On all leaf rates but η's."""
     loss: LossKind = "wbce"
     lr: float = 0.0
     """Loss and student learning rate, of real pairs."""
     split: Literal["test", "val"] = "test"
+    batch: float = 0.0
+    """Share of the pairs in an inner batch; 0 = the experiment's batch size."""
+    similarity: float = 1.0
+    """On the rate of S, besides `factor`."""
+    eta: float = 1.0
+    """On the start of η."""
+    steps: int = 1
+    """On the outer steps."""
+
+    @property
+    def tunes(self) -> bool:
+        """Whether it is a trial, on a seed that no method is compared on."""
+        return self.seed in TUNING_SEEDS
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """The values of one axis, the same for every method that has it."""
+
+    field: str
+    """Of `Run`."""
+    values: tuple[Any, ...]
+    extends: bool = False
+    """Whether one more is tried beyond an end that is the best so far."""
+
+
+def tried(axes: Sequence[str]) -> list[_Tried]:
+    """What is tried, axis by axis, each from the best of those before. Rates alone are searched on a longer list."""
+    few = (1 / _STEP, 1.0, _STEP)
+    of = {
+        "rates": _Tried("factor", few, extends=True) if len(axes) > 1 else _Tried("factor", FACTORS),
+        "batch": _Tried("batch", (1 / 4, 1 / 2)),
+        "similarity": _Tried("similarity", few, extends=True),
+        "lr": _Tried("eta", few, extends=True),
+        "steps": _Tried("steps", (1, 2)),
+    }
+    return [of[axis] for axis in axes]
+
+
+def columns(axes: Sequence[str]) -> str:
+    """What the columns of a table's own are, where those were tuned."""
+    return COLUMNS if list(axes) == ["rates"] else f"{COLUMNS} {MORE_COLUMNS}"
 
 
 def ablate(config: AblateConfig, command: str) -> list[Row]:
     """Run the grid in `config.out`, or continue it; returns its rows, all real pairs last.
 
-    Raises InputError for an unknown method, for sizes that cannot be had, and where the folder holds another grid.
+    Raises InputError for an unknown method, for sizes that cannot be had, for data without the splits, and where the
+    folder holds another grid.
     """
+    with _grid(config, command) as grid:
+        grid.teach()
+        best = grid.tuned()
+        grid.forget_other_rates(best)
+        runs = [
+            replace(best[method], pairs=pairs, seed=seed, split=config.split)
+            for seed, pairs, method in product(grid.seeds, config.pairs, config.methods)
+        ]
+        full = [Run(name, 0, seed, split=config.split) for name in grid.full for seed in grid.seeds]
+        grid.run("ablate", [*full, *runs])
+        return grid.rows(runs, full)
+
+
+@contextmanager
+def _grid(config: AblateConfig, command: str) -> Iterator[_Grid]:
+    """The grid in its folder, with its data there."""
     schema.check(config)
     known = [*get_args(Selection), *methods()]
     for name in config.methods:
         if name not in known:
             renamed = f"; it is now called {RENAMED[name]}" if name in RENAMED else schema.nearest(name, known)
             raise InputError(f"methods: expected methods, found {name}{renamed}")
-    base = experiment(config.preset)
-    _refuse_sizes(config, base)
+    base = experiment(config.preset, config.config)
+    schema.check(base)
+    on_data = _on_data(config, base)
+    if not _written_here(config):
+        _refuse(config, on_data)
     with folders.claimed(config.out, FOLDER):
         grid = _Grid(config, base, command)
-        grid.teach()
-        best = grid.tuned()
-        grid.forget_other_rates(best)
-        runs = [
-            replace(best[method], pairs=pairs, seed=seed, split="test")
-            for seed, pairs, method in product(grid.seeds, config.pairs, config.methods)
-        ]
-        names = [_FULL, *([_FULL_HEADS] if True in grid.frozen else [])]
-        full = [Run(name, 0, seed) for name in names for seed in grid.seeds]
-        grid.run("ablate", [*full, *runs])
-        return grid.rows(runs, full)
+        if _written_here(config):
+            write_rendered(replace(base.data, name=cast(Rendered, config.data), root=on_data.teach.data.folder))
+            _refuse(config, on_data)
+        yield grid
 
 
 class _Grid:
     """The runs of an ablation, each measured once."""
 
     def __init__(self, config: AblateConfig, base: Experiment, command: str) -> None:
-        self._config, self._base, self._file = config, base, config.out / RESULTS
+        self._config, self._base, self._file = config, _on_data(config, base), config.out / RESULTS
         grids = {"factors": FACTORS, "losses": REAL_LOSSES, "rates": REAL_LR}
+        how_tuned = {"axes": config.tune, "seeds": config.tuning_seeds}
         how = {name: schema.to_json(methods()[name]) for name in config.methods if name in methods()}
-        asked = {"data": config.data, "settings": schema.to_json(base), "methods": how, "tried": grids}
+        asked_for = replace(base, teach=replace(base.teach, data=replace(base.teach.data, **_columns(config))))
+        asked = {"data": config.data, "settings": schema.to_json(asked_for), "methods": how, "tried": grids}
+        asked |= {"tuned": how_tuned, "split": config.split}
         self._head = {"format": "ptmst-ablation", "version": _VERSION, **json.loads(json.dumps(asked))}
         self._measured = {"command": command, "machine": machine(), "versions": versions()}
-        self.frozen = {False} | {applied(m, base).teach.encoder.freeze_tower for m in config.methods if m in methods()}
-        """Whether the tower is frozen, in any of the methods."""
+        own = base.teach.encoder.freeze_tower
+        frozen = {own, *(applied(m, base).teach.encoder.freeze_tower for m in config.methods if m in methods())}
+        self.frozen = sorted(frozen)
+        """Whether the tower is frozen, in the experiment and in any of the methods."""
+        self.full = [_FULL_HEADS if one else _FULL for one in self.frozen]
+        """What is compared with, by name: all real pairs, of which experts are."""
         self.seeds = range(config.seed, config.seed + config.seeds)
+        self._tuning = TUNING_SEEDS[: config.tuning_seeds]
         self.found: dict[Run, dict[str, Any]] = {}
         if self._file.exists():
             before = files.read_json(self._file, _KIND, _VERSION)
             # Methods may join and leave, and more rates be tried: what a grid has measured of the others stays true.
             both = before["methods"].keys() & how.keys()
             other = [] if before["data"] == config.data else ["data"]
-            other += [] if schema.agrees(before["settings"], base) else ["settings"]
+            other += [] if schema.agrees(before["settings"], asked_for) else ["settings"]
             other += sorted(name for name in both if not schema.agrees(before["methods"][name], methods()[name]))
             other += [] if all(row["provenance"].get("ties") == TIES for row in before["rows"]) else ["ties"]
             if other:
@@ -131,39 +205,71 @@ class _Grid:
             self.found = {schema.from_json(Run, row["run"]): row for row in before["rows"]}
 
     def teach(self) -> None:
-        """The data, and the experts of every seed."""
+        """The experts of every seed."""
         base, config = self._base, self._config
-        write_rendered(replace(base.data, name=config.data, root=_data(config).root))
-        seeds = [*self.seeds, *TUNING_SEEDS]
-        wanted = [(config, base, seed, frozen) for seed in seeds for frozen in sorted(self.frozen)]
+        wanted = [(config, base, seed, frozen) for seed in [*self.seeds, *self._tuning] for frozen in self.frozen]
         with progress.bar("experts", len(wanted)) as bar:
             for path in parallel.completed(_teach, wanted, config.workers):
                 bar.advance(path.name)
 
     def tuned(self) -> dict[str, Run]:
-        """Every method's run with the rates that are best on val, at the middle size and seeds of their own."""
+        """Every method's run with what is best on val, at the middle size and seeds of their own."""
         size = sorted(self._config.pairs)[len(self._config.pairs) // 2]
-        tried: dict[str, list[Run]] = {}
-        for method in self._config.methods:
-            one = Run(method, size, TUNING_SEEDS[0], split="val")
-            if method in methods():
-                tried[method] = [replace(one, factor=factor) for factor in FACTORS]
-            else:
-                tried[method] = [replace(one, loss=loss, lr=lr) for loss, lr in product(REAL_LOSSES, REAL_LR)]
+        axes = tried(self._config.tune)
+        # From its first value on, an axis that is yet to come is at one of those that will be compared.
+        first = {axis.field: axis.values[0] for axis in axes if axis.field == "batch"}
+        best = {method: Run(method, size, self._tuning[0], split="val") for method in self._config.methods}
+        best |= {method: replace(run, **first) for method, run in best.items() if method in methods()}
+        real = {
+            method: [replace(run, loss=loss, lr=lr) for loss, lr in product(REAL_LOSSES, REAL_LR)]
+            for method, run in best.items()
+            if method not in methods()
+        }
+        for axis in axes:
+            trials = {
+                method: [replace(run, **{axis.field: value}) for value in axis.values]
+                for method, run in best.items()
+                if method in methods() and self._has(method, axis)
+            }
+            best |= self._best(trials | real)
+            real = {}
+            if axis.extends:
+                self._beyond(axis, trials, best)
+        return best
+
+    def _beyond(self, axis: _Tried, trials: Mapping[str, Sequence[Run]], best: dict[str, Run]) -> None:
+        """Where an end is the best, one value more is tried, once."""
+        ends = {axis.values[0]: 1 / _STEP, axis.values[-1]: _STEP}
+        more = {}
+        for method in trials:
+            value = getattr(best[method], axis.field)
+            if value in ends:
+                more[method] = [best[method], replace(best[method], **{axis.field: value * ends[value]})]
+        best |= self._best(more)
+
+    def _has(self, method: str, axis: _Tried) -> bool:
+        """Whether there is something to tune: a fixed S has no rate."""
+        return axis.field != "similarity" or applied(method, self._base).distill.rates.similarity > 0
+
+    def _best(self, trials: Mapping[str, Sequence[Run]]) -> dict[str, Run]:
+        """Of each method's trials, the one of the best recall, over all seeds together."""
 
         def each_seed(run: Run) -> list[Run]:
-            return [replace(run, seed=seed) for seed in TUNING_SEEDS]
+            return [replace(run, seed=seed) for seed in self._tuning]
 
         def recall(run: Run) -> float:
             return mean(self._mean(one) for one in each_seed(run))
 
-        self.run("tune", [one for runs in tried.values() for run in runs for one in each_seed(run)])
-        return {method: max(runs, key=recall) for method, runs in tried.items()}
+        if not trials:
+            return {}
+        self.run("tune", [one for runs in trials.values() for run in runs for one in each_seed(run)])
+        return {method: max(runs, key=recall) for method, runs in trials.items()}
 
     def forget_other_rates(self, best: dict[str, Run]) -> None:
-        """Drop what was measured on test at rates that are no longer the best: a new middle size is tuned again."""
-        tested = [run for run in self.found if run.split == "test" and run.method in best]
-        others = [r for r in tested if r != replace(best[r.method], pairs=r.pairs, seed=r.seed, split="test")]
+        """Drop what was measured as it is no longer tuned: a new middle size is tuned again."""
+        split = self._config.split
+        tested = [run for run in self.found if not run.tunes and run.split == split and run.method in best]
+        others = [r for r in tested if r != replace(best[r.method], pairs=r.pairs, seed=r.seed, split=split)]
         for run in others:
             del self.found[run]
         if others:
@@ -184,9 +290,7 @@ class _Grid:
 
     def _mean(self, run: Run) -> float:
         """Mean recall; that of a student that diverged is 0."""
-        row = self.found[run]
-        values: list[float] = [student["mean"] for student in row["students"]]
-        return mean(values + [0.0] * row["lost"])
+        return mean(recalls(self.found[run]))
 
     def rows(self, runs: Sequence[Run], full: Sequence[Run]) -> list[Row]:
         """A row a method and size, over the students of all seeds."""
@@ -197,7 +301,9 @@ class _Grid:
             diverged = sum(row["lost"] for row in measured_rows)
             students += [dict.fromkeys(measured, 0.0)] * diverged
             (run, *_) = (run for run in runs if (run.method, run.pairs) == (method, num_pairs))
-            more = {"tuned": tuned(run, FACTORS, REAL_LR), "diverged": diverged, **_cost(measured_rows)}
+            trials = [other for other in self.found if other.method == method and other.tunes]
+            more = {"tuned": tuned(run, trials), "trials": len({replace(t, seed=0) for t in trials})}
+            more |= {"diverged": diverged, **_last_leaves(measured_rows), **_cost(measured_rows)}
             table.append(Row(method, Scores(tuple(students), self._provenance(measured_rows)), num_pairs, more=more))
         for name in dict.fromkeys(run.method for run in full):
             measured_rows = [self.found[run] for run in full if run.method == name]
@@ -211,11 +317,37 @@ class _Grid:
         return {**rows[0]["provenance"], "seeds": list(self.seeds)}
 
 
-def tuned(run: Run, factors: Sequence[float], rates: Sequence[float]) -> str:
-    """What was tuned of a method, and whether the best is at an end of the factors or rates that were tried."""
-    if run.method in methods():
-        return f"rates × {run.factor:.2g}{' (edge)' if run.factor in (factors[0], factors[-1]) else ''}"
-    return f"{run.loss}, η {run.lr:g}{' (edge)' if run.lr in (rates[0], rates[-1]) else ''}"
+def tuned(run: Run, trials: Sequence[Run]) -> str:
+    """What was tuned of a method, and whether the best is at an end of what its trials, on val, had of it."""
+
+    def values(field: str) -> set[Any]:
+        return {getattr(trial, field) for trial in trials}
+
+    def edge(field: str) -> str:
+        found = values(field)
+        return " (edge)" if len(found) > 1 and getattr(run, field) in (min(found), max(found)) else ""
+
+    if run.method not in methods():
+        return f"{run.loss}, η {run.lr:g}{edge('lr')}"
+    factors = {"factor": "rates", "similarity": "S", "eta": "η"}
+    shown = [
+        f"{name} × {getattr(run, field):.2g}{edge(field)}"
+        for field, name in factors.items()
+        if field == "factor" or len(values(field)) > 1
+    ]
+    shown += [f"batch {100 * run.batch:.0f} %"] if run.batch else []
+    return ", ".join(shown + ([f"steps × {run.steps}"] if len(values("steps")) > 1 else []))
+
+
+def _last_leaves(rows: Sequence[dict[str, Any]]) -> dict[str, str | float]:
+    """Mean recall on the leaves as they were at the end, where the set is their average."""
+    scored = [row["last leaves"] for row in rows if "last leaves" in row]
+    return {"last leaves": round(mean(v for one in scored for v in recalls(one)), 1)} if scored else {}
+
+
+def recalls(scored: Mapping[str, Any]) -> list[float]:
+    """Mean recall of every student; that of one that diverged is 0."""
+    return [*(student["mean"] for student in scored["students"]), *[0.0] * scored["lost"]]
 
 
 def _cost(rows: Sequence[dict[str, Any]]) -> dict[str, str | float]:
@@ -226,15 +358,40 @@ def _cost(rows: Sequence[dict[str, Any]]) -> dict[str, str | float]:
     return cost | {"peak GB": round(mean(peaks) / 1e9, 2) if peaks else ""}
 
 
-def _refuse_sizes(config: AblateConfig, base: Experiment) -> None:
+def _written_here(config: AblateConfig) -> bool:
+    """Whether the data are made for this grid, in its folder."""
+    return config.data in get_args(Rendered) and config.root is None
+
+
+def _on_data(config: AblateConfig, base: Experiment) -> Experiment:
+    """The experiment on the data that are asked for."""
+    data = replace(base.teach.data, name=config.data, root=config.root, **_columns(config))
+    if _written_here(config):
+        data = replace(data, root=config.out / "data")
+    if config.data in get_args(Rendered):
+        data = replace(data, image_size=data.image_size or base.data.image_size)
+    return replace(base, teach=replace(base.teach, data=prepared(data, base.teach.encoder)))
+
+
+def _columns(config: AblateConfig) -> dict[str, Any]:
+    named = {"image_column": config.image_column, "caption_column": config.caption_column}
+    return {setting: column for setting, column in named.items() if column is not None}
+
+
+def _refuse(config: AblateConfig, base: Experiment) -> None:
+    """Raises InputError for data without the splits, and for sizes that they do not have."""
+    data = base.teach.data
+    most = len(load_split(data, "train").image_names)
+    advice = {"val": "divide some off: methods are tuned on it", "test": "name one, or compare with --split val"}
+    for split in ("val", config.split):
+        try:
+            load_split(data, split)
+        except InputError as error:
+            raise InputError(f"{data.name}: expected a {split} split, found none ({error}); {advice[split]}") from error
+    least = 2 * len(base.distill.phases)
     for num_pairs in config.pairs:
-        if not 2 * len(base.distill.phases) <= num_pairs <= base.data.train:
-            least, most = 2 * len(base.distill.phases), base.data.train
+        if not least <= num_pairs <= most:
             raise InputError(f"pairs: expected {least} to {most}, found {num_pairs}; choose another number")
-
-
-def _data(config: AblateConfig) -> DataConfig:
-    return DataConfig(name=config.data, root=config.out / "data")
 
 
 def _store(config: AblateConfig, seed: int, frozen: bool) -> Path:
@@ -244,14 +401,13 @@ def _store(config: AblateConfig, seed: int, frozen: bool) -> Path:
 def _teach(asked: tuple[AblateConfig, Experiment, int, bool]) -> Path:
     config, base, seed, frozen = asked
     encoder = replace(base.teach.encoder, freeze_tower=frozen)
-    data = replace(_data(config), image_size=base.data.image_size)
     out = _store(config, seed, frozen)
-    train_teachers(replace(base.teach, out=out, data=data, encoder=encoder, seed=seed, device="cpu"))
+    train_teachers(replace(base.teach, out=out, encoder=encoder, seed=seed, device="cpu"))
     return out
 
 
 def settings(base: Experiment, run: Run) -> Experiment:
-    """A method's settings at a size: phases cut to it, no batch larger than a phase, rates scaled."""
+    """A method's settings at a size: phases cut to it, no batch larger than a phase, as tuned."""
     count = len(base.distill.phases)
     shares = _shares(run.pairs, count)
     phases = tuple(
@@ -260,7 +416,18 @@ def settings(base: Experiment, run: Run) -> Experiment:
     # One batch for all methods: the smallest phase holds it.
     cut = replace(base.distill, phases=phases, batch_size=min(base.distill.batch_size, *shares))
     experiment = applied(run.method, replace(base, distill=cut))
-    return replace(experiment, distill=replace(experiment.distill, rates=experiment.distill.rates.scaled(run.factor)))
+    distill = experiment.distill
+    rates = distill.rates.scaled(run.factor)
+    changed = replace(
+        distill,
+        rates=replace(rates, similarity=rates.similarity * run.similarity),
+        student_lr=distill.student_lr * run.eta,
+        steps=distill.steps * run.steps,
+    )
+    if run.batch:
+        smallest = min(phase.pairs for phase in distill.phases)
+        changed = replace(changed, batch_size=min(max(1, round(run.batch * run.pairs)), smallest))
+    return replace(experiment, distill=changed)
 
 
 def evaluation(base: Experiment, made: Sequence[int]) -> EvaluateConfig:
@@ -286,18 +453,20 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
     config, base, run = asked
     row: dict[str, Any] = {"run": schema.to_json(run), "lost": 0, "students": []}
     if run.method in (_FULL, _FULL_HEADS):
-        every = replace(base.evaluate, students=base.teach.experts, split="test", device="cpu")
+        every = replace(base.evaluate, students=base.teach.experts, split=run.split, device="cpu")
         scores = evaluate_experts(TrajectoryStore.open(_store(config, run.seed, run.method == _FULL_HEADS)), every)
         return run, row | {"students": [dict(s) for s in scores.students], "provenance": dict(scores.provenance)}
+    last = None
     if run.method in methods():
         experiment = settings(base, run)
         store = TrajectoryStore.open(_store(config, run.seed, experiment.teach.encoder.freeze_tower))
         sizes = [phase.pairs for phase in experiment.distill.phases]
         loss, temperature = experiment.distill.loss, experiment.distill.temperature
-        made, cost = _distilled(replace(experiment.distill, seed=run.seed, device="cpu"), store)
+        made, last, cost = _distilled(replace(experiment.distill, seed=run.seed, device="cpu"), store)
+        cost["settings"] = schema.decisive(experiment.distill)
     else:
         selection = cast(Selection, run.method)
-        store = TrajectoryStore.open(_store(config, run.seed, False))
+        store = TrajectoryStore.open(_store(config, run.seed, base.teach.encoder.freeze_tower))
         sizes = [run.pairs]
         loss, temperature = run.loss, base.teach.temperature
         began = time.process_time()
@@ -316,11 +485,19 @@ def _measure(asked: tuple[AblateConfig, Experiment, Run]) -> tuple[Run, dict[str
         **store.recipe.provenance(store.recipe.pairs(run.split)),
     }
     row |= {"provenance": provenance, **cost}
-    return run, row | ({"lost": evaluate_config.students} if made is None else _one_by_one(made, evaluate_config))
+    began = time.process_time()
+    row |= {"lost": evaluate_config.students} if made is None else _one_by_one(made, evaluate_config)
+    row["evaluation seconds"] = time.process_time() - began
+    if last is not None and not run.tunes:
+        row["last leaves"] = _one_by_one(last, evaluate_config)
+    return run, row
 
 
-def _distilled(config: DistillConfig, store: TrajectoryStore) -> tuple[DistilledSet | None, dict[str, Any]]:
-    """The set, none where its distillation diverged, and what it cost, compilation apart."""
+def _distilled(
+    config: DistillConfig, store: TrajectoryStore
+) -> tuple[DistilledSet | None, DistilledSet | None, dict[str, Any]]:
+    """The set, none where its distillation diverged; that of the last leaves, where it is an average of them; and what
+    it cost, compilation apart."""
     config = settled(config, store, store.student((config.seed, "student")).to(devices.pick(config.device)))
     step = shared_outer_step(config, store)
     if step.compiles:
@@ -328,11 +505,12 @@ def _distilled(config: DistillConfig, store: TrajectoryStore) -> tuple[Distilled
     began = time.process_time()
     try:
         with peak_memory() as peak:
-            made = distill_with(step, config, store)
+            made, last = averaged_and_last(step, config, store)
     except Diverged as error:
-        return None, {"why": str(error)}
+        return None, None, {"why": str(error)}
     losses = [round(float(phase.history["loss"][-20:].sum(1).mean()), 4) for phase in made.phases]
-    return made, {"seconds": time.process_time() - began, "peak bytes": sum(peak), "loss": losses}
+    cost = {"seconds": time.process_time() - began, "peak bytes": sum(peak), "loss": losses}
+    return made, last if config.ema else None, cost
 
 
 _STEPS: dict[Any, OuterStep] = {}

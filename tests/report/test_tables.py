@@ -129,7 +129,8 @@ def test_latex_is_escaped_and_whole(tmp_path: Path) -> None:
 def test_latex_has_what_an_ablation_tunes(tmp_path: Path) -> None:
     """In letters that LaTeX has by itself."""
     runs = (Run("ptm-st", 50, 0, factor=3.0), Run("random", 50, 0, lr=0.03))
-    tuned = [ablation.tuned(run, (1.0, 3.0), (0.01, 0.03, 0.1)) for run in runs]
+    trials = [Run("ptm-st", 50, 1000), *(Run("random", 50, 1000, lr=lr) for lr in (0.01, 0.1))]
+    tuned = [ablation.tuned(run, [*trials, *runs]) for run in runs]
     told = [replace(row, more={"tuned": how}) for row, how in zip(rows(), tuned, strict=False)]
     write_table(tmp_path / "table.tex", told)
     text = (tmp_path / "table.tex").read_text("utf-8")

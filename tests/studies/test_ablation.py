@@ -87,7 +87,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
     config = AblateConfig(out=folder, methods=methods, pairs=(8,), seeds=2, workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMST_CACHE", str(folder / "cache"))
-        patch.setattr(ablation, "experiment", lambda _: TINY)
+        patch.setattr(ablation, "experiment", lambda *_: TINY)
         ablate(config, "ptmst ablate")
     return config
 
@@ -180,7 +180,7 @@ def test_a_distilled_cell_is_what_one_would_run_by_hand(
 
 def test_a_lost_student_recalls_nothing(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever recalls are averaged: in tuning, in the table, on the page."""
-    monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
+    monkeypatch.setattr(ablation, "experiment", lambda *_: TINY)
     (row,) = (r for r in recorded(grid) if (r["run"]["method"], r["run"]["seed"]) == ("herding", 1))
     run = from_json(Run, row["run"])
     half = {**row, "students": [{**dict.fromkeys(row["students"][0], 30.0)}], "lost": 1}
@@ -245,7 +245,7 @@ def test_what_other_rates_recall_is_dropped(grid: AblateConfig, tmp_path: Path) 
 
 def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTMST_CACHE", str(grid.out / "cache"))
-    monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
+    monkeypatch.setattr(ablation, "experiment", lambda *_: TINY)
     whole = json.loads((grid.out / RESULTS).read_text())
     lost = [row for row in whole["rows"] if (row["run"]["method"], row["run"]["split"]) == ("lors", "test")]
     kept = [row for row in whole["rows"] if row not in lost]
@@ -285,7 +285,7 @@ def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest
 def test_every_table_says_what_its_columns_are(
     grid: AblateConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
+    monkeypatch.setattr(ablation, "experiment", lambda *_: TINY)
     flags = ["--methods", ",".join(grid.methods), "--pairs", "8", "--seeds", "2", "--workers", "1"]
     assert cli.main(["ablate", "--out", str(grid.out), *flags]) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -296,7 +296,7 @@ def test_every_table_says_what_its_columns_are(
 
 
 def test_another_grid_is_refused(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablation, "experiment", lambda _: replace(TINY, distill=replace(TINY.distill, steps=3)))
+    monkeypatch.setattr(ablation, "experiment", lambda *_: replace(TINY, distill=replace(TINY.distill, steps=3)))
     before = (grid.out / RESULTS).read_bytes()
     with pytest.raises(
         InputError, match=r"of these settings, found one that differs in settings; choose another --out"
@@ -308,7 +308,7 @@ def test_another_grid_is_refused(grid: AblateConfig, monkeypatch: pytest.MonkeyP
 def test_a_grid_whose_scores_count_ties_in_another_way_is_refused(
     grid: AblateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
+    monkeypatch.setattr(ablation, "experiment", lambda *_: TINY)
     found = files.read_json(grid.out / RESULTS, "ablation", 1)
     del found["rows"][0]["provenance"]["ties"]
     files.write_json(tmp_path / RESULTS, found)
@@ -317,7 +317,7 @@ def test_a_grid_whose_scores_count_ties_in_another_way_is_refused(
 
 
 def test_methods_join_a_grid_and_leave_it(grid: AblateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablation, "experiment", lambda _: TINY)
+    monkeypatch.setattr(ablation, "experiment", lambda *_: TINY)
     (tmp_path / RESULTS).write_bytes((grid.out / RESULTS).read_bytes())
     fewer = ablation._Grid(replace(grid, out=tmp_path, methods=("herding", "st")), TINY, "ptmst ablate")
     assert len(fewer.found) == len(recorded(grid))
