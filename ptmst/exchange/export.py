@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ptmst.data import MEAN, STD, renormalize
+from ptmst.data.credits import Credits
 from ptmst.errors import InputError
 from ptmst.support import files, folders, parts
 from ptmst.support.locks import CLAIM
@@ -151,7 +152,7 @@ def _folder(distilled: DistilledSet) -> _Files:
         "phase-N/*.png are the images; metadata.csv names the real caption nearest to each synthetic text.\n"
         "Texts, soft labels and learning rates are left out: a student trains on the set itself, not on this folder.\n"
     )
-    yield "README.md", readme.encode()
+    yield "README.md", (readme + _credited(distilled)).encode()
 
 
 def _rows(distilled: DistilledSet) -> Iterator[tuple[int, str, bytes, str, Tensor]]:
@@ -211,7 +212,22 @@ def _saved(distilled: DistilledSet, folder: Path) -> list[str]:
     return sorted(path.name for path in {*folder.iterdir()} - before)
 
 
+def _credits(distilled: DistilledSet) -> Credits | None:
+    return distilled.recipe.credits if distilled.settings else None
+
+
+def _credited(distilled: DistilledSet) -> str:
+    """Whose data the pairs were distilled from; empty where these do not tell."""
+    credits = _credits(distilled)
+    if credits is None:
+        return ""
+    works = "".join(f"* {line}\n" for line in credits.credits)
+    return f"\nThe images began as real ones, and were changed. License of the data: {credits.license}. They are of\n\n{works}"
+
+
 def _card(distilled: DistilledSet) -> str:
+    credits = _credits(distilled)
+    license = "" if credits is None else f"license: other\nlicense_name: {json.dumps(credits.license)}\n"
     size = next((name for most, name in _SIZES if distilled.num_pairs < most), "100K<n<1M")
     told = ("method", "seed", "store_sha256", "files", "versions")
     provenance = {key: distilled.provenance[key] for key in told if key in distilled.provenance}
@@ -225,7 +241,7 @@ task_categories:
 - image-text-retrieval
 size_categories:
 - {size}
----
+{license}---
 
 # Distilled image-text pairs
 
@@ -240,7 +256,7 @@ size_categories:
 
 `ptmst.DistilledSet.load` of this folder reads the set itself from `distilled.json` and the tensors beside it: images
 that are not rounded, texts, soft labels and student learning rates. Students train on that.
-
+{_credited(distilled)}
 Provenance:
 
 ```json
