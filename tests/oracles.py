@@ -86,15 +86,21 @@ def beta(step_norms: NDArray[np.float64], endpoint: int) -> NDArray[np.float64]:
 
 
 def recall(
-    images: NDArray[np.float64], texts: NDArray[np.float64], image_of_text: NDArray[np.int64]
+    images: NDArray[np.float64],
+    texts: NDArray[np.float64],
+    image_of_text: NDArray[np.int64],
+    caption_of_text: NDArray[np.int64] | None = None,
 ) -> dict[str, float]:
     scores = images @ texts.T
+    captions = np.arange(len(texts)) if caption_of_text is None else caption_of_text
+    has = {(int(i), int(c)) for i, c in zip(image_of_text, captions, strict=True)}
+    fits = np.array([[(i, int(c)) in has for c in captions] for i in range(len(images))])
     hits = {f"{name}{k}": Fraction() for name in ("ir", "tr") for k in (1, 5, 10)}
     for k in (1, 5, 10):
-        for t, i in enumerate(image_of_text):
-            hits[f"ir{k}"] += expected_hit(scores[:, t], np.arange(len(images)) == i, k) / len(texts)
+        for t in range(len(texts)):
+            hits[f"ir{k}"] += expected_hit(scores[:, t], fits[:, t], k) / len(texts)
         for i in range(len(images)):
-            hits[f"tr{k}"] += expected_hit(scores[i], image_of_text == i, k) / len(images)
+            hits[f"tr{k}"] += expected_hit(scores[i], fits[i], k) / len(images)
     out = {name: float(100 * value) for name, value in hits.items()}
     return out | {"mean": sum(out.values()) / 6}
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -123,6 +123,55 @@ def test_equal_scores_count_by_their_expectation() -> None:
         hits = [sum(image in {owner[t] for t in order[:k]} for image in range(4)) for order in orders]
         assert found[f"tr{k}"] == pytest.approx(100 * sum(hits) / len(hits) / 4, rel=1e-12)
     assert found["ir1"] == 25 and found["ir5"] == 100
+
+
+@pytest.mark.parametrize("at_once", [1, 97, 1 << 24])
+@pytest.mark.parametrize("kind", ["random", "tied", "duplicated"])
+@pytest.mark.parametrize(
+    ("images", "texts", "captions"), [(16, 32, 9), (13, 37, 30), (40, 21, 3), (1, 3, 1), (3, 4, 2)]
+)
+def test_a_caption_of_several_images_is_right_for_each_of_them(
+    images: int, texts: int, captions: int, kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "_SCORES_AT_ONCE", at_once)
+    embeds, owner = _embeddings(kind, images, texts), torch.randint(images, (texts,))
+    caption = torch.randint(captions, (texts,))
+    arrays = embeds[0].double().numpy(), embeds[1].double().numpy(), owner.numpy()
+    expected = recall(*arrays, caption.numpy())
+    # Captions are numbered from wherever.
+    found = retrieval_recall(*embeds, owner, 7 * caption - 5)
+    for metric in METRICS:
+        assert found[metric] == pytest.approx(expected[metric], rel=1e-12), metric
+    assert retrieval_recall(*embeds, owner, torch.arange(texts)) == retrieval_recall(*embeds, owner)
+
+
+def test_equal_captions_count_as_they_would_over_all_orders_of_the_tied() -> None:
+    """Six texts, one of which images 0 and 1 share, another images 2 and 3; scores on two levels."""
+    owner, caption = torch.tensor([0, 1, 2, 3, 3, 0]), torch.tensor([4, 4, 2, 2, 1, 3])
+    scores = torch.tensor([[2, 2, 1, 1, 2, 1], [2, 2, 2, 2, 1, 2], [1, 1, 1, 1, 2, 2], [2, 2, 1, 1, 1, 2]]).float()
+    found = retrieval_recall(torch.eye(4), scores.T, owner, caption)
+    has = {(i, c) for i, c in zip(owner.tolist(), caption.tolist(), strict=True)}
+    right = [[(i, c) in has for c in caption.tolist()] for i in range(4)]
+    for name, table, wanted in (
+        ("tr", scores.tolist(), right),
+        ("ir", scores.T.tolist(), [list(column) for column in zip(*right, strict=True)]),
+    ):
+        for k in (1, 5):
+            shares = []
+            for values, fits in zip(table, wanted, strict=True):
+                orders = [
+                    order
+                    for order in permutations(range(len(values)))
+                    if all(values[a] >= values[b] for a, b in pairwise(order))
+                ]
+                shares.append(mean(float(any(fits[c] for c in order[:k])) for order in orders))
+            assert found[f"{name}{k}"] == pytest.approx(100 * mean(shares), rel=1e-12)
+    assert found["tr1"] > retrieval_recall(torch.eye(4), scores.T, owner)["tr1"]
+
+
+def test_captions_that_are_not_numbered_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^caption_of_text: expected one caption for each of 3 texts, found .*\[2\]"):
+        retrieval_recall(torch.randn(2, 4), torch.randn(3, 4), torch.tensor([0, 1, 0]), torch.tensor([0, 1]))
 
 
 def test_a_collapsed_student_is_at_chance() -> None:
