@@ -8,23 +8,10 @@ from collections.abc import Iterable
 
 from bench.emoji.packages import Packages
 from ptmst.data.drawn import different, words
+from ptmst.data.things import thing
 
-_PEOPLE = "man woman men women person people boy girl child male female mrs mr mx s"
-_COLORS = "red orange yellow green blue purple pink brown black white grey gray light dark"
-_SIZES = "large small medium heavy"
-_SIDES = "up down left right north south east west upper lower leftwards rightwards upwards downwards facing tilted"
-_ALIKE = frozenset(f"{_PEOPLE} {_COLORS} {_SIZES} {_SIDES} face with and of the a".split())
-"""Words that make no other thing: a blue heart is a heart, the face of a cat a cat."""
 _SPOKEN = re.compile(r"(?!u?[0-9a-f]{4,5}$)[^\W\d][\w’' -]*[^\W_]")
 """Keywords that are no smiley, no code point and no torn quotation."""
-_SERIES = {
-    "clock": r"o’clock|thirty",
-    "moon": r"\bmoon\b",
-    "zodiac": r"^(aries|taurus|gemini|cancer|leo|virgo|libra|scorpio|sagittarius|capricorn|aquarius|pisces|ophiuchus)$",
-    "family": r"^family",
-    "couple": r"^(couple|kiss)",
-}
-"""Emoji of many members that look alike."""
 
 
 def listed(packages: Packages) -> list[str]:
@@ -58,16 +45,7 @@ def short_name(packages: Packages, code: str) -> str:
 
 def group(packages: Packages, code: str) -> str:
     """The thing that an emoji shows; all of one thing go to one split."""
-    name = short_name(packages, code).lower()
-    for series, pattern in _SERIES.items():
-        if re.search(pattern, name):
-            return series
-    kept = sorted({_singular(word) for word in re.findall(r"[a-z0-9]+", name)} - _ALIKE)
-    return " ".join(kept) or name
-
-
-def _singular(word: str) -> str:
-    return re.sub(r"(?<=[a-z]{3})(?<!s)s$", "", word)
+    return thing(short_name(packages, code))
 
 
 def by_name(packages: Packages, codes: Iterable[str]) -> dict[str, str]:
