@@ -47,6 +47,7 @@ def rows(folder: Path, root: Path | None) -> list[list[Shown]]:
     import torch
 
     from ptmst import DistilledSet, InputError
+    from ptmst.config import Places
     from ptmst.data.sampling import random_subset
 
     distilled = DistilledSet.load(folder)
@@ -59,7 +60,7 @@ def rows(folder: Path, root: Path | None) -> list[list[Shown]]:
     try:
         if seed is None:
             raise InputError("expected a distilled set, found one of real pairs")
-        real = distilled.recipe.at(root).pairs("train")
+        real = distilled.recipe.at(Places(root=root)).pairs("train")
     except InputError as error:
         print(f"without the initial pairs: {error}", file=sys.stderr)
         return [after]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ptmst.config import ImportConfig as ImportConfig
     from ptmst.config import LeafRates as LeafRates
     from ptmst.config import Phase as Phase
+    from ptmst.config import Places as Places
     from ptmst.config import TeachConfig as TeachConfig
     from ptmst.data import Pairs as Pairs
     from ptmst.data import load_pairs as load_pairs
@@ -74,6 +75,7 @@ _HOME = {
     "OuterStep": "engine.outer_step",
     "Pairs": "data",
     "Phase": "config",
+    "Places": "config",
     "Recipe": "recipe",
     "Scores": "evaluation.scores",
     "SoftContrastiveLoss": "students.losses",

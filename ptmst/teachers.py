@@ -56,7 +56,7 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
     def opened() -> TrajectoryStore:
         store = TrajectoryStore.open(out)
         _refuse_other_settings(store, recipe, config.coding)
-        return store
+        return store.at(recipe.places)
 
     # A store that lacks nothing is only read, which many processes may do at once.
     if (out / INDEX).exists() and not _missing(store := opened(), config) and not store.damaged():

@@ -171,13 +171,14 @@ def test_only_what_decides_a_result_differs() -> None:
     assert RECIPE.differences(one) == one.differences(RECIPE) == one.differences(one) == []
 
 
+PLACES = {"root", "image_weights", "text_tower", "text_weights"}
 PASSING = {
     RenderConfig: {"root"},
     DataConfig: {"root"},
     EncoderConfig: {"image_weights", "text_weights"},
     TeachConfig: {"out", "device"},
-    DistillConfig: {"out", "root", "device", "checkpoint_minutes"},
-    Evaluation: {"root", "on_root", "device"},
+    DistillConfig: {"out", *PLACES, "device", "checkpoint_minutes"},
+    Evaluation: {*PLACES, "on_root", "device"},
     Experiment: {"about", "source"},
 }
 

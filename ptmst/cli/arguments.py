@@ -21,6 +21,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from ptmst import schema
 from ptmst.cli.flags import Command
+from ptmst.config import Places
 from ptmst.errors import InputError
 
 FIRST = "method"
@@ -77,7 +78,7 @@ class Argument:
 def arguments(kind: type, default: Any, prefix: str = "", group: str = FIRST) -> Iterator[Argument]:
     """Those of a command, or of settings in it, with their defaults from `default`."""
     hints, texts = get_type_hints(kind, include_extras=True), _docstrings(kind)
-    shared = {f.name for f in dataclasses.fields(Command)}
+    shared = {f.name for common in (Places, Command) for f in dataclasses.fields(common)}
     for f in sorted(dataclasses.fields(kind), key=lambda f: f.name in shared):
         value, within = getattr(default, f.name), f.metadata.get("group", group)
         if dataclasses.is_dataclass(value):

@@ -17,6 +17,7 @@ from ptmst.config import (
     Device,
     DistillConfig,
     EvaluateConfig,
+    Places,
     RenderConfig,
     Rendered,
     Selection,
@@ -144,7 +145,7 @@ class Distill(WithPreset):
 
 
 @dataclass(frozen=True)
-class Subset(Command):
+class Subset(Command, Places):
     """Select a coreset of real pairs as a baseline for distilled sets."""
 
     input = "store"
@@ -167,8 +168,6 @@ class Subset(Command):
     """Seed of all random draws."""
     device: Device = field(default="auto", metadata=COMPUTE)
     """Device that computes embeddings; auto = CUDA if there is one."""
-    root: Path | None = field(default=None, metadata=RUN)
-    """Data folder, if it has moved since the experts were trained; none = the folder recorded in the store."""
 
     def run(self) -> None:
         from ptmst.evaluation.baselines import subset
@@ -178,7 +177,7 @@ class Subset(Command):
 
         with folders.claimed(self.out, FOLDER, fresh=True):
             store = TrajectoryStore.open(self.store)
-            made = subset(store, self.selection, self.pairs, self.lr, self.seed, self.device, self.root)
+            made = subset(store, self.selection, self.pairs, self.lr, self.seed, self.device, self)
             made.save(self.out)
         result(f"{self.out}: {self.pairs} real pairs, {self.selection}")
 

@@ -5,7 +5,6 @@ The careful ones see the data as the store's experts do. Each image has one capt
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmst import schema
-from ptmst.config import Device, Selection
+from ptmst.config import Device, Places, Selection
 from ptmst.data import Pairs, image_batches
 from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.data.sampling import random_subset, refuse_more
@@ -37,11 +36,11 @@ def subset(
     lr: float,
     seed: int,
     device: Device = "auto",
-    root: Path | None = None,
+    places: Places | None = None,
 ) -> DistilledSet:
     """`count` real pairs of the store's data, matched one to one, with student learning rate `lr` in every group.
 
-    `root` is the data's folder, where it has moved since teaching.
+    `places` are those of data and towers that have moved since teaching.
 
     `herding` keeps the mean of the embeddings (Welling 2009), `kcenter` covers them (Sener & Savarese 2018),
     `forgetting` takes the pairs that an expert learns and forgets most often, and those it never learns first
@@ -59,7 +58,8 @@ def subset(
     if not 0 < lr < float("inf"):
         raise InputError(f"lr: expected a positive number, found {lr}; name one")
     torch_device = devices.pick(device)
-    pairs, texts = store.recipe.at(root).training_pairs(torch_device)
+    store = store if places is None else store.at(places)
+    pairs, texts = store.recipe.training_pairs(torch_device)
     refuse_more(count, pairs)
     chosen = random_subset(pairs, seed, count if selection == "random" else len(pairs.image_names))
     more: dict[str, Any] = {}

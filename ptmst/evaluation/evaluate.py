@@ -38,9 +38,10 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     schema.check(config)
     config = as_distilled(distilled, config)
     device = devices.pick(config.device)
+    distilled = distilled.at(config)
     if config.student is not None:
         distilled = _for_another_tower(distilled, config.student, config, device)
-    recipe = distilled.recipe.at(config.root)
+    recipe = distilled.recipe
     tower, scored = recipe.text_tower(), _scored_pairs(recipe, config, config.split)
     scorer = partial(RetrievalScorer, tower=tower, device=device, equal_captions=config.count_equal_captions)
     scored_on = scorer(scored)
@@ -97,7 +98,7 @@ def _for_another_tower(
     distilled: DistilledSet, name: str, config: EvaluateConfig, device: torch.device
 ) -> DistilledSet:
     """The set renormalized for another image tower, with that tower's initial weights."""
-    own = distilled.recipe.at(config.root)
+    own = distilled.recipe
     # In the precision that the set's own tower was warmed up with.
     with arithmetic(own.precision if device.type == "cuda" else "fp32"):
         recipe, start = own.with_tower(name, config.student_weights, device)
@@ -134,7 +135,8 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
     if not len(store):
         raise InputError(f"{store.path}: expected at least one expert, found none; run `ptmst teach` to its end")
     device = devices.pick(config.device)
-    recipe = store.recipe.at(config.root)
+    store = store.at(config)
+    recipe = store.recipe
     tower, scored = recipe.text_tower(), _scored_pairs(recipe, config, config.split)
     scored_on = RetrievalScorer(scored, tower, device, equal_captions=config.count_equal_captions)
     student = store.student(("experts",)).to(device)

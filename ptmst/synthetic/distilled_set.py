@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ptmst.config import Channels
+from ptmst.config import Channels, Places
 from ptmst.data import MEAN, STD, denormalize
 from ptmst.errors import InputError, said_of
 from ptmst.recipe import TOWER, Recipe
@@ -76,6 +76,11 @@ class DistilledSet(Sequence[SyntheticPairs]):
     def recipe(self) -> Recipe:
         """How its students are made. Raises InputError where the set records no data and encoder."""
         return Recipe.from_json(self.settings)
+
+    def at(self, places: Places) -> DistilledSet:
+        """The set with data and towers at other places, in memory. Raises InputError as `Recipe.at` does."""
+        there = self.recipe.at(places)
+        return self if there == self.recipe else replace(self, settings=there.to_json())
 
     def student(self, draw: tuple[int | str, ...]) -> Student:
         """A fresh student for the set, with random parts drawn by the seed key `draw`.

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ptmst.config import Coding
+from ptmst.config import Coding, Places
 from ptmst.errors import InputError, said_of
 from ptmst.recipe import TOWER, Recipe
 from ptmst.students.layers import LayerTable
@@ -104,6 +104,11 @@ class TrajectoryStore:
     def recipe(self) -> Recipe:
         """How the experts were made. Raises InputError where the store records no data and encoder."""
         return Recipe.from_json(self.settings)
+
+    def at(self, places: Places) -> TrajectoryStore:
+        """The store with data and towers at other places, in memory. Raises InputError as `Recipe.at` does."""
+        there = self.recipe.at(places)
+        return self if there == self.recipe else replace(self, settings=there.to_json())
 
     @cached_property
     def tower(self) -> dict[str, Tensor] | None:

@@ -306,9 +306,9 @@ def test_data_that_moved_are_found_again(here: Path, capsys: pytest.CaptureFixtu
     subset = ["subset", "--store", "s", "--pairs", "6", "--out"]
     assert run(capsys, *subset, "before")[0] == 0
     (here / "d").rename(here / "moved")
-    message = "ptmst: d: expected the data that the experts were trained on, found no such folder; give its new place "
+    lost = "expected the data that the experts were trained on, found no such folder; give its new place"
     for command in (["evaluate", "--set", "s"], [*subset, "o"], ["evaluate", "--set", "before"]):
-        assert mistake(capsys, *command).startswith(message)
+        assert mistake(capsys, *command).startswith(f"ptmst: {here / 'd'}: {lost}")
     assert run(capsys, *subset, "after", "--root", "moved")[0] == 0
     assert run(capsys, "evaluate", "--set", "after", "--root", "moved", *EVALUATE)[0] == 0
     assert contents(here / "before", "phase-*") == contents(here / "after", "phase-*")
