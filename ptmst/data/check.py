@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ptmst.data.annotations import NAMED, Annotations, counted
 from ptmst.data.captions import clean_caption, has_unseen, is_short, is_unspaced
+from ptmst.data.ceilings import best_recalls, shared_captions
 from ptmst.data.contents import check_length, shown
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.karpathy import Karpathy
@@ -19,7 +20,10 @@ from ptmst.support import files
 from ptmst.support.progress import bar
 
 _GRAY = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
-_COLUMNS = ("split", "images", "captions", "per image", "missing", "unreadable", "gray", "CMYK", "rotated", "sizes")
+_COLUMNS = (
+    *("split", "images", "captions", "per image", "shared", "missing", "unreadable"),
+    *("gray", "CMYK", "rotated", "sizes"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class SplitReport:
     captions: int
     per_image: tuple[int, float, int]
     """Fewest, mean and most captions of an image."""
+    shared: int
+    """Captions that another image has too."""
     empty: int
     """Captions that say nothing; they are left out, and not counted among the captions."""
     missing: int
@@ -112,7 +118,10 @@ def check(name: str, root: Path | str, image_column: str | None = None, caption_
         problems += _first(unreadable, origin, "images that cannot be read")
         if annotations.wordless:
             problems.append(annotations.left_out())
-        remarks += [*annotations.remarks, *_remarks(annotations, {i: look.digest for i, look in decoded.items()})]
+        remarks += [
+            *annotations.remarks,
+            *_remarks(annotations, split, {i: look.digest for i, look in decoded.items()}),
+        ]
         for image in names:
             splits_of.setdefault(image, []).append(split)
         for i, look in decoded.items():
@@ -127,7 +136,7 @@ def check(name: str, root: Path | str, image_column: str | None = None, caption_
     return Report(name, root, tuple(splits), tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(remarks)))
 
 
-def _remarks(annotations: Annotations, digest_of: Mapping[int, str]) -> Iterator[str]:
+def _remarks(annotations: Annotations, split: str, digest_of: Mapping[int, str]) -> Iterator[str]:
     """What is as it is in many sets, and changes what numbers mean."""
     origin, names, captions = annotations.origin, annotations.image_names, annotations.captions
     unspaced = [i for i, text in enumerate(captions) if is_unspaced(text)]
@@ -149,14 +158,14 @@ def _remarks(annotations: Annotations, digest_of: Mapping[int, str]) -> Iterator
             f"{origin}: {counted(unseen, 'caption')} with characters that cannot be seen, the first "
             f"{shown(captions[unseen[0]])}; they are read as they are"
         )
-    images_of: dict[str, set[int]] = {}
-    for text, image in zip(captions, annotations.image_of_text, strict=True):
-        images_of.setdefault(clean_caption(text), set()).add(image)
-    shared = [text for text, images in images_of.items() if len(images) > 1]
-    if shared:
+    cleaned = _cleaned(annotations)
+    if shared := shared_captions(cleaned, annotations.image_of_text):
+        best = best_recalls(cleaned, annotations.image_of_text)
+        ir, tr = (", ".join(f"{best[f'{name}{k}']:.2f}" for k in (1, 5, 10)) for name in ("ir", "tr"))
         yield (
-            f"{origin}: {counted(shared, 'caption')} of several images, the first {shown(shared[0])}; recall asks for "
-            "one of them"
+            f"{origin}: {split} has {counted(shared, 'caption')} of {len(cleaned):,} that several images have, the "
+            f"first {shown(shared[0])}; recall asks for one of these images, so it is at best IR@1/5/10 {ir}, "
+            f"TR@1/5/10 {tr}, mean {best['mean']:.2f} (`ptmst evaluate --count-equal-captions` takes any of them)"
         )
     alike: dict[str, list[str]] = {}
     for i, digest in digest_of.items():
@@ -186,6 +195,10 @@ def _look(annotations: Annotations, root: Path, absent: set[int], label: str) ->
     return looks
 
 
+def _cleaned(annotations: Annotations) -> list[str]:
+    return [clean_caption(caption) for caption in annotations.captions]
+
+
 def _report(split: str, annotations: Annotations, missing: int, unreadable: int, looks: Sequence[_Look]) -> SplitReport:
     counts = Counter(annotations.image_of_text).values()
     sizes = sorted((look.size for look in looks), key=lambda size: (size[0] * size[1], size))
@@ -194,6 +207,7 @@ def _report(split: str, annotations: Annotations, missing: int, unreadable: int,
         images=len(annotations.image_names),
         captions=len(annotations.captions),
         per_image=(min(counts), sum(counts) / len(counts), max(counts)) if counts else (0, 0.0, 0),
+        shared=len(shared_captions(_cleaned(annotations), annotations.image_of_text)),
         empty=len(annotations.wordless),
         missing=missing,
         unreadable=unreadable,
@@ -251,7 +265,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _row(split: SplitReport) -> tuple[str, ...]:
     fewest, mean, most = split.per_image
-    counts = (split.missing, split.unreadable, split.gray, split.cmyk, split.rotated)
+    counts = (split.shared, split.missing, split.unreadable, split.gray, split.cmyk, split.rotated)
     sizes = [f"{size[0]}×{size[1]}" for size in (split.smallest, split.largest) if size]
     return (
         split.split,

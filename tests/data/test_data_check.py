@@ -61,14 +61,31 @@ def sound(tmp_path: Path) -> Path:
 def test_a_sound_set_is_counted(sound: Path) -> None:
     report = check("flickr8k", str(sound))
     assert (report.name, report.root, report.problems) == ("flickr8k", sound, ())
-    nothing = {"empty": 0, "missing": 0, "unreadable": 0, "gray": 0, "cmyk": 0, "rotated": 0}
+    nothing = {"shared": 0, "empty": 0, "missing": 0, "unreadable": 0, "gray": 0, "cmyk": 0, "rotated": 0}
     assert report.splits == (
         SplitReport("train", 2, 3, (1, 1.5, 2), smallest=(20, 10), largest=(20, 11), **nothing),
         SplitReport("test", 1, 2, (2, 2.0, 2), smallest=(20, 12), largest=(20, 12), **nothing),
     )
     head, train, test = report.rows()
     assert len(head) == len(train) == len(test)
-    assert train == ("train", "2", "3", "1 / 1.50 / 2", "0", "0", "0", "0", "0", "20×10 … 20×11")
+    assert train == ("train", "2", "3", "1 / 1.50 / 2", "0", "0", "0", "0", "0", "0", "20×10 … 20×11")
+
+
+def test_captions_that_images_share_are_counted_in_each_split(tmp_path: Path) -> None:
+    """Of one file of all splits, with what recall can be reached on each."""
+    for i in range(5):
+        save(tmp_path, f"{i}.png", 9, 9, 3, seed=i)
+    rows = ("0.png,A dog.,train", "1.png,a dog,train", "1.png,a dog!,train", "2.png,a cat,train")
+    rows += ("3.png,a dog,test", "4.png,a cat,test", "3.png,two dogs,test")
+    (tmp_path / "x.csv").write_text("\n".join(["filepath,title,split", *rows]))
+    report = check("csv:x.csv", tmp_path)
+    assert [split.shared for split in report.splits] == [3, 0]
+    assert [row[4] for row in report.rows()] == ["shared", "3", "0"]
+    (remark,) = report.remarks
+    # Three ask for a dog, and the image of two of them comes first; of the dogs' captions two in three are its own.
+    ir, tr = 100 * (2 + 1) / 4, 100 * (1 / 3 + 2 / 3 + 1) / 3
+    assert remark.startswith(f"{tmp_path}/x.csv: train has 3 captions of 4 that several images have, the first a dog; ")
+    assert f"at best IR@1/5/10 {ir:.2f}, 100.00, 100.00, TR@1/5/10 {tr:.2f}, 100.00, 100.00, mean 90." in remark
 
 
 def test_fewer_than_were_published_are_a_problem(sound: Path) -> None:
@@ -205,7 +222,7 @@ def test_where_there_is_nothing_the_remedy_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="data set: expected scenes"):
+    with pytest.raises(InputError, match="data set: expected .*found 'flickr'; did you mean"):
         check("flickr", tmp_path)
 
 
