@@ -164,6 +164,12 @@ def test_how_rows_were_evaluated_is_told() -> None:
         ({"config": {"temperature": 0.05}}, "selection last, loss wbce, temperature 0.05."),
         ({"config": {"temperature": 0.07}}, "selection last, loss wbce."),
         ({"config": {"together": 2, "seed": 9}}, "3 students, scenes test, per-phase, selection last, loss wbce"),
+        (
+            {"scored": {"data": "stamps", "images": 9}, "config": {"on": "stamps"}},
+            "3 students, scenes, scored on stamps test of 9 images, per-phase, selection last, loss wbce.",
+        ),
+        ({"scored": {"data": "scenes", "images": 9}}, "3 students, scenes test of 9 images, per-phase"),
+        ({"config": {"count_equal_captions": True}}, "selection last, loss wbce, equal captions correct."),
     ],
 )
 def test_whatever_decides_a_number_is_told_beside_it(tmp_path: Path, change: dict[str, Any], told: str) -> None:
@@ -179,6 +185,8 @@ def test_whatever_decides_a_number_is_told_beside_it(tmp_path: Path, change: dic
         assert told in line.replace("\\_", "_")
     (record,) = json.loads(_json([row], ""))
     assert record["data"] == provenance["data"] and record["split"] == provenance["split"]
+    assert record["scored on"] == provenance.get("scored", {}).get("data", provenance["data"])
+    assert record["equal captions"] == ("correct" if "equal captions" in told else "wrong")
     assert record["seeds"] == ("4, 5" if "seeds" in change else str(provenance["config"]["seed"]))
 
 
@@ -196,6 +204,75 @@ def test_scores_that_count_ties_differently_are_not_compared(tmp_path: Path) -> 
     assert "ties in favor" in (tmp_path / "a.md").read_text()
     assert json.loads(_json([early], ""))[0]["ties"] == "in favor"
     assert not list(tmp_path.glob("a.[cjt]*"))
+
+
+def scored(row: Row, name: str, **changes: Any) -> Row:
+    """A row with other provenance."""
+    return replace(row, name=name, scores=replace(row.scores, provenance={**row.scores.provenance, **changes}))
+
+
+def on(data: str, images: int, captions: int, split: str = "test") -> dict[str, Any]:
+    return {"split": split, "scored": {"data": data, "split": split, "images": images, "captions": captions}}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            on("scenes", 500, 2500),
+            on("stamps", 223, 224),
+            r"^b: expected scores on scenes test \(500 images, 2,500 captions\), as of a, found ones on stamps test "
+            r"\(223 images, 224 captions\); make a table for each data set$",
+        ),
+        (on("scenes", 500, 2500), on("stamps", 9, 9, "val"), r"^b: expected scores on scenes test .* on stamps val "),
+        (
+            on("scenes", 500, 2500),
+            on("scenes", 499, 2500),
+            r"^b: .* scenes test \(499 images, 2,500 captions\); make a",
+        ),
+        ({}, on("stamps", 9, 9), r"^b: expected scores on scenes test, as of a, found ones on stamps test"),
+    ],
+)
+def test_scores_on_different_data_are_not_compared(
+    first: dict[str, Any], second: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    mixed = [scored(rows()[1], "a", **first), scored(rows()[1], "b", **second)]
+    for suffix in (".csv", ".json", ".md", ".tex"):
+        with pytest.raises(InputError, match=message):
+            write_table(tmp_path / f"a{suffix}", mixed)
+    with pytest.raises(InputError, match=message):
+        recall_table(mixed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_on_one_data_set_are_compared(tmp_path: Path) -> None:
+    """Made of whatever, and on two of its splits."""
+    made = scored(rows()[1], "elsewhere", data="digits", **on("stamps", 223, 224))
+    others = [
+        scored(rows()[1], "here", data="stamps", **on("stamps", 223, 224)),
+        scored(made, "b", **on("stamps", 9, 9, "val")),
+    ]
+    write_table(tmp_path / "t.md", [made, *others])
+    assert "digits, scored on stamps test of 223 images" in (tmp_path / "t.md").read_text()
+
+
+def test_scores_that_count_equal_captions_differently_are_not_compared(tmp_path: Path) -> None:
+    ours, other, *_, full = rows()
+    config = {**ours.scores.provenance["config"], "count_equal_captions": True}
+    equal = scored(ours, "equal", config=config)
+    experts = scored(full, "experts", config={"count_equal_captions": True})
+    for mixed, name in (
+        ([equal, other], "equal"),
+        ([other, equal, experts], "equal, experts"),
+        ([experts, other], "experts"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"^{name}: expected scores that count equal captions as wrong, as the oth"
+        ):
+            write_table(tmp_path / "t.md", mixed)
+    write_table(tmp_path / "t.md", [equal, experts])
+    assert (tmp_path / "t.md").read_text().count("equal captions correct") == 2
+    assert fraction_of_full(equal, [equal, experts]) and fraction_of_full(other, [other, experts]) is None
 
 
 def test_rows_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +294,7 @@ def test_a_fraction_needs_one_row_of_all_pairs() -> None:
     others: tuple[dict[str, Any], ...] = (
         {"split": "val"},
         {"scored": {"split": "test", "fingerprint": "of other images", "images": 1000, "captions": 5000}},
+        {"scored": {"data": "stamps"}},
         {"data_fingerprint": "of other data"},
         {"text_fingerprint": "hashed:64"},
         {"image_weights_sha256": "others"},
