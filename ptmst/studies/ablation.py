@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast, get_args
 
 from ptmst import schema
@@ -36,12 +37,14 @@ from ptmst.evaluation.scores import Scores
 from ptmst.presets import RENAMED, applied, experiment, methods
 from ptmst.report.tables import Row
 from ptmst.students.image_towers import prepared
+from ptmst.studies import cost as cost_of
+from ptmst.studies.cost import Between, total
 from ptmst.support import devices, files, folders, parallel, progress
 from ptmst.support.memory import peak_memory
 from ptmst.support.provenance import machine, versions
 from ptmst.synthetic.distilled_set import DistilledSet
 from ptmst.teachers import train_teachers
-from ptmst.trajectories.store import TrajectoryStore
+from ptmst.trajectories.store import INDEX, TrajectoryStore
 
 RESULTS = "ablation.json"
 _KIND, _VERSION = "ablation", 1
@@ -132,6 +135,8 @@ def ablate(config: AblateConfig, command: str) -> list[Row]:
     folder holds another grid.
     """
     with _grid(config, command) as grid:
+        if cost := grid.cost():
+            progress.note(f"ablate: {cost}")
         grid.teach()
         best = grid.tuned()
         grid.forget_other_rates(best)
@@ -142,6 +147,15 @@ def ablate(config: AblateConfig, command: str) -> list[Row]:
         full = [Run(name, 0, seed, split=config.split) for name in grid.full for seed in grid.seeds]
         grid.run("ablate", [*full, *runs])
         return grid.rows(runs, full)
+
+
+def cost(config: AblateConfig, command: str) -> str:
+    """What `ablate` has left to do and how long that takes, in a sentence, from a few outer steps of each method.
+
+    Raises InputError as `ablate` does.
+    """
+    with _grid(config, command) as grid:
+        return grid.cost() or "nothing is left to do"
 
 
 @contextmanager
@@ -187,6 +201,7 @@ class _Grid:
         """What is compared with, by name: all real pairs, of which experts are."""
         self.seeds = range(config.seed, config.seed + config.seeds)
         self._tuning = TUNING_SEEDS[: config.tuning_seeds]
+        self._size = sorted(config.pairs)[len(config.pairs) // 2]
         self.found: dict[Run, dict[str, Any]] = {}
         if self._file.exists():
             before = files.read_json(self._file, _KIND, _VERSION)
@@ -212,13 +227,44 @@ class _Grid:
             for path in parallel.completed(_teach, wanted, config.workers):
                 bar.advance(path.name)
 
+    def cost(self) -> str:
+        """What is left to do, and how long it takes; empty where nothing is."""
+        config = self._config
+        stores = [_store(config, seed, frozen) for seed in [*self.seeds, *self._tuning] for frozen in self.frozen]
+        lacking = sum(not (store / INDEX).exists() for store in stores)
+        trials, tests = {}, {}
+        for method in config.methods:
+            done = [run.tunes for run in self.found if run.method == method]
+            trials[method] = (self._trials(method) * config.tuning_seeds).without(done.count(True))
+            tests[method] = (Between(1, 1) * len(config.pairs) * len(self.seeds)).without(done.count(False))
+        tune, test = total(trials.values()), total(tests.values())
+        if not lacking and not tune.least and not test.least:
+            return ""
+        (prices,) = parallel.completed(_prices, [(config, self._base, self._size, self.frozen)], 1)
+        seconds = prices.store * lacking + total(
+            prices.trial[m] * trials[m] + prices.test[m] * tests[m] for m in trials
+        )
+        hours = seconds * (1 / 3600)
+        return (
+            f"{lacking} stores of experts, {tune:.0f} runs to tune, {test:.0f} on {config.split}: {hours:.2g} CPU hours, "
+            f"{hours * (1 / config.workers):.2g} hours with {config.workers} at a time (from a few eager outer steps of "
+            "each method and a few epochs of its students; most where tuning chooses the most steps)"
+        )
+
+    def _trials(self, method: str) -> Between:
+        """How many runs it takes to tune a method on one seed."""
+        if method not in methods():
+            return Between(1, 1) * (len(REAL_LOSSES) * len(REAL_LR))
+        axes = [axis for axis in tried(self._config.tune) if self._has(method, axis)]
+        least = 1 + sum(len(axis.values) - 1 for axis in axes)
+        return Between(least, least + sum(axis.extends for axis in axes))
+
     def tuned(self) -> dict[str, Run]:
         """Every method's run with what is best on val, at the middle size and seeds of their own."""
-        size = sorted(self._config.pairs)[len(self._config.pairs) // 2]
         axes = tried(self._config.tune)
         # From its first value on, an axis that is yet to come is at one of those that will be compared.
         first = {axis.field: axis.values[0] for axis in axes if axis.field == "batch"}
-        best = {method: Run(method, size, self._tuning[0], split="val") for method in self._config.methods}
+        best = {method: Run(method, self._size, self._tuning[0], split="val") for method in self._config.methods}
         best |= {method: replace(run, **first) for method, run in best.items() if method in methods()}
         real = {
             method: [replace(run, loss=loss, lr=lr) for loss, lr in product(REAL_LOSSES, REAL_LR)]
@@ -511,6 +557,43 @@ def _distilled(
     losses = [round(float(phase.history["loss"][-20:].sum(1).mean()), 4) for phase in made.phases]
     cost = {"seconds": time.process_time() - began, "peak bytes": sum(peak), "loss": losses}
     return made, last if config.ema else None, cost
+
+
+@dataclass(frozen=True)
+class _Prices:
+    """CPU seconds of a store of experts, and of a method's trials and tests."""
+
+    store: Between
+    trial: dict[str, Between]
+    test: dict[str, Between]
+
+
+def _prices(asked: tuple[AblateConfig, Experiment, int, Sequence[bool]]) -> _Prices:
+    config, base, size, kinds = asked
+    fields = {axis.field: axis.values for axis in tried(config.tune)}
+    stores, students, teach = {}, {}, Between(0, 0)
+    trial, test = {}, {}
+    with TemporaryDirectory() as folder:
+        for frozen in kinds:
+            teaching = replace(base.teach, encoder=replace(base.teach.encoder, freeze_tower=frozen), device="cpu")
+            stores[frozen] = cost_of.store_of_noise(teaching, Path(folder) / str(frozen))
+            teach += Between.exactly(cost_of.teaching(teaching)) * (1 / len(kinds))
+            students[frozen] = cost_of.students(size, replace(evaluation(base, [size]), split="val"), stores[frozen])
+        for method in config.methods:
+            if method not in methods():
+                trial[method] = test[method] = Between.exactly(students[base.teach.encoder.freeze_tower])
+                continue
+            run = Run(method, size, TUNING_SEEDS[0], split="val")
+            ways = [settings(base, replace(run, batch=share)) for share in fields.get("batch", (run.batch,))]
+            frozen = ways[0].teach.encoder.freeze_tower
+            seconds = [cost_of.distilling(way.distill, stores[frozen]) for way in ways]
+            made = Between(min(seconds), max(seconds))
+            trial[method] = made + Between.exactly(students[frozen])
+            leaves = 2 if ways[0].distill.ema else 1
+            test[method] = (
+                made * Between(1, max(fields.get("steps", (1,)))) + Between.exactly(students[frozen]) * leaves
+            )
+    return _Prices(teach, trial, test)
 
 
 _STEPS: dict[Any, OuterStep] = {}

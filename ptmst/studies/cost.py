@@ -1,0 +1,136 @@
+"""What experts, outer steps and students take on this machine: measured on a few, in CPU seconds of this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ptmst.config import DistillConfig, EvaluateConfig, LeafRates, TeachConfig
+from ptmst.data import Pairs, load_split
+from ptmst.distillation.budget import settled
+from ptmst.distillation.distill import distill_with
+from ptmst.engine.outer_step import OuterStep
+from ptmst.evaluation.baselines import random_pairs
+from ptmst.evaluation.evaluate import evaluate
+from ptmst.recipe import Recipe
+from ptmst.students.student import Student
+from ptmst.students.text_towers import text_tower
+from ptmst.support.seeds import generator
+from ptmst.teachers import train_on_pairs
+from ptmst.trajectories.recorder import Recorder
+from ptmst.trajectories.store import TrajectoryStore
+
+_BATCHES = 2
+"""That an epoch is measured with."""
+_LR = 1e-4
+"""Student learning rate that no student diverges at."""
+_NO_RATES = LeafRates(images=0.0, texts=0.0, lr=0.0, similarity=0.0)
+
+
+@dataclass(frozen=True)
+class Between:
+    """A number that is not known exactly: what it is at least and at most. Numbers are not negative."""
+
+    least: float
+    most: float
+
+    @classmethod
+    def exactly(cls, value: float) -> Between:
+        return cls(value, value)
+
+    def __add__(self, other: Between) -> Between:
+        return Between(self.least + other.least, self.most + other.most)
+
+    def __mul__(self, other: Between | float) -> Between:
+        by = other if isinstance(other, Between) else Between.exactly(other)
+        return Between(self.least * by.least, self.most * by.most)
+
+    def without(self, done: float) -> Between:
+        """What is left after that much."""
+        return Between(max(0, self.least - done), max(0, self.most - done))
+
+    def __format__(self, style: str) -> str:
+        least, most = format(self.least, style), format(self.most, style)
+        return least if least == most else f"{least} to {most}"
+
+
+def total(numbers: Iterable[Between]) -> Between:
+    return sum(numbers, Between(0, 0))
+
+
+def teaching(config: TeachConfig) -> float:
+    """CPU seconds of the experts of one store, from a few batches. `config.data` must have an image size."""
+    pairs, tower = load_split(config.data, "train"), text_tower(config.encoder)
+    student = Recipe.of(config.data, config.encoder, pairs, tower, config).student((0,))
+    experts = config.experts * config.epochs * len(pairs) * _per_pair(student, pairs, tower.width, config)
+    if config.encoder.warmup_epochs:
+        trained = replace(config, encoder=replace(config.encoder, freeze_tower=False))
+        whole = Recipe.of(config.data, trained.encoder, pairs, tower, trained).student((0,))
+        seen = config.encoder.warmup_epochs * len(load_split(config.data, "warmup").image_names)
+        experts += seen * _per_pair(whole, pairs, tower.width, trained)
+    return experts
+
+
+def store_of_noise(config: TeachConfig, folder: Path) -> TrajectoryStore:
+    """A store like that of `config`, with one expert that is nothing but noise: what it costs to use is the same."""
+    pairs, tower = load_split(config.data, "train"), text_tower(config.encoder)
+    recipe = Recipe.of(config.data, config.encoder, pairs, tower, config)
+    student = recipe.student((0,))
+    record = recipe.to_json()
+    store = TrajectoryStore(folder, student.layers, config.epochs, config.kept_endpoints, record, config.coding)
+    recorder, theta, noise = Recorder(student.layers, config.kept_endpoints), student.flatten(), generator("cost")
+    for _ in range(config.epochs + 1):
+        recorder.record(theta)
+        theta = theta + 0.01 * torch.randn(theta.shape, generator=noise)
+    store.add(0, recorder.expert(), {"losses": []})
+    return store
+
+
+def distilling(config: DistillConfig, store: TrajectoryStore) -> float:
+    """CPU seconds of a distillation, from a few eager outer steps of every phase."""
+    # The same work, but nothing moves: settings that diverge can be measured too.
+    config = replace(config, compile="off", device="cpu", rates=_NO_RATES)
+    student = store.student((config.seed, "student"))
+    config = settled(config, store, student)
+    step = OuterStep.of(student, config)
+    return _extrapolated(lambda steps: distill_with(step, replace(config, steps=steps), store), config.steps)
+
+
+def students(num_pairs: int, config: EvaluateConfig, store: TrajectoryStore) -> float:
+    """CPU seconds of `config.students` students, trained one by one on `num_pairs` pairs and scored on the split."""
+    pairs = random_pairs(store, num_pairs, _LR, 0)
+    one = replace(config, students=1, device="cpu")
+    evaluate(pairs, replace(one, epochs=0))  # what is kept of the split from now on
+    return config.students * _extrapolated(lambda epochs: evaluate(pairs, replace(one, epochs=epochs - 1)), one.epochs)
+
+
+def _per_pair(student: Student, pairs: Pairs, text_width: int, config: TeachConfig) -> float:
+    """CPU seconds of an expert's training, for each pair of an epoch."""
+    few = min(len(pairs), _BATCHES * config.batch_size)
+    some = replace(pairs, captions=pairs.captions[:few], image_of_text=pairs.image_of_text[:few])
+    features = None
+    if student.tower is not None and not config.augment:
+        seen = student.features(torch.zeros(1, 3, pairs.image_size, pairs.image_size))
+        features = seen.detach().expand(len(pairs.image_names), -1)
+    texts = torch.randn(few, text_width, generator=generator("cost"))
+    epochs = train_on_pairs(student, some, texts, replace(config, epochs=2), 0, features)
+    next(epochs), next(epochs)  # images are decoded in the first epoch
+    return _seconds(lambda: next(epochs)) / few
+
+
+def _extrapolated(work: Callable[[int], object], steps: int) -> float:
+    """CPU seconds of `work(steps)`, from that of one step and of three."""
+    work(1)
+    one, three = (_seconds(partial(work, count)) for count in (1, 3))
+    return one + max(0.0, three - one) / 2 * (steps - 1)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
