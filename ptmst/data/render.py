@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from ptmst import schema
 from ptmst.config import RenderConfig
 from ptmst.data.digits import write_digits
+from ptmst.data.drawings import drawings
 from ptmst.data.scenes import write_scenes
 from ptmst.data.shipped import emoji
+from ptmst.data.stamps import stamps
 from ptmst.data.written import PictureSet, write_set
 from ptmst.support import progress
 
 _PAINTERS = {"scenes": write_scenes, "digits": write_digits}
+_SETS: Mapping[str, Callable[[], PictureSet]] = {"emoji": emoji, "drawings": drawings, "stamps": stamps}
 
 
 def write_rendered(config: RenderConfig) -> bool:
@@ -27,10 +31,6 @@ def write_rendered(config: RenderConfig) -> bool:
         total = config.train + config.val + config.test + config.warmup
         with progress.bar("data", total) as bar:
             return _PAINTERS[config.name](config.folder, **settings, progress=lambda *_: bar.advance("images"))
-    pictures = _pictures(config)
+    pictures = _SETS[config.name]()
     with progress.bar("data", pictures.count) as bar:
         return write_set(config.folder, pictures, lambda *_: bar.advance("images"))
-
-
-def _pictures(config: RenderConfig) -> PictureSet:
-    return emoji()

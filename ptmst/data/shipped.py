@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ptmst.data.credits import Credits
 from ptmst.data.generated import Progress
-from ptmst.data.written import LICENSES, PictureSet, Sample, write_set
+from ptmst.data.written import LICENSES, Advance, PictureSet, Sample, write_set
 from ptmst.support import files
 
 _INDEX, _KIND, _VERSION = "emoji.json", "shipped", 1
@@ -31,20 +31,20 @@ def write_emoji(root: Path | str, *, progress: Progress | None = None) -> bool:
 
 
 def emoji() -> PictureSet:
+    """The data set as it ships."""
     folder = shipped()
     index = files.read_json(folder / _INDEX, _KIND, _VERSION)
     return PictureSet(
         name="emoji",
         made_of={"archives": index["archives"]},
         credits=Credits.from_json({key: index[key] for key in ("license", "credits")}),
-        samples=samples,
+        samples=_samples,
         count=sum(index["images"].values()),
         licenses=(folder / LICENSES).read_text("utf-8"),
     )
 
 
-def samples() -> Iterator[Sample]:
-    """Every picture of the data set, split by split."""
+def _samples(advance: Advance) -> Iterator[Sample]:
     for split in ("train", "val", "test"):
         with tarfile.open(shipped() / f"emoji-{split}.tar") as archive:
             # KEY.json comes before KEY.webp.
@@ -56,3 +56,4 @@ def samples() -> Iterator[Sample]:
                     captions = json.load(file)["caption"]
                 else:
                     yield split, member.name, file.read(), captions
+                    advance()

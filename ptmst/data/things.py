@@ -8,7 +8,7 @@ _PEOPLE = "man woman men women person people boy girl child male female mrs mr m
 _COLORS = "red orange yellow green blue purple pink brown black white grey gray light dark"
 _SIZES = "large small medium heavy"
 _SIDES = "up down left right north south east west upper lower leftwards rightwards upwards downwards facing tilted"
-_ALIKE = frozenset(f"{_PEOPLE} {_COLORS} {_SIZES} {_SIDES} face with and of the a".split())
+_ALIKE = frozenset(f"{_PEOPLE} {_COLORS} {_SIZES} {_SIDES} face with and of the a an some another".split())
 """Words that make no other thing: a blue heart is a heart, the face of a cat a cat."""
 _SERIES = {
     "clock": r"o’clock|thirty",

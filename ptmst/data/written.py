@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ LICENSES = "LICENSES.txt"
 """The texts of all licenses, in the root folder."""
 _VERSION = 1
 _UNFINISHED = "unfinished"
+"""The key of the record while the images are being written."""
 
 Sample = tuple[str, str, bytes, Sequence[str]]
 """Split, name of the image below `images`, its file's bytes, its captions."""
+Advance = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ class PictureSet:
     made_of: Mapping[str, Any]
     """What decides its bytes; JSON values."""
     credits: Credits
-    samples: Callable[[], Iterable[Sample]] = field(repr=False)
+    samples: Callable[[Advance], Iterable[Sample]] = field(repr=False)
+    """Makes them, and calls what it is given for each picture that it looks at."""
     count: int
-    """Images of all splits."""
+    """Pictures that it looks at."""
     licenses: str = ""
     """The texts of the licenses."""
 
@@ -49,22 +51,24 @@ def write_set(root: Path, pictures: PictureSet, progress: Progress | None = None
     annotations = {split: root / f"{pictures.name}_{split}.json" for split in SPLITS}
     content = {"format": f"ptmst-{pictures.name}", "version": _VERSION, **pictures.made_of}
 
-    def finished() -> bool:
+    def is_finished() -> bool:
         if not record.exists():
             return False
         there = files.read_json(record, pictures.name, _VERSION)
-        if any(there.get(key) != value for key, value in pictures.made_of.items()):
+        differing = [key for key, value in pictures.made_of.items() if there.get(key) != value]
+        if differing:
             raise InputError(
-                f"{record}: expected {pictures.name} of this release, found it made of other packages or settings; "
-                "choose another root or delete that folder"
+                f"{record}: expected {pictures.name} made of what is installed here, found it made of other "
+                f"{', '.join(differing)}; choose another root or delete that folder"
             )
-        return _UNFINISHED not in there and (root / CREDITS).exists()
+        wanted = [root / CREDITS, *(annotations[split] for split in there.get("images", ()))]
+        return _UNFINISHED not in there and all(path.exists() for path in wanted)
 
-    if finished():
+    if is_finished():
         folders.tidy(root)
         return False
     with folders.claimed(root, FOLDER):
-        if finished():
+        if is_finished():
             return False
         if not record.exists() and any((root / "images").glob("*")):
             raise InputError(
@@ -73,24 +77,38 @@ def write_set(root: Path, pictures: PictureSet, progress: Progress | None = None
             )
         # From here on the folder says whose it is, whenever the run is killed.
         files.write_json(record, {**content, _UNFINISHED: True})
-        captioned: dict[str, list[tuple[str, Sequence[str]]]] = {split: [] for split in SPLITS}
-        try:
-            for done, (split, name, image, captions) in enumerate(pictures.samples(), 1):
-                path = root / "images" / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(image)
-                captioned[split].append((f"images/{name}", captions))
-                if progress:
-                    progress(done, pictures.count)
-        except OSError as error:
-            raise InputError(f"{root}: expected a folder to write to, found {error}; choose another root") from error
-        for split, path in annotations.items():
-            with suppress(FileNotFoundError):
-                path.unlink()
-            if captioned[split]:
-                write_annotations(path, captioned[split], entry_per_caption=split == "train")
+        for path in annotations.values():
+            path.unlink(missing_ok=True)
+        captioned = _write_images(root, pictures, progress)
+        for split, images in captioned.items():
+            write_annotations(annotations[split], images, entry_per_caption=split == "train")
         if pictures.licenses:
             files.write(root / LICENSES, pictures.licenses.encode())
         write_credits(root, pictures.credits)
-        files.write_json(record, content)
+        counts = {split: len(images) for split, images in captioned.items()}
+        files.write_json(record, {**content, "images": counts})
     return True
+
+
+def _write_images(
+    root: Path, pictures: PictureSet, progress: Progress | None
+) -> Mapping[str, Sequence[tuple[str, Sequence[str]]]]:
+    """Names and captions of what was written, by split."""
+    captioned: dict[str, list[tuple[str, Sequence[str]]]] = {}
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, pictures.count)
+
+    for split, name, image, captions in pictures.samples(advance):
+        path = root / "images" / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image)
+        except OSError as error:
+            raise files.cannot_write(path, error) from error
+        captioned.setdefault(split, []).append((f"images/{name}", captions))
+    return captioned
