@@ -216,3 +216,38 @@ def in_float64(student: Student) -> Student:
     for module in student.modules:
         module.double()
     return student
+
+
+def tiny_bert(path: Path, captions: Sequence[str], seed: int = 5) -> Path:
+    """A tiny random BERT with its tokenizer, as save_pretrained leaves them; without a pooler, as fine-tuned ones."""
+    transformers = pytest.importorskip("transformers")
+    path.mkdir(parents=True, exist_ok=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({w for c in captions for w in c.split()})]
+    (path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = transformers.BertTokenizerFast.from_pretrained(path)
+    tokenizer.save_pretrained(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = transformers.BertConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            initializer_range=0.5,
+        )
+        transformers.BertForMaskedLM(config).save_pretrained(path)
+    return path
+
+
+def install(folder: Path, name: str, patch: pytest.MonkeyPatch) -> None:
+    """Make an installed package of all that lies in a folder. Whoever imports its code learns of it."""
+    code = folder / name.replace("-", "_") / "__init__.py"
+    code.parent.mkdir(exist_ok=True)
+    code.write_text("raise AssertionError('its code ran')")
+    about = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    (about / "RECORD").write_text("".join(f"{path},,\n" for path in [*there, f"{about.name}/RECORD"]))
+    patch.syspath_prepend(folder)

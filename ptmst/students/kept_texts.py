@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as st
 from torch import Tensor
 
-import ptmst.data
+from ptmst.data.shipped import shipped
 from ptmst.errors import InputError
 from ptmst.support import files
 
-SHIPPED = Path(ptmst.data.__file__).parent / "emoji" / "texts.safetensors"
+SHIPPED = shipped() / "texts.safetensors"
 _ABOUT = "about"
 
 

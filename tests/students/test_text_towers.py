@@ -32,6 +32,7 @@ from ptmst.students.heads import make_student
 from ptmst.students.image_towers import ConvNet, image_tower
 from ptmst.students.text_towers import CPU, HashedText, HuggingFaceText, chunks, embed_captions, text_tower
 from ptmst.support.folders import cache_folder
+from tiny import tiny_bert
 
 pytestmark = pytest.mark.slow  # open_clip and transformers take seconds to import
 
@@ -428,25 +429,7 @@ def test_captions_are_embedded_in_chunks(count: int) -> None:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random BERT with its tokenizer, as save_pretrained leaves them; without a pooler, as fine-tuned ones."""
-    transformers = pytest.importorskip("transformers")
-    path = tmp_path_factory.mktemp("bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({w for c in CAPTIONS for w in c.split()})]
-    (path / "vocab.txt").write_text("\n".join(words))
-    tokenizer = transformers.BertTokenizerFast.from_pretrained(path)
-    tokenizer.save_pretrained(path)
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        config = transformers.BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            initializer_range=0.5,
-        )
-        transformers.BertForMaskedLM(config).save_pretrained(path)
-    return path
+    return tiny_bert(tmp_path_factory.mktemp("bert"), CAPTIONS)
 
 
 def test_hf_text_is_the_cls_token(bert: Path) -> None:
