@@ -108,7 +108,7 @@ def trained(settings: Experiment, data: DataConfig, seed: int, folder: Path) -> 
 
 
 def measure(name: Literal["scenes", "digits"], seed: int, work: Path) -> Iterator[dict[str, Any]]:
-    settings = experiment("demo-quick")
+    settings = experiment("scenes-quick")
     root = work / name / "data"
     write_rendered(replace(settings.data, name=name, root=root))
     data = DataConfig(name=name, root=root, image_size=settings.data.image_size)

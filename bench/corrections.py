@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _ties(name: str, folder: Path) -> Iterator[result.Row]:
-    config = replace(experiment("demo").evaluate, root=folder / "data")
+    config = replace(experiment("scenes").evaluate, root=folder / "data")
     for which in ("lors", "ptm-st", "store"):
         with _both_ways() as in_favor:
             if which == "store":

@@ -1,6 +1,6 @@
 """`python -m bench.demo --out FOLDER`: run the demos, and renew all that README and docs show of them.
 
-It runs `ptmst demo` on scenes and on digits, and `ptmst demo --quick`, one after the other in FOLDER, where each
+It runs `ptmst demo`, whole and `--quick`, on emoji and on scenes, and on digits, one after the other in FOLDER, where each
 continues if it was stopped, or is as it was if it was finished. Then it writes their results to bench/results, the page
 docs/demo/report.html, the picture docs/strip.png and every table.
 """
@@ -16,12 +16,14 @@ from pathlib import Path
 from bench import readme, result, strip
 
 DEMOS = {
-    "demo-scenes": ("runs/demo", []),
+    "demo-emoji": ("runs/demo", []),
+    "demo-emoji-quick": ("runs/demo-quick", ["--quick"]),
+    "demo-scenes": ("runs/demo-scenes", ["--data", "scenes"]),
+    "demo-scenes-quick": ("runs/demo-scenes-quick", ["--data", "scenes", "--quick"]),
     "demo-digits": ("runs/demo-digits", ["--data", "digits"]),
-    "demo-quick-cpu": ("runs/demo-quick", ["--quick"]),
 }
 """Folder and flags of each demo, by the name of its results."""
-SHOWN = "demo-scenes"
+SHOWN = "demo-emoji"
 PAGE, PICTURE = result.ROOT / "docs" / "demo" / "report.html", result.ROOT / "docs" / "strip.png"
 
 

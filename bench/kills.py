@@ -90,7 +90,7 @@ COMMANDS = {
     "ablate": Command(
         "ablate --methods random,ptm-st --pairs 10 --seeds 1 --workers 1 --out {run}/grid", 16, ("grid/recalls*",)
     ),
-    "demo": Command("demo --quick --out {run}/demo", 12, ("demo/scores/all.json",)),
+    "demo": Command("demo --data scenes --quick --out {run}/demo", 12, ("demo/scores/all.json",)),
     "distill": Command(DISTILL + " --out {run}/set", 46, ("set/phase-1*", "set/checkpoint-1-00000016*"), "--resume"),
     "teach": Command(TEACH + " --out {run}/store", 36, ("store/expert-001*", "store/.expert-001*")),
     "data": Command(DATA, 24, ("data/scenes_test.json",)),
@@ -128,7 +128,7 @@ def program(words: Sequence[str]) -> int:
     from ptmst.presets import experiment
     from ptmst.studies import ablation, demo
 
-    base = experiment("demo-quick")
+    base = experiment("scenes-quick")
     encoder = replace(base.teach.encoder, image_width=16, warmup_epochs=1, head_width=16)
     tiny = replace(
         base,

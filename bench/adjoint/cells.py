@@ -72,7 +72,7 @@ def images(tower: Tower) -> RenderConfig:
 
 def teach_config(seed: int, tower: Tower) -> TeachConfig:
     """The experts of a seed, without their folders."""
-    demo = experiment("demo").teach
+    demo = experiment("scenes").teach
     if tower == "convnet":
         return replace(demo, encoder=replace(demo.encoder, image_width=32), lr=0.1, experts=4, seed=seed)
     encoder = replace(demo.encoder, image_tower="timm:nf_regnet_b0", warmup_epochs=10)

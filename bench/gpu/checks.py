@@ -33,7 +33,7 @@ from ptmst.trajectories.spans import Span
 from ptmst.trajectories.store import TrajectoryStore
 
 ROOT = Path(__file__).parents[2]
-ON_A_CPU = ROOT / "bench" / "results" / "demo-quick-cpu.json"
+ON_A_CPU = ROOT / "bench" / "results" / "demo-scenes-quick.json"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _POINTS = 3.0
 """Points of mean recall, percent: rounding alone changes 385 steps of training and distillation."""
@@ -94,14 +94,14 @@ def tests(sheet: Sheet, files: tuple[str, ...], words: str, share: int, of: int)
 
 
 def demo(sheet: Sheet) -> None:
-    """`ptmst demo --quick`, end to end."""
-    sheet.row("ptmst demo --quick", 120, _demo)
+    """`ptmst demo --data scenes --quick`, end to end."""
+    sheet.row("ptmst demo --data scenes --quick", 120, _demo)
 
 
 def _demo() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "demo"
-        command = [sys.executable, "-m", "ptmst", "demo", "--quick", "--out", str(out)]
+        command = [sys.executable, "-m", "ptmst", "demo", "--data", "scenes", "--quick", "--out", str(out)]
         last = ""
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             assert process.stdout is not None
@@ -147,7 +147,7 @@ def _of_case(case: Case) -> Row:
 
 def _one_expert(folder: Path, images: int) -> TrajectoryStore:
     """One expert of the quick demo."""
-    quick = experiment("demo-quick")
+    quick = experiment("scenes-quick")
     write_rendered(replace(quick.data, root=folder / "data", train=images, warmup=images))
     data = replace(quick.teach.data, root=folder / "data")
     return train_teachers(replace(quick.teach, out=folder / "store", data=data, experts=1))
@@ -170,7 +170,7 @@ class _FirstStep(OuterStep):
 
 
 def _of_first_step(method: str, compile: Compile, store: Any) -> Row:
-    quick: DistillConfig = applied(method, experiment("demo-quick")).distill
+    quick: DistillConfig = applied(method, experiment("scenes-quick")).distill
     config = replace(quick, keep="path", chunk=None, compile=compile, device="auto")
     student = store().student((config.seed, "student"))
     step = _FirstStep.of(student.to(CUDA), config)

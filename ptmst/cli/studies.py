@@ -9,29 +9,36 @@ from typing import Annotated, ClassVar
 from tyro.conf import arg
 
 from ptmst.cli.flags import CONTINUES, Command, typed
-from ptmst.config import AblateConfig, Rendered
+from ptmst.config import RUN, AblateConfig, DataConfig
 from ptmst.support.progress import result, table
 
 
 @dataclass(frozen=True)
 class Demo(Command):
-    """Run everything on an embedded data set, from experts to an HTML page of results."""
+    """Run everything on one data set, from experts to an HTML page of results."""
 
     stopped = CONTINUES
-    examples: ClassVar = ("ptmst demo --quick", "ptmst demo --data digits --out runs/demo-digits")
+    examples: ClassVar = ("ptmst demo --quick", "ptmst demo --data csv:pairs.csv --root images --out runs/mine")
 
-    data: Rendered = "scenes"
-    """Embedded data set: scenes (colored shapes) or digits (real handwriting)."""
+    data: str = "emoji"
+    """Data set: emoji (drawings, shipped), scenes or digits (rendered), or any that teach takes, such as csv:PATH."""
+    root: Path | None = None
+    """Folder of the data; none = written below the output folder, or data/NAME, or the current folder for csv: …"""
+    image_column: str | None = None
+    """Column of images in csv, tsv, jsonl and parquet; none = filepath or image."""
+    caption_column: str | None = None
+    """Column of captions in csv, tsv, jsonl and parquet; none = title or caption (in Parquet, caption or text)."""
     out: Path | None = None
-    """Folder for all files; an interrupted demo continues there. none = runs/demo[-digits][-quick]."""
+    """Folder for all files; an interrupted demo continues there. none = runs/demo[-DATA][-quick]."""
     quick: bool = False
     """A quarter of the time, with fewer experts and steps, and lower recall."""
 
     def run(self) -> None:
         from ptmst.studies.demo import run_demo
 
-        folder = Path("runs") / f"demo{'-digits' * (self.data == 'digits')}{'-quick' * self.quick}"
-        run_demo(self.data, self.out or folder, self.quick, typed())
+        source = DataConfig(self.data, self.root, image_column=self.image_column, caption_column=self.caption_column)
+        name = "" if self.data == "emoji" else f"-{self.data.partition(':')[0]}"
+        run_demo(source, self.out or Path("runs") / f"demo{name}{'-quick' * self.quick}", self.quick, typed())
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,16 @@ class Ablate(Command):
     )
 
     settings: Annotated[AblateConfig, arg(name="")] = field(default_factory=AblateConfig)
+    cost: bool = field(default=False, metadata=RUN)
+    """Only tell how many runs are left, and how long they take here."""
 
     def run(self) -> None:
         from ptmst.report.tables import recall_table, write_table
-        from ptmst.studies.ablation import ablate, columns
+        from ptmst.studies.ablation import ablate, columns, cost
 
+        if self.cost:
+            result(cost(self.settings, typed()))
+            return
         rows = ablate(self.settings, typed())
         about = columns(self.settings.tune)
         table(recall_table(rows, about))

@@ -1,7 +1,8 @@
-"""The main job on an embedded default: data → teachers → distillation → students → one page."""
+"""The main job in one command: data → teachers → distillation → students → one page."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,10 +10,10 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from ptmst import schema
-from ptmst.config import DataConfig, EvaluateConfig, Experiment, LossKind
+from ptmst.config import DataConfig, DistillConfig, EvaluateConfig, Experiment, LossKind, Rendered
 from ptmst.data import load_split, write_rendered
 from ptmst.distillation.distill import distill
 from ptmst.errors import InputError
@@ -22,10 +23,12 @@ from ptmst.evaluation.scores import Scores, read_scores, write_scores
 from ptmst.presets import applied, experiment
 from ptmst.report.page import write_report
 from ptmst.report.tables import Row, recall_table
-from ptmst.support import files, folders
+from ptmst.students.packages import weights_file
+from ptmst.support import devices, files, folders, parallel
 from ptmst.support.clock import repeatedly
 from ptmst.support.progress import note, result, table
 from ptmst.support.provenance import machine, versions
+from ptmst.synthetic.distilled_set import DistilledSet
 from ptmst.teachers import train_teachers
 from ptmst.trajectories.store import TrajectoryStore
 
@@ -33,51 +36,99 @@ PAGE, RESULTS = "report.html", "results.json"
 _RECORD, _KIND, _VERSION = "demo.json", "demo", 1
 FOLDER = folders.Kind("a demo", (_RECORD,))
 _NOTE_EVERY_S = 5.0
+METHODS = {"lors": "LoRS", "ptm-st": "PTM-ST", "st-adjoint": "ST, damped adjoint"}
+"""Methods that are shown, by preset."""
+AT_ONCE = 2
+"""Distillations side by side on a CPU, of one thread each: a step gains little from a second one."""
 RANDOM_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
 RANDOM_LR = (0.01, 0.03, 0.1)
 """Losses and student learning rates tried for random pairs; the best on the val split are used."""
 
 
-def run_demo(data: Literal["scenes", "digits"], out: Path, quick: bool, command: str) -> list[Row]:
-    """Run the demo in `out`, or continue it; returns the rows of its table, of which it also writes a page.
+def preset_of(data: str, quick: bool) -> str:
+    """The preset of a demo: rendered pictures train a small tower of their own, all others have a pretrained one."""
+    return f"{'scenes' if data in ('scenes', 'digits') else 'demo'}{'-quick' * quick}"
 
-    Raises InputError where `out` holds another demo, or cannot be written.
+
+def run_demo(source: DataConfig, out: Path, quick: bool, command: str) -> list[Row]:
+    """Run the demo on a data set in `out`, or continue it; returns the rows of its table, of which it writes a page.
+
+    A set that `ptmst data` writes is written to `out`, unless `source` has a root. Raises InputError for data without a
+    val or test split, for a tower that is not installed, and where `out` holds another demo, or cannot be written.
     """
-    settings = experiment("demo-quick" if quick else "demo")
-    with folders.claimed(out, FOLDER), _timed(out, data, settings) as seconds:
-        rows = _rows(data, out, settings)
+    settings = experiment(preset_of(source.name, quick))
+    _refuse_missing_tower(settings)
+    with folders.claimed(out, FOLDER), _timed(out, source.name, settings) as seconds:
+        rows = _rows(source, out, settings)
         minutes = seconds() / 60
     if not (out / RESULTS).exists():
         _record_results(out / RESULTS, command, minutes, rows)
-    title = f"ptmst demo: {rows[-2].pairs} pairs distilled from {rows[-1].pairs:,} ({data})"
+    title = f"ptmst demo: {rows[1].pairs} pairs distilled from {rows[-1].pairs:,} ({source.name})"
     write_report(out / PAGE, title, rows, command)
     table(recall_table(rows))
     result(f"{minutes:.1f} min. Everything is in {out}; open {out / PAGE} in a browser.")
     return rows
 
 
-def _rows(data: Literal["scenes", "digits"], out: Path, settings: Experiment) -> list[Row]:
-    note(f"1/5 data: {data}")
-    root = out / "data"
-    write_rendered(replace(settings.data, name=data, root=root))
-    note("2/5 teachers: warm-up of the image tower, then experts on all real pairs")
-    real = DataConfig(name=data, root=root, image_size=settings.data.image_size)
+def _refuse_missing_tower(settings: Experiment) -> None:
+    weights = settings.teach.encoder.image_weights
+    try:
+        if weights is not None:
+            weights_file(weights)
+    except InputError as error:
+        raise InputError(f"{error}, or take --data scenes, which needs no weights") from error
+
+
+def _rows(source: DataConfig, out: Path, settings: Experiment) -> list[Row]:
+    note(f"1/4 data: {source.name}")
+    real = _data(source, out, settings)
+    pairs = {split: load_split(real, split) for split in ("train", "val", "test")}
+    note("2/4 teachers: experts on all real pairs")
     store = train_teachers(replace(settings.teach, out=out / "store", data=real))
-    note("3/5 distillation: LoRS (raw trajectories, one phase)")
-    lors = distill(replace(applied("lors", settings).distill, out=out / "lors"), store, resume=True)
-    note("4/5 distillation: PTM-ST (shortcut trajectories, phases, EMA)")
-    ptm_st = distill(replace(settings.distill, out=out / "ptm-st"), store, resume=True)
-    note("5/5 fresh students on each")
-    config, count = settings.evaluate, ptm_st.num_pairs
+    note(f"3/4 distillation: {', '.join(METHODS.values())}")
+    sets = _distilled(out, settings, store)
+    note("4/4 fresh students on each")
+    config, count = settings.evaluate, settings.distill.pairs
     scored = partial(_scored, out / "scores")
     random = scored("random", lambda: _score_random(store, count, config))
     shown = random_pairs(store, count, random.provenance["lr"], config.seed)
+
+    def row(method: str, made: DistilledSet) -> Row:
+        return Row(METHODS[method], scored(method, lambda: evaluate(made, config)), made.num_pairs, made)
+
     return [
         Row("random real pairs", random, count, shown),
-        Row("LoRS", scored("lors", lambda: evaluate(lors, config)), lors.num_pairs, lors),
-        Row("PTM-ST", scored("ptm-st", lambda: evaluate(ptm_st, config)), count, ptm_st),
-        Row("all real pairs", scored("all", lambda: evaluate_experts(store, config)), len(load_split(real, "train"))),
+        *(row(method, made) for method, made in sets.items()),
+        Row("all real pairs", scored("all", lambda: evaluate_experts(store, config)), len(pairs["train"])),
     ]
+
+
+def _data(source: DataConfig, out: Path, settings: Experiment) -> DataConfig:
+    """The data, written where there is need."""
+    size = settings.teach.data.image_size
+    if source.name in get_args(Rendered) and source.root is None:
+        written = replace(settings.data, name=cast(Rendered, source.name), root=out / "data")
+        write_rendered(written)
+        return replace(source, root=written.root, image_size=size or written.image_size)
+    return replace(source, image_size=size)
+
+
+def _distilled(out: Path, settings: Experiment, store: TrajectoryStore) -> dict[str, DistilledSet]:
+    """A set of each method; on a CPU side by side."""
+    wanted = {
+        method: replace(applied(method, settings).distill, out=out / method, root=store.recipe.data.root)
+        for method in METHODS
+    }
+    if devices.pick(settings.distill.device).type != "cpu":
+        return {method: distill(config, store, resume=True) for method, config in wanted.items()}
+    tasks = {METHODS[method]: (store.path, config) for method, config in wanted.items()}
+    parallel.side_by_side(_distill, tasks, min(AT_ONCE, os.cpu_count() or 1))
+    return {method: DistilledSet.load(out / method) for method in wanted}
+
+
+def _distill(asked: tuple[Path, DistillConfig]) -> None:
+    store, config = asked
+    distill(config, TrajectoryStore.open(store), resume=True)
 
 
 def _score_random(store: TrajectoryStore, count: int, config: EvaluateConfig) -> Scores:

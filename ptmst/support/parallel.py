@@ -6,14 +6,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from ptmst.errors import InputError
 from ptmst.support import progress
 
+_LAST_WORD_S = 1.0
 A = TypeVar("A")
 R = TypeVar("R")
 
@@ -24,10 +26,54 @@ def completed(function: Callable[[A], R], tasks: Iterable[A], workers: int) -> I
     `function` is one of a module, and tasks and results can be pickled. Where one raises, or the caller stops or is
     killed, the running workers are killed at once.
     """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
-    try:
+    with _pool(workers) as pool:
         for ended in as_completed([pool.submit(function, task) for task in tasks]):
             yield ended.result()
+
+
+def side_by_side(function: Callable[[A], R], tasks: Mapping[str, A], workers: int) -> dict[str, R]:
+    """Results by name, of a few long tasks whose progress is shown, each under its name; else as `completed`."""
+    told = multiprocessing.get_context("spawn").Queue()
+    with progress.bars() as bars, _pool(workers, told) as pool:
+        showing = threading.Thread(target=_show, args=(told, bars), daemon=True)
+        showing.start()
+        try:
+            futures = {name: pool.submit(_named, name, function, task) for name, task in tasks.items()}
+            _first_failure(futures.values())
+            return {name: future.result() for name, future in futures.items()}
+        finally:
+            told.cancel_join_thread()
+            told.put(None)
+            showing.join(_LAST_WORD_S)  # a worker that was killed may have the queue's lock
+
+
+def _first_failure(futures: Iterable[Future[R]]) -> None:
+    for ended in as_completed(futures):
+        ended.result()
+
+
+def _show(told: multiprocessing.Queue[progress.Told | None], bars: progress.Bars) -> None:
+    while (one := told.get()) is not None:
+        bars.show(one)
+
+
+def _named(name: str, function: Callable[[A], R], task: A) -> R:
+    progress.told_to(_told.put if _told is not None else None, name)
+    try:
+        return function(task)
+    finally:
+        progress.told_to(None)
+
+
+_told: multiprocessing.Queue[progress.Told] | None = None
+"""Of a worker: where its progress goes."""
+
+
+@contextmanager
+def _pool(workers: int, told: multiprocessing.Queue[Any] | None = None) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (told,))
+    try:
+        yield pool
     except BrokenProcessPool as error:
         raise InputError(
             "a worker process was killed (out of memory?); run the same command again to continue, with fewer "
@@ -42,7 +88,9 @@ def completed(function: Callable[[A], R], tasks: Iterable[A], workers: int) -> I
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
+def _begin(told: multiprocessing.Queue[Any] | None) -> None:
+    global _told
+    _told = told
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 

