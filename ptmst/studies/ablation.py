@@ -22,6 +22,7 @@ from ptmst.config import (
     Experiment,
     LossKind,
     Phase,
+    RenderConfig,
     Rendered,
     Selection,
 )
@@ -175,7 +176,7 @@ def _grid(config: AblateConfig, command: str) -> Iterator[_Grid]:
     with folders.claimed(config.out, FOLDER):
         grid = _Grid(config, base, command)
         if _written_here(config):
-            write_rendered(replace(base.data, name=cast(Rendered, config.data), root=on_data.teach.data.folder))
+            write_rendered(_rendered(config, base))
             _refuse(config, on_data)
         yield grid
 
@@ -246,9 +247,9 @@ class _Grid:
         )
         hours = seconds * (1 / 3600)
         return (
-            f"{lacking} stores of experts, {tune:.0f} runs to tune, {test:.0f} on {config.split}: {hours:.2g} CPU hours, "
-            f"{hours * (1 / config.workers):.2g} hours with {config.workers} at a time (from a few eager outer steps of "
-            "each method and a few epochs of its students; most where tuning chooses the most steps)"
+            f"{lacking} stores of experts, {tune:.0f} runs to tune, {test:.0f} on {config.split}: {hours:.2g} CPU "
+            f"hours, {hours * (1 / config.workers):.2g} hours with {config.workers} at a time (from a few eager outer "
+            "steps of each method and a few epochs of its students; most where tuning chooses the most steps)"
         )
 
     def _trials(self, method: str) -> Between:
@@ -409,13 +410,19 @@ def _written_here(config: AblateConfig) -> bool:
     return config.data in get_args(Rendered) and config.root is None
 
 
+def _rendered(config: AblateConfig, base: Experiment) -> RenderConfig:
+    """The experiment's settings of what is drawn by us; other sets have none."""
+    own = RenderConfig(name=cast(Rendered, config.data), root=config.out / "data")
+    return replace(base.data, name=own.name, root=own.root) if own.is_drawn_by_us else own
+
+
 def _on_data(config: AblateConfig, base: Experiment) -> Experiment:
     """The experiment on the data that are asked for."""
     data = replace(base.teach.data, name=config.data, root=config.root, **_columns(config))
     if _written_here(config):
-        data = replace(data, root=config.out / "data")
-    if config.data in get_args(Rendered):
-        data = replace(data, image_size=data.image_size or base.data.image_size)
+        made = _rendered(config, base)
+        size = made.image_size if made.is_drawn_by_us else None
+        data = replace(data, root=made.root, image_size=data.image_size or size)
     return replace(base, teach=replace(base.teach, data=prepared(data, base.teach.encoder)))
 
 
