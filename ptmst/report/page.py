@@ -10,12 +10,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from ptmst.config import Selection
+from ptmst.errors import InputError
+from ptmst.evaluation.nearest import Nearest, RealPictures
 from ptmst.report.tables import Row, lines, note, shown_name
 from ptmst.support import files, progress
 from ptmst.synthetic.distilled_set import DistilledSet
@@ -24,13 +27,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None = None) -> None:
-    """Write one self-contained HTML page. Raises InputError where `out` cannot be written."""
+_THUMBNAIL = 48
+"""Most pixels of a side of a real picture."""
+
+
+def write_report(
+    out: Path,
+    title: str,
+    rows: Sequence[Row],
+    command: str | None = None,
+    *,
+    root: Path | None = None,
+    nearest: bool = True,
+) -> None:
+    """Write one self-contained HTML page. Raises InputError where `out` cannot be written.
+
+    With `nearest` each distilled picture has the nearest real one beside it, for which all training pictures are read;
+    `root` is their folder, where it has moved. Where they are not there, the page says so.
+    """
     from jinja2 import Environment, StrictUndefined
 
     template = _template()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     head, body = lines(rows, "±")
+    real = RealPictures(root) if nearest else None
     page = environment.from_string(template).render(
         title=progress.printable(title),
         made_by=made_by(),
@@ -39,7 +59,7 @@ def write_report(out: Path, title: str, rows: Sequence[Row], command: str | None
         head=head,
         body=body,
         recall_figure=_recall_figure(rows),
-        sets=[_set(row) for row in rows if row.distilled is not None],
+        sets=[_set(row, real) for row in rows if row.distilled is not None],
         settings=[{"name": shown_name(row), "json": _pretty(row)} for row in rows],
     )
     files.write(out, page.encode("utf-8", "backslashreplace"))
@@ -61,20 +81,57 @@ def _pretty(row: Row) -> str:
     return json.dumps(shown, indent=2, ensure_ascii=False)
 
 
-def _set(row: Row) -> dict[str, Any]:
+def _set(row: Row, real: RealPictures | None) -> dict[str, Any]:
     assert row.distilled is not None
-    phases = []
+    neighbors, told = _neighbors(row.distilled, real)
+    phases, first = [], 0
     for number, phase in enumerate(row.distilled.phases):
-        pictures = zip(row.distilled.pixels(number), phase.captions, strict=True)
-        shown = [(_picture(image), progress.printable(text)) for image, text in pictures]
+        beside = neighbors[first : first + len(phase.pairs)]
+        pictures = zip(row.distilled.pixels(number), phase.captions, beside, strict=True)
+        shown = [(_picture(image), progress.printable(text), neighbor) for image, text, neighbor in pictures]
         phases.append({"count": len(phase.pairs), "pictures": shown})
-    return {"name": shown_name(row), "curves": _curves(row.distilled), "phases": phases}
+        first += len(phase.pairs)
+    return {"name": shown_name(row), "curves": _curves(row.distilled), "phases": phases, "told": told}
 
 
-def _picture(pixels: Tensor) -> str:
-    """An image uint8 [3, H, W] as a data address."""
-    buffer = io.BytesIO()
-    Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy()).save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
+def _neighbors(distilled: DistilledSet, real: RealPictures | None) -> tuple[list[dict[str, str] | None], str]:
+    """Of each picture its nearest real one, and what they are together or why there are none."""
+    nothing: list[dict[str, str] | None] = [None] * distilled.num_pairs
+    # Selected pictures are real themselves.
+    if real is None or distilled.provenance.get("method") in get_args(Selection):
+        return nothing, ""
+    try:
+        found = real.nearest_to(distilled)
+    except InputError as error:
+        return nothing, progress.printable(f"Without the nearest real pictures: {error}.")
+    shown = zip(found.pictures, found.captions, found.distance.tolist(), strict=True)
+    return [
+        {"picture": _picture(image, _THUMBNAIL), "caption": progress.printable(text), "distance": f"{distance:.1f}"}
+        for image, text, distance in shown
+    ], _told(found)
+
+
+def _told(found: Nearest) -> str:
+    text = (
+        "Below each picture the nearest real one and its distance, the root mean square difference of their pixels, "
+        f"0 … 255: {found.distance.median():.1f} in the median."
+    )
+    if (starts := found.starts) is None:
+        return text
+    same, count = int(starts.nearest.sum()), len(found.distance)
+    return (
+        f"{text} For {same} of {count} it is the one that the picture began as. From there it moved by "
+        f"{starts.distance.median():.1f} in the median, while the nearest other real picture was "
+        f"{starts.to_another.median():.1f} away."
+    )
+
+
+def _picture(pixels: Tensor, most: int | None = None) -> str:
+    """An image uint8 [3, H, W] as a data address, made smaller where a side has more than `most` pixels."""
+    picture, buffer = Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy()), io.BytesIO()
+    if most is not None:
+        picture.thumbnail((most, most))
+    picture.save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -13,20 +13,23 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
-from ptmst import DistilledSet, FullSimilarity, InputError, Scores, SyntheticPairs
+from ptmst import DistilledSet, FullSimilarity, InputError, Scores, SyntheticPairs, TrajectoryStore
 from ptmst.data import normalize
+from ptmst.data.sampling import random_subset
+from ptmst.evaluation.baselines import random_pairs
 from ptmst.evaluation.metrics import METRICS, TIES
 from ptmst.evaluation.scores import write_scores
 from ptmst.report import page
 from ptmst.report.page import write_report
 from ptmst.report.tables import Row, note, read_row, recall_table
 from ptmst.synthetic.distilled_set import DistilledPhase
-from tiny import RECIPE
+from tiny import RECIPE, tiny_store
 
 VOID = {"meta", "img", "br", "link", "path", "use", "rect"}
 
@@ -156,6 +159,85 @@ def test_the_page_shows_everything(tmp_path: Path) -> None:
     assert len(parsed.all("svg")) == 2
     assert "<script" not in page and "<b>" not in page
     assert json.dumps({"seed": 7})[1:-1] in text and "<by hand>" in text
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryStore:
+    return tiny_store(tmp_path_factory)
+
+
+def far_from(real: TrajectoryStore, count: int = 5) -> DistilledSet:
+    """Real pictures of 16 pixels, each with one pixel less by 64 in all colors."""
+    made = random_pairs(real, count, 0.1, 0)
+    pixels = made.pixels(0).int()
+    pixels[:, :, 3, 4] = (pixels[:, :, 3, 4] - 64).where(pixels[:, :, 3, 4] >= 64, pixels[:, :, 3, 4] + 64)
+    leaves = {**made[0].leaves(), "images": normalize(pixels.byte())}
+    phase = replace(made.phases[0], pairs=made[0].replace(leaves))
+    return replace(made, phases=(phase,), provenance={"method": "by hand"})
+
+
+def images_of(html: str) -> list[Image.Image]:
+    sources = [attributes["src"] or "" for attributes in Parsed(html).all("img")]
+    return [Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))) for source in sources]
+
+
+@pytest.mark.slow
+def test_each_picture_has_the_nearest_real_one_beside_it(tmp_path: Path, real: TrajectoryStore) -> None:
+    made = far_from(real)
+    html = page_of(
+        tmp_path, [Row("ours", scores(20.0), 5, made), Row("random", scores(9.0), 5, random_pairs(real, 5, 0.1, 0))]
+    )
+    away = f"{(64**2 / 16**2) ** 0.5:.1f}"
+    assert f"0 … 255: {away} in the median." in html
+    pairs = real.recipe.pairs("train")
+    begun = pairs.image_of_text[random_subset(pairs, 0, 5)]
+    captions = [pairs.captions[pairs.image_of_text.tolist().index(image)] for image in begun.tolist()]
+    shown = re.findall('<div class="real"><img src="[^"]*" alt="nearest real image"><span>(.*?)</span></div>', html)
+    assert [unescape(text) for text in shown] == [f"{away}: {caption}" for caption in captions]
+    # Of the random pairs, which are real, there are no others.
+    assert len(images_of(html)) == 5 + 5 + 5
+    for shown_image, image in zip(images_of(html)[1:10:2], begun.tolist(), strict=True):
+        pixels = pairs.pixels(torch.tensor([image]))[0].permute(1, 2, 0).numpy()
+        assert np.abs(np.asarray(shown_image.convert("RGB"), dtype=float) - pixels).mean() < 12
+    assert "the one that the picture began as" not in html
+    write_report(tmp_path / "page.html", "A title", [Row("ours", scores(20.0), 5, made)], nearest=False)
+    assert len(images_of((tmp_path / "page.html").read_text("utf-8"))) == 5
+
+
+@pytest.mark.slow
+def test_what_pictures_began_as_is_told(tmp_path: Path, real: TrajectoryStore) -> None:
+    made = replace(far_from(real), provenance={"method": "trajectory matching", "config": {"seed": 0}})
+    html = page_of(tmp_path, [Row("ours", scores(20.0), 5, made)])
+    away = f"{(64**2 / 16**2) ** 0.5:.1f}"
+    (told,) = re.findall(r"For 5 of 5 it is the one .*? away\.", html)
+    assert f"From there it moved by {away} in the median, while the nearest other real picture was " in told
+
+
+@pytest.mark.slow
+def test_real_pictures_are_small(tmp_path: Path) -> None:
+    large = torch.randint(0, 256, (3, 100, 100), dtype=torch.uint8)
+    for most, size in ((None, 100), (48, 48), (200, 100)):
+        content = base64.b64decode(page._picture(large, most).split(",")[1])
+        assert Image.open(io.BytesIO(content)).size == (size, size)
+
+
+@pytest.mark.slow
+def test_a_page_does_without_real_pictures_that_are_not_there(tmp_path: Path, real: TrajectoryStore) -> None:
+    made = far_from(real)
+    data = {**made.settings["data"], "root": str(tmp_path / "gone<b>")}
+    gone = replace(made, settings={**made.settings, "data": data})
+    html = page_of(tmp_path, [Row("ours", scores(20.0), 5, gone)])
+    message = (
+        f"Without the nearest real pictures: {tmp_path}/gone<b>: expected the data that the experts were trained on"
+    )
+    assert escape(message, quote=False) in html and len(images_of(html)) == 5
+    write_report(
+        tmp_path / "page.html",
+        "A title",
+        [Row("ours", scores(20.0), 5, gone)],
+        root=Path(made.settings["data"]["root"]),
+    )
+    assert len(images_of((tmp_path / "page.html").read_text("utf-8"))) == 10
 
 
 @pytest.mark.slow

@@ -304,6 +304,10 @@ def test_a_fraction_needs_one_row_of_all_pairs() -> None:
         elsewhere = replace(full, scores=replace(full.scores, provenance={**full.scores.provenance, **other}))
         assert fraction_of_full(one, [one, elsewhere]) is None
     assert fraction_of_full(rows()[2], rows()) is None  # students of another tower than the experts'
+    # Early files do not name the data that they scored.
+    same = {"split": "test", "fingerprint": "of images", "images": 8, "captions": 16}
+    early, late = scored(one, "early", scored=same), scored(full, "late", scored={"data": "scenes", **same})
+    assert fraction_of_full(early, [early, late])
     theirs = replace(full, scores=replace(full.scores, provenance={**full.scores.provenance, **made_of_other()}))
     assert fraction_of_full(rows()[2], [*rows(), theirs]) == pytest.approx(
         100 * expected(rows()[2])[-1][0] / expected(full)[-1][0]
