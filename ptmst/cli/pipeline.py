@@ -242,6 +242,10 @@ class Report(Command):
     """File to write: .html for the page; .csv, .json, .md or .tex for the table alone."""
     title: str = "Distilled sets"
     """Heading of the page."""
+    nearest: bool = True
+    """Show the nearest real picture of each distilled one, for which all training pictures are read."""
+    root: Path | None = None
+    """Data folder, if it has moved since distillation; none = the folder recorded in the sets."""
 
     def run(self) -> None:
         from ptmst.report.tables import read_rows, write_table
@@ -253,5 +257,5 @@ class Report(Command):
             return
         from ptmst.report.page import write_report
 
-        write_report(self.out, self.title, rows, typed())
+        write_report(self.out, self.title, rows, typed(), root=self.root, nearest=self.nearest)
         result(f"{self.out}: open it in a browser")
