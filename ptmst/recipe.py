@@ -268,14 +268,15 @@ class Recipe:
 
         Bytes of images are compared where both record them.
         """
-        here, there = self._decisive(), other._decisive()
+        here, there = self.decisive(), other.decisive()
         if _CONTENT not in here or _CONTENT not in there:
             here, there = ({key: record[key] for key in record if key != _CONTENT} for record in (here, there))
         if self.fingerprints.text_tower == other.fingerprints.text_tower:  # by whatever name
             here, there = ({**record, "encoder": {**record["encoder"], "text_tower": None}} for record in (here, there))
         return sorted(_differences(here, there))
 
-    def _decisive(self) -> dict[str, Any]:
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide a result, and the fingerprints, without places; JSON values."""
         # The heads of a trained tower are as wide as the tower, whatever was set.
         encoder = self.encoder if self.encoder.freeze_tower else replace(self.encoder, head_width=None)
         encoder = _placeless(encoder)

@@ -77,7 +77,7 @@ def _template() -> str:
 def _pretty(row: Row) -> str:
     shown: dict[str, Any] = {"evaluation": row.scores.provenance}
     if row.distilled is not None:
-        shown |= {"set": row.distilled.provenance, "data and encoder": row.distilled.settings}
+        shown |= {"set": row.distilled.provenance, "data and encoder": row.distilled.recipe.decisive()}
     return json.dumps(shown, indent=2, ensure_ascii=False)
 
 

@@ -140,8 +140,10 @@ def _measured_on(row: Row) -> tuple[Any, ...]:
     """What two rows must have in common to be compared."""
     provenance, scores = row.scores.provenance, row.scores
     scored = {key: value for key, value in provenance.get("scored", {}).items() if key != "data"}
-    keys = ("split", "data_fingerprint", "encoder", "text_fingerprint", "image_weights_sha256")
-    return (scores.scored_data, scored, scores.counts_equal_captions, *(provenance.get(key) for key in keys))
+    # A text tower is the same by whatever name, as its fingerprint tells.
+    encoder = {key: value for key, value in provenance.get("encoder", {}).items() if key != "text_tower"}
+    keys = ("split", "data_fingerprint", "text_fingerprint", "image_weights_sha256")
+    return scores.scored_data, scored, scores.counts_equal_captions, encoder, *(provenance.get(key) for key in keys)
 
 
 def recall_table(rows: Sequence[Row], columns: str = "") -> Table:
