@@ -167,13 +167,17 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryStore:
 
 
 def far_from(real: TrajectoryStore, count: int = 5) -> DistilledSet:
-    """Real pictures of 16 pixels, each with one pixel less by 64 in all colors."""
+    """Real pictures of 16×16 pixels in two phases, each with one pixel that differs by 64 in all colors."""
     made = random_pairs(real, count, 0.1, 0)
     pixels = made.pixels(0).int()
     pixels[:, :, 3, 4] = (pixels[:, :, 3, 4] - 64).where(pixels[:, :, 3, 4] >= 64, pixels[:, :, 3, 4] + 64)
-    leaves = {**made[0].leaves(), "images": normalize(pixels.byte())}
-    phase = replace(made.phases[0], pairs=made[0].replace(leaves))
-    return replace(made, phases=(phase,), provenance={"method": "by hand"})
+    images, (pairs,) = normalize(pixels.byte()), made
+    phases = []
+    for part in (slice(0, 2), slice(2, count)):
+        captions = made.phases[0].captions[part]
+        own = SyntheticPairs(images[part], pairs.texts[part], FullSimilarity.identity(len(captions)), pairs.lr)
+        phases.append(DistilledPhase(own, pairs.lr, captions))
+    return replace(made, phases=tuple(phases), provenance={"method": "by hand"})
 
 
 def images_of(html: str) -> list[Image.Image]:
