@@ -46,7 +46,7 @@ def drawings() -> PictureSet:
         credits=Credits(LICENSE, (*shipped.credits.credits, clipart.CREDIT, stamps.CREDIT)),
         samples=samples,
         count=shipped.count + len(pictures),
-        licenses=shipped.licenses,
+        licenses=f"{clipart.CREDIT}\n{stamps.CREDIT}\n\n{shipped.licenses}",
     )
 
 

@@ -17,15 +17,16 @@ _FAINT = 8
 """Alpha up to which a pixel counts as empty."""
 
 
-def drawn(svg: str, size: int, *, fonts: bool = False) -> Image.Image:
-    """The drawing of an SVG text on white, whole and centered: RGB of `size` pixels; `fonts`: with the system's.
+def drawn(svg: str, size: int) -> Image.Image:
+    """The drawing of an SVG text on white, whole and centered: RGB of `size` pixels.
 
-    Raises ValueError where nothing is drawn, or the text is no SVG.
+    Letters are not drawn: they look as the fonts of a machine do. Raises ValueError where nothing is drawn, or the text
+    is no SVG.
     """
     import resvg_py
 
     try:
-        content = resvg_py.svg_to_bytes(svg_string=svg, width=_FINER * size, dpi=96, skip_system_fonts=not fonts)
+        content = resvg_py.svg_to_bytes(svg_string=svg, width=_FINER * size, dpi=96, skip_system_fonts=True)
     except BaseException as error:  # a panic of Rust is no Exception
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -41,17 +42,16 @@ def on_white(picture: Image.Image, size: int) -> Image.Image:
         raise ValueError("nothing is drawn")
     picture = picture.crop(seen)
     scale = round(size * (1 - 2 * _FREE)) / max(picture.size)
-    # Premultiplied, or the color of what cannot be seen would bleed into the edges.
-    fitted = picture.convert("RGBa").resize(
+    fitted = picture.resize(
         (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS
     )
     page = Image.new("RGBA", (size, size), "white")
-    page.alpha_composite(fitted.convert("RGBA"), ((size - fitted.width) // 2, (size - fitted.height) // 2))
+    page.alpha_composite(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
     return page.convert("RGB")
 
 
 def is_plain(picture: Image.Image) -> bool:
-    """Whether a picture is of one color."""
+    """Whether a picture, RGB, is of one color."""
     return all(low == high for low, high in picture.getextrema())
 
 

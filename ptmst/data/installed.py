@@ -19,6 +19,8 @@ from ptmst.data.written import Advance, Sample
 from ptmst.errors import InputError
 from ptmst.support import parallel
 
+VERSION = 1
+"""Raised whenever the same packages would give other data."""
 SIZE = 64
 """Height and width of the pictures, pixels."""
 _RENDERER = "resvg-py"
@@ -56,9 +58,9 @@ def refuse_missing(data: str, *packages: Package) -> None:
 
 
 def made_with(*packages: Package) -> dict[str, str]:
-    """What decides the pictures: versions of what draws them, and hashes of the packages' files."""
+    """What decides a data set: hashes of the packages' files, and versions of what draws and sorts them."""
     hashes = {package.name: _hash(package.folder) for package in packages}
-    return {**hashes, _RENDERER: version(_RENDERER), "pillow": version("pillow")}
+    return {**hashes, _RENDERER: version(_RENDERER), "pillow": version("pillow"), "rules": str(VERSION)}
 
 
 def drawn_pictures(pictures: Sequence[Found], advance: Advance) -> dict[str, bytes]:
