@@ -62,6 +62,11 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
     if (out / INDEX).exists() and not _missing(store := opened(), config) and not store.damaged():
         folders.tidy(out)
         return store
+    if pairs.is_blank():
+        raise InputError(
+            f"{pairs.root}: expected training images that show something, found all {len(pairs.image_names)} of the "
+            f"same single color; `ptmst data check {pairs.name} --root {pairs.root}` tells more"
+        )
     with folders.claimed(out, FOLDER), devices.arithmetic(config.precision):
         recipe = recipe.of_images(pairs)
         found = opened() if (out / INDEX).exists() else _new_store(config, recipe, device)

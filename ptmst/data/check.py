@@ -12,6 +12,7 @@ from ptmst.data.annotations import NAMED, Annotations, counted
 from ptmst.data.captions import clean_caption, has_unseen, is_short, is_unspaced
 from ptmst.data.ceilings import best_recalls, shared_captions
 from ptmst.data.contents import check_length, shown
+from ptmst.data.drawn import is_plain
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.karpathy import Karpathy
 from ptmst.data.sources import source_of
@@ -77,6 +78,8 @@ class _Look:
     mode: str
     rotated: bool
     size: tuple[int, int]
+    color: tuple[int, ...] | None
+    """Red, green and blue of one that has no other color; none = there is something to see."""
 
 
 def check(name: str, root: Path | str, image_column: str | None = None, caption_column: str | None = None) -> Report:
@@ -118,6 +121,14 @@ def check(name: str, root: Path | str, image_column: str | None = None, caption_
         problems += _first(unreadable, origin, "images that cannot be read")
         if annotations.wordless:
             problems.append(annotations.left_out())
+        blank = [names[i] for i, look in decoded.items() if look.color is not None]
+        if blank and len({look.color for look in decoded.values()}) == 1:
+            problems.append(
+                f"{origin}: expected images that show something, found {counted(blank, 'image')} of the same single "
+                "color; what is transparent lies on white: save them on a background that they can be seen on"
+            )
+        elif blank:
+            remarks.append(f"{origin}: {counted(blank, 'image')} of a single color, once on white: {_some(blank)}")
         remarks += [
             *annotations.remarks,
             *_remarks(annotations, split, {i: look.digest for i, look in decoded.items()}),
@@ -184,7 +195,9 @@ def _look(annotations: Annotations, root: Path, absent: set[int], label: str) ->
             picture = decode(place, root / annotations.image_names[index])
         except InputError as error:
             return str(error)
-        return _Look(files.sha256(place.read()), picture.mode, picture.rotated, picture.upright.size)
+        upright = picture.upright
+        color = tuple(low for low, _ in upright.getextrema()) if is_plain(upright) else None
+        return _Look(files.sha256(place.read()), picture.mode, picture.rotated, upright.size, color)
 
     there = [i for i in range(len(annotations.places)) if i not in absent]
     looks: dict[int, _Look | str] = {}

@@ -110,6 +110,19 @@ class Pairs:
             decoded[new] = True
         return pixels.index_select(0, wanted[position])  # four times as fast as pixels[…]
 
+    def is_blank(self) -> bool:
+        """Whether all images are of the same single color, as transparent ones are on white; read until one is not.
+
+        Raises InputError naming a file that is not a whole, readable image.
+        """
+        first: Tensor | None = None
+        for some in torch.arange(len(self.image_names)).split(DECODERS):
+            pixels = self._decode(some)
+            first = pixels[:1, :, :1, :1] if first is None else first
+            if bool((pixels != first).any()):
+                return False
+        return True
+
     @property
     def fits_in_memory(self) -> bool:
         """Whether an image is decoded once and kept."""

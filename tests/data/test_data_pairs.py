@@ -257,7 +257,7 @@ def test_a_missing_annotation_file_comes_with_its_remedy(tmp_path: Path, name: s
         (
             "flickr",
             "train",
-            r"data set: expected scenes, .+, found 'flickr'; did you mean flickr8k or flickr30k\?",
+            r"data set: expected emoji, .+, found 'flickr'; did you mean flickr8k or flickr30k\?",
         ),
         ("qqq", "train", r"found 'qqq'; choose one of them"),
         ("coco", "warmup", r"split of coco: expected train, val, test, found 'warmup'"),
