@@ -12,6 +12,7 @@ from ptmst.data.annotations import NAMED, Annotations, counted
 from ptmst.data.captions import clean_caption, has_unseen, is_short, is_unspaced
 from ptmst.data.ceilings import best_recalls, shared_captions
 from ptmst.data.contents import check_length, shown
+from ptmst.data.credits import read_credits
 from ptmst.data.drawn import is_plain
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.karpathy import Karpathy
@@ -103,6 +104,10 @@ def check(name: str, root: Path | str, image_column: str | None = None, caption_
         present = source.present(root) or source.splits[:1]
     except InputError as error:
         return Report(name, root, (), (str(error),))
+    try:
+        read_credits(root)
+    except InputError as error:
+        problems.append(str(error))
     for split in present:
         faults: list[str] = []
         try:

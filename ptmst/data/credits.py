@@ -13,6 +13,7 @@ from ptmst.support import files
 FILE = "credits.json"
 """In the root folder of a data set."""
 _KIND, _VERSION = "credits", 1
+_FORM = '{"license": text, "credits": [texts]}'
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,11 @@ class Credits:
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """Raises InputError for a value that is none."""
-        whole = isinstance(value, Mapping) and isinstance(value.get("license"), str)
-        lines = value.get("credits", []) if whole else None
-        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-            raise InputError('credits: expected {"license": text, "credits": [texts]}, found something else; fix it')
-        return cls(value["license"], tuple(lines))
+        """Of {"license": text, "credits": [texts]}, each text a line; raises InputError for another value."""
+        license, credits = (value.get("license"), value.get("credits", [])) if isinstance(value, Mapping) else ("", [])
+        if not isinstance(credits, list) or not all(map(_is_line, (license, *credits))):
+            raise InputError(f"credits: expected {_FORM}, each text a line, found something else; fix it")
+        return cls(license, tuple(credits))
 
     def to_json(self) -> dict[str, Any]:
         return {"license": self.license, "credits": list(self.credits)}
@@ -47,7 +47,10 @@ def read_credits(root: Path) -> Credits | None:
     path = root / FILE
     if not path.is_file():
         return None
-    value = files.read_json(path, _KIND, _VERSION)
+    try:
+        value = files.read_json(path, _KIND, _VERSION)
+    except InputError as error:
+        raise InputError(f"{error}; docs/data.md shows what is in it") from error
     try:
         return Credits.from_json(value)
     except InputError as error:
@@ -56,3 +59,8 @@ def read_credits(root: Path) -> Credits | None:
 
 def write_credits(root: Path, credits: Credits) -> None:
     files.write_json(root / FILE, {"format": f"ptmst-{_KIND}", "version": _VERSION, **credits.to_json()})
+
+
+def _is_line(text: object) -> bool:
+    """Whether it is a text that can stand in a list, or in the head of a dataset card."""
+    return isinstance(text, str) and bool(text.strip()) and len(text.splitlines()) == 1

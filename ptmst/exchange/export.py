@@ -222,7 +222,9 @@ def _credited(distilled: DistilledSet) -> str:
     if credits is None:
         return ""
     works = "".join(f"* {line}\n" for line in credits.credits)
-    return f"\nThe images began as real ones, and were changed. License of the data: {credits.license}. They are of\n\n{works}"
+    return (
+        f"\nThe images began as real ones, and were changed. License of these: {credits.license}. Credits:\n\n{works}"
+    )
 
 
 def _card(distilled: DistilledSet) -> str:
