@@ -189,7 +189,6 @@ class Evaluate(WithPreset):
     input = "set"
     examples: ClassVar = (
         "ptmst evaluate runs/scenes-100 --preset demo",
-        "ptmst evaluate runs/store --split val --out runs/store-val.json",
         "ptmst evaluate runs/scenes-100 --on csv:stamps.csv --on-root stamps --out runs/on-stamps.json",
     )
 

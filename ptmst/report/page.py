@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, get_args
 
 from einops import rearrange
@@ -114,16 +115,20 @@ def _neighbors(distilled: DistilledSet, real: RealPictures | None) -> tuple[list
 def _told(found: Nearest) -> str:
     text = (
         "Below each picture the nearest real one and its distance, the root mean square difference of their pixels, "
-        f"0 … 255: {found.distance.median():.1f} in the median."
+        f"0 … 255: {_median(found.distance)} in the median."
     )
     if (starts := found.starts) is None:
         return text
     same, count = int(starts.nearest.sum()), len(found.distance)
     return (
         f"{text} For {same} of {count} it is the one that the picture began as. From there it moved by "
-        f"{starts.distance.median():.1f} in the median, while the nearest other real picture was "
-        f"{starts.to_another.median():.1f} away."
+        f"{_median(starts.distance)} in the median, while the nearest other real picture was "
+        f"{_median(starts.to_another)} away."
     )
+
+
+def _median(values: Tensor) -> str:
+    return f"{median(values.tolist()):.1f}"
 
 
 def _picture(pixels: Tensor, most: int | None = None) -> str:
