@@ -90,8 +90,9 @@ def _scored_pairs(recipe: Recipe, config: EvaluateConfig, split: str) -> Pairs:
     """A split of the data that are scored, read as the students' own data are."""
     if config.on is None:
         return recipe.pairs(split)
-    columns = {"image_column": config.on_image_column, "caption_column": config.on_caption_column}
-    return load_split(replace(recipe.data, name=config.on, root=config.on_root, **columns), split)
+    data = replace(recipe.data, name=config.on, root=config.on_root)
+    data = replace(data, image_column=config.on_image_column, caption_column=config.on_caption_column)
+    return load_split(data, split)
 
 
 def _for_another_tower(

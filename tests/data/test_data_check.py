@@ -75,8 +75,8 @@ def test_captions_that_images_share_are_counted_in_each_split(tmp_path: Path) ->
     """Of one file of all splits, with what recall can be reached on each."""
     for i in range(5):
         save(tmp_path, f"{i}.png", 9, 9, 3, seed=i)
-    rows = ("0.png,A dog.,train", "1.png,a dog,train", "1.png,a dog!,train", "2.png,a cat,train")
-    rows += ("3.png,a dog,test", "4.png,a cat,test", "3.png,two dogs,test")
+    train = ("0.png,A dog.,train", "1.png,a dog,train", "1.png,a dog!,train", "2.png,a cat,train")
+    rows = [*train, "3.png,a dog,test", "4.png,a cat,test", "3.png,two dogs,test"]
     (tmp_path / "x.csv").write_text("\n".join(["filepath,title,split", *rows]))
     report = check("csv:x.csv", tmp_path)
     assert [split.shared for split in report.splits] == [3, 0]
@@ -222,7 +222,7 @@ def test_where_there_is_nothing_the_remedy_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="data set: expected .*found 'flickr'; did you mean"):
+    with pytest.raises(InputError, match=r"data set: expected .*found 'flickr'; did you mean"):
         check("flickr", tmp_path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,10 @@ from torch import Tensor
 
 from ptmst import DistilledSet, InputError, TrajectoryStore, distill
 from ptmst.config import LeafRates
+from ptmst.data import Pairs
 from ptmst.evaluation import nearest
 from ptmst.evaluation.nearest import RealPictures
+from ptmst.recipe import Recipe
 from tiny import DISTILL, tiny_store
 
 
@@ -41,13 +42,12 @@ def real(store: TrajectoryStore) -> tuple[np.ndarray, list[str]]:
     ]
 
 
-def flat(pictures: Sequence[Tensor] | np.ndarray) -> np.ndarray:
-    stacked = np.concatenate([p.numpy() for p in pictures]) if isinstance(pictures, list) else np.asarray(pictures)
-    return stacked.reshape(len(stacked), -1).astype(np.float64)
+def flat(pictures: Tensor | np.ndarray) -> np.ndarray:
+    return np.asarray(pictures).reshape(len(pictures), -1).astype(np.float64)
 
 
 def pixels(made: DistilledSet) -> np.ndarray:
-    return flat([made.pixels(number) for number in range(len(made))])
+    return flat(torch.cat([made.pixels(number) for number in range(len(made))]))
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 256])
@@ -106,11 +106,14 @@ def test_sets_that_record_no_beginning_have_neighbors_all_the_same(distilled: Di
 
 
 def test_sets_of_the_same_data_share_what_is_read(distilled: DistilledSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptmst import recipe
-
     asked: list[str] = []
-    load = recipe.load_split
-    monkeypatch.setattr(recipe, "load_split", lambda data, split: asked.append(split) or load(data, split))
+    load = Recipe.pairs
+
+    def watched(self: Recipe, split: str) -> Pairs:
+        asked.append(split)
+        return load(self, split)
+
+    monkeypatch.setattr(Recipe, "pairs", watched)
     pictures = RealPictures()
     for _ in range(3):
         pictures.nearest_to(distilled)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from oracles import recall
 from ptmst import DistilledSet, EvaluateConfig, InputError, TrajectoryStore, cli, evaluate, evaluate_experts, schema
-from ptmst.data import write_scenes
+from ptmst.data import load_split, write_scenes
 from ptmst.evaluation.baselines import random_pairs
 from ptmst.evaluation.metrics import METRICS
 from ptmst.evaluation.students import as_distilled, train_students
@@ -63,8 +63,8 @@ def write(path: Path, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def on(folder: Path, config: EvaluateConfig = SHORT, **changes: Any) -> EvaluateConfig:
-    columns = {"on_image_column": "file", "on_caption_column": "text"}
-    return replace(config, on="csv:{split}.csv", on_root=folder, **columns, **changes)
+    other = replace(config, on="csv:{split}.csv", on_root=folder, on_image_column="file", on_caption_column="text")
+    return replace(other, **changes)
 
 
 def elsewhere(made: DistilledSet) -> DistilledSet:
@@ -86,8 +86,8 @@ def by_hand(folder: Path, made: DistilledSet, config: EvaluateConfig, equal: boo
         student = made.student(key)
         *_, (_, thetas) = train_students(student, student.flatten()[None], made, as_distilled(made, config), [key])
         embeds = student.embed_images(thetas[0], images), student.embed_texts(thetas[0], texts)
-        arrays = [F.normalize(e.detach()).double().numpy() for e in embeds]
-        found.append(recall(*arrays, np.arange(len(CAPTIONS)), numbers if equal else None))
+        normal_images, normal_texts = (F.normalize(e.detach()).double().numpy() for e in embeds)
+        found.append(recall(normal_images, normal_texts, np.arange(len(CAPTIONS)), numbers if equal else None))
     return found
 
 
@@ -115,7 +115,7 @@ def test_other_data_are_chosen_by_their_own_val(
     from ptmst.evaluation import evaluate as evaluation
 
     asked: list[tuple[str, str]] = []
-    load = evaluation.load_split
+    load = load_split
 
     def watched(data: Any, split: str) -> Any:
         asked.append((data.name, split))
@@ -159,7 +159,8 @@ def test_a_store_without_experts_is_refused(store: TrajectoryStore) -> None:
 
 @pytest.mark.parametrize("name", ["on_root", "on_image_column", "on_caption_column"])
 def test_where_other_data_are_without_a_name_is_refused(store: TrajectoryStore, name: str) -> None:
-    config = replace(SHORT, **{name: Path("x") if name == "on_root" else "x"})
+    change: dict[str, Any] = {name: Path("x") if name == "on_root" else "x"}
+    config = replace(SHORT, **change)
     message = f"^{name}: expected the data that it belongs to, found none; name them"
     with pytest.raises(InputError, match=message):
         evaluate(random_pairs(store, 6, 0.1, 0), config)
