@@ -214,6 +214,7 @@ def test_drawings_keep_things_together(folders: tuple[Path, Path], tmp_path: Pat
     svg(art / "tabby.svg", shape(2), "Tabby", tags=["cat", "pet"])  # its keywords name the cat, which is for test
     svg(art / "night.svg", shape(3), "Full moon", tags=["sky", "night"])  # moons are one thing
     svg(art / "fight.svg", shape(4), "Dog and cat")  # torn by itself
+    svg(art / "chase.svg", shape(8), "Tabby", tags=["cat", "dog"])  # likewise; it does not tear the other tabby
     svg(art / "salon.svg", shape(5), "Purple poodle")
     svg(art / "kennel.svg", shape(5).replace("#36", "#56"), "Dogs")  # looks like the poodle: in the split of dogs
     svg(art / "blob.svg", shape(6), "Wobble", tags=["cat", "x"])  # torn from the next, which looks alike and is a dog
@@ -228,7 +229,7 @@ def test_drawings_keep_things_together(folders: tuple[Path, Path], tmp_path: Pat
     seen = list[int]()
     pictures = drawings.drawings()
     drawn = {name: (split, tuple(captions)) for split, name, _, captions in pictures.samples(lambda: seen.append(1))}
-    assert len(seen) == pictures.count == 5 + 11
+    assert len(seen) == pictures.count == 5 + 12
     assert drawn == {
         **{f"emoji/{name}": (split, captions) for split, name, captions in EMOJI},
         "clipart/puppy.png": ("train", ("A dog with a bone",)),
