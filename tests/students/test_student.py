@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -309,3 +310,24 @@ def test_a_table_of_modules() -> None:
     assert LayerTable.of(network=text).group_names == ("network",)
     with pytest.raises(InputError, match="expected layers in each of the groups a, b"):
         LayerTable.of(a=text, b=nn.GELU())
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_depthwise_tower_gets_its_images_channels_last(groups: int) -> None:
+    """Where groups are as many as channels; what it makes of them is the same."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(4, 8, 3, groups=groups)
+    tower = nn.Sequential(nn.Conv2d(3, 4, 1), convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    plain = copy.deepcopy(tower)
+    seen: list[torch.Tensor] = []
+    tower.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    student = Student.from_modules(nn.Linear(8, 5).double(), nn.Linear(3, 5).double(), tower=tower)
+    images = torch.randn(6, 3, 9, 9, dtype=torch.float64, requires_grad=True)
+    features = student.features(images)
+    expected = plain(images)
+    assert torch.allclose(features, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(expected)
+    (found,) = torch.autograd.grad(features, images, weights)
+    (wanted,) = torch.autograd.grad(expected, images, weights)
+    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) == (groups == 4)
