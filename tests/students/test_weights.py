@@ -30,7 +30,7 @@ Weights = dict[str, Tensor]
 
 def renamed(weights: Weights) -> Weights:
     """By other names of the same kinds."""
-    return {f"_layer_{number}.{name.rpartition('.')[2]}": weights[name] for number, name in enumerate(weights)}
+    return {f"_layer_{number:02}.{name.rpartition('.')[2]}": weights[name] for number, name in enumerate(weights)}
 
 
 def drawn() -> Weights:
@@ -64,13 +64,17 @@ def test_weights_of_other_names_alone_are_loaded_by_order_which_is_said_once(
     (said,) = caplog.records
     assert said.levelno == logging.WARNING
     assert said.getMessage().startswith(f"{path}: the tensors are named otherwise than the tower's (")
-    assert "_layer_0.weight for blocks.0.weight" in said.getMessage()
+    assert "_layer_00.weight for blocks.0.weight" in said.getMessage()
 
 
-def test_weights_of_the_right_names_are_loaded_by_name_in_any_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_weights_of_the_right_names_are_loaded_by_name_in_any_order(
+    order: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     weights = drawn()
-    torch.save(dict(reversed(weights.items())), tmp_path / "w.pth")
+    torch.save(dict(list(weights.items())[::order]), tmp_path / "w.pth")
     assert all(torch.equal(value, weights[name]) for name, value in loaded(tmp_path / "w.pth").state_dict().items())
+    assert not caplog.records
 
 
 def swapped(weights: Weights, one: int, other: int) -> Weights:
@@ -86,9 +90,9 @@ OTHERS: dict[str, Callable[[Weights], Weights]] = {
     "one too many before the end": lambda weights: {"_stem.weight": torch.zeros(4)} | weights,
     "one too many that is no classifier": lambda weights: weights | {"_more.running_mean": torch.zeros(4)},
     "two classifiers": lambda weights: weights | CLASSIFIER | {"_fc2.weight": torch.zeros(1)},
-    "another shape": lambda weights: weights | {"_layer_1.bias": torch.zeros(5)},
+    "another shape": lambda weights: weights | {"_layer_01.bias": torch.zeros(5)},
     "a name of the tower's elsewhere": lambda weights: {
-        {"_layer_6.weight": "blocks.2.weight"}.get(name, name): value for name, value in weights.items()
+        {"_layer_06.weight": "blocks.2.weight"}.get(name, name): value for name, value in weights.items()
     },
     "nothing": lambda weights: {},
 }
@@ -110,7 +114,7 @@ def test_safetensors_keep_no_order_and_the_refusal_shows_names_of_both_sides(tmp
     shown = str(refused.value).removeprefix(f"{tmp_path / 'w.safetensors'}: ")
     assert shown == (
         "expected weights of this tower, found nothing for blocks.0.weight (4, 3, 3, 3) (12 such layers) beside "
-        "_layer_0.weight, _layer_1.bias, _layer_10.weight, …; name the tower these weights belong to"
+        "_layer_00.weight, _layer_01.bias, _layer_02.weight, …; name the tower these weights belong to"
     )
 
 
