@@ -222,9 +222,8 @@ def _credited(distilled: DistilledSet) -> str:
     if credits is None:
         return ""
     works = "".join(f"* {line}\n" for line in credits.credits)
-    return (
-        f"\nThe images began as real ones, and were changed. License of these: {credits.license}. Credits:\n\n{works}"
-    )
+    changed = "The images began as real ones, and were changed."
+    return f"\n{changed} License of the data: {credits.license}. Credits:\n\n{works}"
 
 
 def _card(distilled: DistilledSet) -> str:
