@@ -29,7 +29,7 @@ QUESTIONS = {
 
 def recalls(rows: Rows) -> list[float]:
     """Mean recall of every student; 0 for one that diverged."""
-    from ptmst.studies.ablation import recalls
+    from ptmst.studies.runs import recalls
 
     return [value for row in rows for value in recalls(row)]
 
@@ -124,7 +124,8 @@ def _never_learned(result: Result) -> str:
 def _tuned(result: Result, row: Row) -> str:
     """By the method's own runs on val: a grid may have tried fewer values of one method than of another."""
     from ptmst.schema import from_json
-    from ptmst.studies.ablation import Run, tuned
+    from ptmst.studies.runs import Run
+    from ptmst.studies.tuning import tuned
 
     one, runs = from_json(Run, row["run"]), [from_json(Run, other["run"]) for other in result["rows"]]
     return tuned(one, [run for run in runs if run.tunes and run.method == one.method])

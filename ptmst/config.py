@@ -497,6 +497,8 @@ class AblateConfig:
     """What is tuned on val, one after another: rates, batch, similarity (the rate of S), lr (η's start), steps."""
     tuning_seeds: int = 2
     """Seeds that each trial is the mean of."""
+    tuned_in: Path | None = field(default=None, metadata=_PASSING)
+    """Folder of another ablation, as tuned in which the methods are run; none = tune here."""
     seeds: int = 5
     """Number of seeds; each has its own experts, initial pairs, batches and students."""
     seed: int = 0

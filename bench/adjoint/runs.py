@@ -24,7 +24,7 @@ from ptmst.errors import Diverged
 from ptmst.evaluation.scorer import RetrievalScorer
 from ptmst.evaluation.students import train_students
 from ptmst.recipe import Recipe
-from ptmst.studies.ablation import shared_outer_step
+from ptmst.studies.runs import shared_outer_step
 from ptmst.support.devices import pick
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs

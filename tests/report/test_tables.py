@@ -26,8 +26,8 @@ from ptmst.recipe import Recipe
 from ptmst.report.tables import Row, _json, fraction_of_full, how, read_row, read_rows, recall_table, write_table
 from ptmst.schema import to_json
 from ptmst.students.image_towers import image_tower
-from ptmst.studies import ablation
-from ptmst.studies.ablation import Run
+from ptmst.studies import tuning
+from ptmst.studies.runs import Run
 from ptmst.support.files import sha256
 from ptmst.synthetic.distilled_set import DistilledSet
 from tiny import DISTILL, contents, tiny_store
@@ -130,7 +130,7 @@ def test_latex_has_what_an_ablation_tunes(tmp_path: Path) -> None:
     """In letters that LaTeX has by itself."""
     runs = (Run("ptm-st", 50, 0, factor=3.0), Run("random", 50, 0, lr=0.03))
     trials = [Run("ptm-st", 50, 1000), *(Run("random", 50, 1000, lr=lr) for lr in (0.01, 0.1))]
-    tuned = [ablation.tuned(run, [*trials, *runs]) for run in runs]
+    tuned = [tuning.tuned(run, [*trials, *runs]) for run in runs]
     told = [replace(row, more={"tuned": how}) for row, how in zip(rows(), tuned, strict=False)]
     write_table(tmp_path / "table.tex", told)
     text = (tmp_path / "table.tex").read_text("utf-8")

@@ -20,8 +20,10 @@ from ptmst.evaluation.baselines import subset
 from ptmst.presets import experiment, methods
 from ptmst.report.tables import fraction_of_full, how
 from ptmst.schema import from_json, to_json
-from ptmst.studies import ablation
-from ptmst.studies.ablation import COLUMNS, REAL_LOSSES, RESULTS, Run, ablate, evaluation, settings
+from ptmst.studies import ablation, runs, tuning
+from ptmst.studies.ablation import COLUMNS, RESULTS, ablate
+from ptmst.studies.runs import Run, evaluation, settings
+from ptmst.studies.tuning import REAL_LOSSES
 from ptmst.support import files, parallel
 from tiny import DISTILL, ENCODER
 
@@ -75,8 +77,8 @@ FACTORS, REAL_LR = (1 / 3, 1.0, 3.0), (0.03, 0.1)
 @pytest.fixture(scope="module", autouse=True)
 def few_rates() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablation, "FACTORS", FACTORS)
-        patch.setattr(ablation, "REAL_LR", REAL_LR)
+        patch.setattr(tuning, "FACTORS", FACTORS)
+        patch.setattr(tuning, "REAL_LR", REAL_LR)
         yield
 
 
@@ -119,7 +121,7 @@ def test_a_distillation_that_diverges_counts_as_students_that_recall_nothing(
 ) -> None:
     monkeypatch.setenv("PTMST_CACHE", str(grid.out / "cache"))
     wild = replace(TINY, distill=replace(TINY.distill, student_lr=1e38))
-    run, row = ablation._measure((grid, wild, Run("lors", 8, 0)))
+    run, row = runs.measure((grid.out, wild, Run("lors", 8, 0)))
     assert (row["lost"], row["students"]) == (2, []) and "non-finite" in row["why"] and run == Run("lors", 8, 0)
 
 
@@ -205,8 +207,8 @@ def test_one_student_that_diverges_costs_the_others_nothing(
             raise Diverged("the first of the two")
         return evaluate(made, config)
 
-    monkeypatch.setattr(ablation, "evaluate", diverging)
-    _, row = ablation._measure((grid, TINY, from_json(Run, before["run"])))
+    monkeypatch.setattr(runs, "evaluate", diverging)
+    _, row = runs.measure((grid.out, TINY, from_json(Run, before["run"])))
     assert row["lost"] == 1 and row["students"] == before["students"][1:]
 
 
@@ -333,7 +335,7 @@ def test_methods_join_a_grid_and_leave_it(grid: AblateConfig, tmp_path: Path, mo
 def test_more_rates_may_be_tried(grid: AblateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a grid that tried fewer, only what is new is measured."""
     (tmp_path / RESULTS).write_bytes((grid.out / RESULTS).read_bytes())
-    monkeypatch.setattr(ablation, "FACTORS", (*FACTORS, 27.0))
+    monkeypatch.setattr(tuning, "FACTORS", (*FACTORS, 27.0))
     again = ablation._Grid(replace(grid, out=tmp_path, methods=("lors",)), TINY, "ptmst ablate")
     asked: list[Any] = []
 
