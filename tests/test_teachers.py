@@ -781,3 +781,22 @@ def test_another_coding_is_refused(config: TeachConfig) -> None:
         InputError, match=r"found different ones \(coding: fp16 in the store, int8 asked for\); choose another"
     ):
         train_teachers(replace(config, experts=1, coding="int8"))
+
+
+def test_pictures_of_which_nothing_is_seen_are_refused_before_anything_is_written(config: TeachConfig) -> None:
+    """All transparent, with any colors beneath; one that is seen is enough."""
+    images = sorted((config.data.folder / "images" / "train").iterdir())
+    for number, path in enumerate(images):
+        hidden = np.random.default_rng(number).integers(0, 255, (IMAGE, IMAGE, 4), dtype=np.uint8)
+        hidden[..., 3] = 0
+        Image.fromarray(hidden).save(path)
+    with pytest.raises(InputError) as caught:
+        train_teachers(config)
+    root = config.data.folder
+    assert str(caught.value) == (
+        f"{root}: expected training images that show something, found all 24 of the same single color; "
+        f"`ptmst data check scenes --root {root}` tells more"
+    )
+    assert not Path(config.out).exists()
+    Image.new("RGB", (IMAGE, IMAGE), (250, 255, 255)).save(images[-1])
+    assert len(train_teachers(replace(config, experts=1))) == 1

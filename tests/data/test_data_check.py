@@ -145,6 +145,37 @@ def test_how_images_are_stored_is_counted(tmp_path: Path) -> None:
     assert (train.smallest, train.largest) == ((8, 8), (5, 30))  # upright
 
 
+def transparent(path: Path, seed: int) -> None:
+    """A picture of which nothing is seen, whatever its colors are."""
+    hidden = noise(9, 9, 4, seed=seed)
+    hidden[..., 3] = 0
+    Image.fromarray(hidden).save(path)
+
+
+def test_pictures_of_a_single_color_are_told(tmp_path: Path) -> None:
+    save(tmp_path, "a.png", 9, 9, 3)
+    transparent(tmp_path / "b.png", 1)
+    Image.new("L", (4, 4), 7).save(tmp_path / "c.png")
+    transparent(tmp_path / "d.png", 2)
+    lay(tmp_path, "train", *((name, "x") for name in ("a.png", "b.png", "c.png")))
+    lay(tmp_path, "test", ("d.png", "y"))
+    report = check("flickr8k", tmp_path)
+    assert only(report) == (
+        "ROOT/flickr8k_test.json: expected images that show something, found 1 image of the same single color; what is "
+        "transparent lies on white: save them on a background that they can be seen on"
+    )
+    assert f"{tmp_path}/flickr8k_train.json: 2 images of a single color, once on white: b.png, c.png" in report.remarks
+
+
+def test_pictures_of_one_color_each_are_no_mistake(tmp_path: Path) -> None:
+    """Swatches differ."""
+    for name in ("red", "blue"):
+        Image.new("RGB", (4, 4), name).save(tmp_path / f"{name}.png")
+    lay(tmp_path, "train", ("red.png", "red"), ("blue.png", "blue"))
+    report = check("flickr8k", tmp_path)
+    assert report.problems == () and len(report.remarks) == 1
+
+
 def test_nothing_stops_it(sound: Path) -> None:
     """One of each: every other problem is found all the same."""
     (sound / "text.jpg").write_text("hello")
