@@ -784,7 +784,7 @@ def test_another_coding_is_refused(config: TeachConfig) -> None:
 
 
 def test_pictures_of_which_nothing_is_seen_are_refused_before_anything_is_written(config: TeachConfig) -> None:
-    """All transparent, with any colors beneath; one that is seen is enough."""
+    """All transparent, with any colors beneath; another color is enough to be seen."""
     images = sorted((config.data.folder / "images" / "train").iterdir())
     for number, path in enumerate(images):
         hidden = np.random.default_rng(number).integers(0, 255, (IMAGE, IMAGE, 4), dtype=np.uint8)
@@ -798,5 +798,6 @@ def test_pictures_of_which_nothing_is_seen_are_refused_before_anything_is_writte
         f"`ptmst data check scenes --root {root}` tells more"
     )
     assert not Path(config.out).exists()
-    Image.new("RGB", (IMAGE, IMAGE), (250, 255, 255)).save(images[-1])
+    for path in images[-8:]:
+        Image.new("RGB", (IMAGE, IMAGE), (250, 255, 255)).save(path)
     assert len(train_teachers(replace(config, experts=1))) == 1
