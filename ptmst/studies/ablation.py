@@ -23,7 +23,7 @@ from ptmst.report.tables import Row
 from ptmst.students.image_towers import prepared
 from ptmst.studies import cost as cost_of
 from ptmst.studies import tuning
-from ptmst.studies.cost import Between, total
+from ptmst.studies.cost import Between, hours, total
 from ptmst.studies.runs import FULL, FULL_HEADS, Run, evaluation, measure, recalls, settings, store_folder
 from ptmst.support import files, folders, parallel, progress
 from ptmst.support.provenance import machine, versions
@@ -172,11 +172,11 @@ class _Grid:
         seconds = prices.store * lacking + total(
             prices.trial[m] * trials[m] + prices.test[m] * tests[m] for m in trials
         )
-        hours = seconds * (1 / 3600)
+        taking = f"{hours(seconds)} CPU hours, {hours(seconds * (1 / config.workers))} hours with {config.workers}"
         return (
-            f"{lacking} stores of experts, {tune:.0f} runs to tune, {test:.0f} on {config.split}: {hours:.2g} CPU "
-            f"hours, {hours * (1 / config.workers):.2g} hours with {config.workers} at a time (from a few eager outer "
-            "steps of each method and a few epochs of its students; most where tuning chooses the most steps)"
+            f"{lacking} stores of experts, {tune:.0f} runs to tune, {test:.0f} on {config.split}: {taking} at a time "
+            "(from a few eager outer steps of each method and a few epochs of its students; most where tuning chooses "
+            "the most steps)"
         )
 
     def tuned(self) -> dict[str, Run]:

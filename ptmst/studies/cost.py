@@ -59,6 +59,11 @@ class Between:
         return least if least == most else f"{least} to {most}"
 
 
+def hours(seconds: Between) -> str:
+    """In words, as exactly as is known."""
+    return format(seconds * (1 / 3600), ".0f" if seconds.least >= 10 * 3600 else ".2g")
+
+
 def total(numbers: Iterable[Between]) -> Between:
     return sum(numbers, Between(0, 0))
 

@@ -1,0 +1,103 @@
+"""What a study takes is told before it begins, from little work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptmst import TrajectoryStore, schema
+from ptmst.config import AblateConfig, EvaluateConfig, Experiment, LeafRates, RenderConfig, TeachConfig
+from ptmst.data import write_rendered
+from ptmst.students.image_towers import prepared
+from ptmst.studies import ablation, cost
+from ptmst.studies.cost import Between, total
+from ptmst.support import parallel
+from tiny import DISTILL, ENCODER
+
+TINY = Experiment(
+    data=RenderConfig(image_size=16, train=24, val=8, test=8, warmup=0, captions=2),
+    teach=TeachConfig(encoder=replace(ENCODER, head_width=16), experts=1, epochs=3, batch_size=16, endpoints="all"),
+    distill=replace(DISTILL, steps=2),
+    evaluate=EvaluateConfig(students=2, epochs=2, lr_drop=1, batch_size=8),
+)
+
+
+def test_numbers_that_are_not_known_exactly_add_and_multiply_end_by_end() -> None:
+    assert Between(1, 2) + Between(3, 5) == Between(4, 7) == total([Between(1, 2), Between(3, 5)])
+    assert Between(1, 2) * Between(3, 5) == Between(3, 10) and Between(1, 2) * 3 == Between(3, 6)
+    assert Between(1, 5).without(2) == Between(0, 3)
+    assert f"{Between(1, 2):.0f} and {Between.exactly(3):.0f}" == "1 to 2 and 3"
+
+
+def test_seconds_of_many_steps_come_from_one_and_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, done = 0.0, list[int]()
+
+    def work(steps: int) -> None:
+        nonlocal seconds
+        seconds += (100.0 if not done else 5.0) + 2 * steps  # the first time takes longest
+        done.append(steps)
+
+    monkeypatch.setattr(cost.time, "process_time", lambda: seconds)
+    assert cost._extrapolated(work, 50) == pytest.approx(5 + 2 * 50)
+    assert sum(done) <= 5
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers are this process, which is quicker."""
+
+    def completed(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+        return map(function, tasks)
+
+    monkeypatch.setattr(parallel, "completed", completed)
+    monkeypatch.setattr(ablation, "experiment", lambda *_: TINY)
+    monkeypatch.setenv("PTMST_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.slow
+def test_a_store_of_noise_is_used_like_one_of_experts(here: None, tmp_path: Path) -> None:
+    """Even with settings that diverge: what they cost is the same."""
+    write_rendered(replace(TINY.data, name="scenes", root=tmp_path / "data"))
+    data = prepared(replace(TINY.teach.data, root=tmp_path / "data", image_size=16), TINY.teach.encoder)
+    teach = replace(TINY.teach, data=data, encoder=replace(TINY.teach.encoder, freeze_tower=True))
+    store = cost.store_of_noise(teach, tmp_path / "noise")
+    assert TrajectoryStore.open(tmp_path / "noise").recipe == store.recipe
+    assert store.endpoints == (1, 2, 3) and len(store) == 1
+    wild = replace(TINY.distill, rates=LeafRates(1e30, 1e30, 1e30, 1e30))
+    assert 0 < cost.distilling(wild, store) < 60
+    assert cost.students(8, TINY.evaluate, store) > 0 and cost.teaching(teach) > 0
+
+
+@pytest.mark.slow
+def test_an_ablation_tells_how_many_runs_are_left_and_how_long_they_take(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour = 3600.0
+    monkeypatch.setattr(cost, "teaching", lambda config: 10 * hour)
+    monkeypatch.setattr(cost, "students", lambda *_: 2 * hour)
+    monkeypatch.setattr(cost, "distilling", lambda config, _: config.batch_size * hour)
+    monkeypatch.setattr(cost, "store_of_noise", lambda *_: None)
+    config = AblateConfig(out=tmp_path / "grid", methods=("random", "st"), pairs=(8,), seeds=3, tuning_seeds=2)
+    config = replace(config, tune=("rates", "batch", "steps"), workers=2)
+    told = ablation.cost(config, "ptmst ablate")
+    # Rates: 3 and perhaps one beyond; one batch more; twice the steps. A batch is 2 or 4 of 8 pairs. A test has two
+    # evaluations, since the set is an average.
+    least = 5 * 10 + 20 * 2 + 3 * 2 + 10 * (2 + 2) + 3 * (2 + 2 * 2)
+    most = 5 * 10 + 20 * 2 + 3 * 2 + 12 * (4 + 2) + 3 * (2 * 4 + 2 * 2)
+    assert told.startswith(
+        f"5 stores of experts, 30 to 32 runs to tune, 6 on test: {least} to {most} CPU hours, "
+        f"{least / 2:.0f} to {most / 2:.0f} hours with 2 at a time"
+    )
+    assert not list((tmp_path / "grid").glob("store-*"))
+
+
+def test_data_that_are_not_drawn_by_us_have_no_settings_of_the_experiment() -> None:
+    config = AblateConfig(data="emoji")
+    schema.check(ablation._rendered(config, TINY))
+    assert ablation._rendered(replace(config, data="digits"), TINY) == replace(
+        TINY.data, name="digits", root=config.out / "data"
+    )
