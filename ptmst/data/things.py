@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _PEOPLE = "man woman men women person people boy girl child male female mrs mr mx s"
-_COLORS = "red orange yellow green blue purple pink brown black white grey gray light dark"
+_COLORS = "red orange yellow green blue purple pink brown black white gray light dark"
 _SIZES = "large small medium heavy"
 _SIDES = "up down left right north south east west upper lower leftwards rightwards upwards downwards facing tilted"
 _ALIKE = frozenset(f"{_PEOPLE} {_COLORS} {_SIZES} {_SIDES} face with and of the a an some another".split())
@@ -22,7 +22,7 @@ _SERIES = {
 
 def thing(name: str) -> str:
     """The thing that a name tells of: its words, sorted, that make it another thing than others."""
-    name = name.lower()
+    name = re.sub(r"\bgr[ae]y\b", "gray", name.lower())
     for series, pattern in _SERIES.items():
         if re.search(pattern, name):
             return series

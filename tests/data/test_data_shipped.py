@@ -74,6 +74,16 @@ def test_the_counts_are_those_of_the_index(index: dict[str, Any], archived: dict
     assert index["things"] == {split: len(things) for split, things in first.items()}
 
 
+def test_the_page_on_data_has_its_counts(index: dict[str, Any]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith("| `emoji` |"))
+    counts = ", ".join(f"{index['images'][split]:,} · {index['captions'][split]:,}" for split in SPLITS)
+    assert f"| {index['emoji']:,} emoji, " in row and row.endswith(f"| {counts} |")
+    things = index["things"]
+    told = f"of {sum(things.values()):,} things {things['train']} are for training, {things['val']} for val, "
+    assert f"{told}{things['test']} for test" in page
+
+
 def test_no_thing_is_in_two_splits(archived: dict[str, dict[str, Shown]]) -> None:
     """Neither by its code, nor by its name without what makes no other thing."""
     beside = (
