@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from bench.adjoint.cells import DATA
 from bench.cases import CLEAN
 from bench.gpu import tables as gpu
 from bench.result import RESULTS, ROOT, Row
-from bench.tables import Table, cores, source
+from bench.tables import NOT_YET, Table, cores, source
 from ptmst.presets import experiment
 from ptmst.report.tables import HEADINGS
 
@@ -125,12 +125,21 @@ def adjoint_table(make: Callable[[Path], str], folder: str) -> str:
 
 def ablation_table(data: str, folder: str) -> str:
     """Methods side by side on a data set."""
-    return f"{ablation.methods(RESULTS, data)} ([raw]({folder}/ablation-{data}.json))"
+    return _with_source(ablation.methods(RESULTS, data), data, folder)
 
 
-def questions_table(folder: str) -> str:
+def against_table(data: str, folder: str) -> str:
+    """How far methods are from the best on a data set."""
+    return _with_source(ablation.against(RESULTS, data), data, folder)
+
+
+def _with_source(table: str, data: str, folder: str) -> str:
+    return table if table == NOT_YET else f"{table} ([raw]({folder}/ablation-{data}.json))"
+
+
+def questions_table(sets: Sequence[str], folder: str) -> str:
     """What the ablations answer."""
-    return ablation.questions(RESULTS, DATA)
+    return ablation.questions(RESULTS, sets)
 
 
 Make = Callable[[str], str]
@@ -170,7 +179,10 @@ TABLES: dict[str, Make] = {
     "presets": partial(cpu.presets_table, "presets-cpu"),
     "ablation-scenes": partial(ablation_table, "scenes"),
     "ablation-digits": partial(ablation_table, "digits"),
-    "questions": questions_table,
+    "ablation-emoji": partial(ablation_table, "emoji"),
+    "ablation-emoji-against": partial(against_table, "emoji"),
+    "questions": partial(questions_table, DATA),
+    "questions-emoji": partial(questions_table, ["emoji"]),
     "adjoint-neighbors": partial(adjoint_table, adjoint.neighbors),
     "adjoint-segments": partial(adjoint_table, adjoint.segments),
     "adjoint-combination": partial(adjoint_table, adjoint.combination),

@@ -223,9 +223,13 @@ def test_data_without_test_are_compared_on_val(pictures: Path, tmp_path: Path) -
 def test_differences_are_told_to_the_best_and_of_averages_to_their_last_leaves(
     grid: AblateConfig, tmp_path: Path
 ) -> None:
-    (tmp_path / "ablation-own.json").write_bytes((grid.out / RESULTS).read_bytes())
+    file = json.loads((grid.out / RESULTS).read_text())
+    for row in file["rows"]:
+        for student in row.get("last leaves", {"students": []})["students"]:
+            student["mean"] -= 3 + row["run"]["seed"]  # of so few steps an average is nearly the last
+    (tmp_path / "ablation-own.json").write_text(json.dumps(file))
     seeds: dict[str, dict[int, float]] = {}
-    for row in recorded(grid):
+    for row in file["rows"]:
         run = from_json(Run, row["run"])
         if not run.tunes and run.pairs:
             seeds.setdefault(run.method, {})[run.seed] = _mean([s["mean"] for s in row["students"]])
