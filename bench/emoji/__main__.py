@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import random
-import sys
 import tarfile
 import unicodedata
 from collections import Counter
@@ -163,4 +162,4 @@ def write_archive(path: Path, samples: Sequence[Sample]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,7 +13,6 @@ from ptmst.data.captions import clean_caption, has_unseen, is_short, is_unspaced
 from ptmst.data.ceilings import best_recalls, shared_captions
 from ptmst.data.contents import check_length, shown
 from ptmst.data.credits import read_credits
-from ptmst.data.drawn import is_plain
 from ptmst.data.images import DECODERS, decode
 from ptmst.data.karpathy import Karpathy
 from ptmst.data.sources import source_of
@@ -79,8 +78,8 @@ class _Look:
     mode: str
     rotated: bool
     size: tuple[int, int]
-    color: tuple[int, ...] | None
-    """Red, green and blue of one that has no other color; none = there is something to see."""
+    color: float | tuple[int, ...] | None
+    """The only color there is; none = there is something to see."""
 
 
 def check(name: str, root: Path | str, image_column: str | None = None, caption_column: str | None = None) -> Report:
@@ -200,9 +199,9 @@ def _look(annotations: Annotations, root: Path, absent: set[int], label: str) ->
             picture = decode(place, root / annotations.image_names[index])
         except InputError as error:
             return str(error)
-        upright = picture.upright
-        color = tuple(low for low, _ in upright.getextrema()) if is_plain(upright) else None
-        return _Look(files.sha256(place.read()), picture.mode, picture.rotated, upright.size, color)
+        colors = picture.upright.getcolors(1)  # none, where there are more
+        color = colors[0][1] if colors else None
+        return _Look(files.sha256(place.read()), picture.mode, picture.rotated, picture.upright.size, color)
 
     there = [i for i in range(len(annotations.places)) if i not in absent]
     looks: dict[int, _Look | str] = {}

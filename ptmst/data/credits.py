@@ -29,7 +29,7 @@ class Credits:
     def from_json(cls, value: Any) -> Self:
         """Of {"license": text, "credits": [texts]}, each text a line; raises InputError for another value."""
         license, credits = (value.get("license"), value.get("credits", [])) if isinstance(value, Mapping) else ("", [])
-        if not isinstance(credits, list) or not all(map(_is_line, (license, *credits))):
+        if not isinstance(license, str) or not isinstance(credits, list) or not all(map(_is_line, (license, *credits))):
             raise InputError(f"credits: expected {_FORM}, each text a line, found something else; fix it")
         return cls(license, tuple(credits))
 

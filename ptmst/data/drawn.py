@@ -51,8 +51,8 @@ def on_white(picture: Image.Image, size: int) -> Image.Image:
 
 
 def is_plain(picture: Image.Image) -> bool:
-    """Whether a picture, RGB, is of one color."""
-    return all(low == high for low, high in picture.getextrema())
+    """Whether a picture is of one color."""
+    return picture.getcolors(1) is not None
 
 
 def words(text: str) -> str:

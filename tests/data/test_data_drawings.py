@@ -14,12 +14,13 @@ from PIL import Image
 
 from ptmst import cli
 from ptmst.config import RenderConfig
-from ptmst.data import clipart, drawings, installed, load_pairs, shipped, stamps, write_rendered
+from ptmst.data import clipart, drawings, installed, load_pairs, stamps, write_rendered
 from ptmst.data.check import check
 from ptmst.data.credits import Credits
 from ptmst.data.installed import Found, Package
 from ptmst.data.written import Advance, PictureSet, Sample
 from ptmst.errors import InputError
+from ptmst.support import parallel
 
 needs_resvg = pytest.mark.skipif(find_spec("resvg_py") is None, reason="needs the extra ptmst[drawings]")
 HEAD = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">'
@@ -82,7 +83,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     monkeypatch.setattr(clipart, "PACKAGE", Package("openclipart-svg", art))
     monkeypatch.setattr(stamps, "PACKAGE", Package("tuxpaint-stamps-default", prints))
     monkeypatch.setattr(installed, "_installed", lambda _: find_spec("resvg_py") is not None)
-    monkeypatch.setattr(installed.parallel, "completed", lambda function, tasks, workers: map(function, tasks))
+    monkeypatch.setattr(parallel, "completed", lambda function, tasks, workers: map(function, tasks))
     return art, prints
 
 
@@ -319,7 +320,3 @@ def test_what_is_missing_is_named(
 
 def test_the_renderer_is_asked_for_by_its_package_name() -> None:
     assert installed._installed("pillow") and not installed._installed("no-such-package-of-anybody")
-
-
-def test_emoji_is_read_from_the_set_that_ships() -> None:
-    assert drawings.emoji is shipped.emoji

@@ -22,7 +22,8 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 def box(image: Image.Image) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of what is not white."""
-    rows, columns = (np.flatnonzero((pixels(image) < 250).any(2).any(axis)) for axis in (1, 0))
+    seen = (pixels(image) < 250).any(2)
+    rows, columns = (np.flatnonzero(seen.sum(axis)) for axis in (1, 0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
