@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ptmst.config import Selection
+from ptmst.data.credits import Credits
 from ptmst.errors import InputError
 from ptmst.evaluation.nearest import Nearest, RealPictures
 from ptmst.report.tables import Row, lines, note, shown_name
@@ -61,6 +62,7 @@ def write_report(
         body=body,
         recall_figure=_recall_figure(rows),
         sets=[_set(row, real) for row in rows if row.distilled is not None],
+        credits=_credits(rows),
         settings=[{"name": shown_name(row), "json": _pretty(row)} for row in rows],
     )
     files.write(out, page.encode("utf-8", "backslashreplace"))
@@ -73,6 +75,12 @@ def made_by() -> str:
 
 def _template() -> str:
     return resources.files("ptmst.report").joinpath("page.html.jinja").read_text("utf-8")
+
+
+def _credits(rows: Sequence[Row]) -> list[Credits]:
+    """Those of the data that the shown sets were made of, each once."""
+    recipes = (row.distilled.recipe for row in rows if row.distilled is not None)
+    return list(dict.fromkeys(recipe.credits for recipe in recipes if recipe.credits is not None))
 
 
 def _pretty(row: Row) -> str:

@@ -325,3 +325,20 @@ def test_a_page_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"page\.html: cannot be written"):
         write_report(tmp_path / "file" / "page.html", "A title", rows())
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_page_says_whose_pictures_are_on_it(tmp_path: Path) -> None:
+    credits = {"license": "CC-BY-4.0 & <MIT>", "credits": ["Drawings, by A & B, CC-BY-4.0", "Names, by <C>, MIT"]}
+    shown = [
+        row if row.distilled is None else replace(row, distilled=_credited(row.distilled, credits)) for row in rows()
+    ]
+    write_report(tmp_path / "page.html", "a title", shown)
+    text = (tmp_path / "page.html").read_text()
+    for line in (*credits["credits"], f"License of the data: {credits['license']}"):
+        assert text.count(f"<li>{escape(str(line))}</li>") == 1
+    write_report(tmp_path / "none.html", "a title", rows())
+    assert "License of the data" not in (tmp_path / "none.html").read_text()
+
+
+def _credited(made: DistilledSet, credits: dict[str, Any]) -> DistilledSet:
+    return replace(made, settings={**made.settings, "credits": credits})
