@@ -31,11 +31,7 @@ from ptmst.support.progress import printable, result, table
 class Data(WithPreset):
     """Write a data set of ours to disk, or verify any data set with `ptmst data check NAME`."""
 
-    examples: ClassVar = (
-        "ptmst data --name emoji",
-        "ptmst data --name stamps --root data/stamps",
-        "ptmst data --name digits --root data/digits --train 2000",
-    )
+    examples: ClassVar = ("ptmst data --name emoji", "ptmst data --name digits --root data/digits --train 2000")
 
     settings: Annotated[RenderConfig, arg(name="")] = field(
         default_factory=RenderConfig, metadata={"group": "images and captions"}
