@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ptmst.data.credits import Credits
 from ptmst.distillation.checkpoints import run_record
 from ptmst.errors import InputError
 from ptmst.students.layers import LayerTable
@@ -146,6 +147,8 @@ def _settings(settings: Mapping[str, Any]) -> Iterator[Line]:
         yield "data", f"{data.get('name')}, {data.get('image_size')} px"
     if "data_fingerprint" in settings:
         yield "data fingerprint", str(settings["data_fingerprint"])
+    if "credits" in settings:
+        yield "credits", Credits.from_json(settings["credits"]).line
 
 
 def _verified(folder: Path, hashes: Mapping[str, str]) -> Iterator[Line]:

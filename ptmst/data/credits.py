@@ -36,6 +36,11 @@ class Credits:
     def to_json(self) -> dict[str, Any]:
         return {"license": self.license, "credits": list(self.credits)}
 
+    @property
+    def line(self) -> str:
+        """All of it in a line."""
+        return "; ".join((*self.credits, f"license: {self.license}"))
+
 
 def read_credits(root: Path) -> Credits | None:
     """The credits of the data set in a folder; None where it tells none. Raises InputError for a broken file."""
