@@ -164,8 +164,8 @@ def questions(results: Path, sets: Sequence[str]) -> str:
     for question, names in QUESTIONS.items():
         for data, ablation in by_data.items():
             cells = measured(ablation)
-            one, other = ({size: by_seed(cells[name, size]) for size in sizes} for name in names)
-            shown = [_difference(one[size], other[size]) for size in sizes]
+            mine, its = ({size: by_seed(cells[name, size]) for size in sizes} for name in names)
+            shown = [_difference(mine[size], its[size]) for size in sizes]
             if any(shown):
                 table.add(question, " − ".join(names), data, *(cell or "–" for cell in shown))
     first = next(iter(by_data.values()))

@@ -1,7 +1,7 @@
 """`python -m bench.demo --out FOLDER`: run the demos, and renew all that README and docs show of them.
 
-It runs `ptmst demo`, whole and `--quick`, on emoji and on scenes, and on digits, one after the other in FOLDER, where each
-continues if it was stopped, or is as it was if it was finished. Then it writes their results to bench/results, the page
+It runs `ptmst demo`, whole and `--quick`, on emoji and on scenes, and on digits, one after the other in FOLDER, where
+each continues if it was stopped, or is as it was if it was finished. Then it writes their results to bench/results, the page
 docs/demo/report.html, the picture docs/strip.png and every table.
 """
 

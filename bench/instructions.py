@@ -38,7 +38,8 @@ def main() -> int:
 def _run(way: str) -> Row:
     environment = os.environ | WAYS[way] | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "ptmst", "demo", "--data", "scenes", "--quick", "--quiet", "--out", f"{folder}/demo"]
+        flags = ["--data", "scenes", "--quick", "--quiet", "--out", f"{folder}/demo"]
+        command = [sys.executable, "-m", "ptmst", "demo", *flags]
         subprocess.run(command, env=environment, check=True)
         results = json.loads((Path(folder) / "demo" / "results.json").read_text())
         hashes = {name: _fingerprint(Path(folder) / "demo" / name) for name in ("lors", "ptm-st")}

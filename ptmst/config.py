@@ -90,7 +90,8 @@ class DataConfig:
     """Where the image-text pairs are and how they are read."""
 
     name: str = "scenes"
-    """Data set: emoji, scenes, digits, drawings, stamps, flickr8k, flickr30k, coco, cc3m, {csv,tsv,jsonl}:PATH, or {wds,parquet}:GLOB."""
+    """Data set: emoji, scenes, digits, drawings, stamps, flickr8k, flickr30k, coco, cc3m, {csv,tsv,jsonl}:PATH, or
+    {wds,parquet}:GLOB."""
     root: Path | None = field(default=None, metadata=_PASSING)
     """Folder of annotations and images; none = data/NAME, or the current folder for files of your own (csv: …)."""
     image_size: int | None = None
@@ -429,7 +430,7 @@ class EvaluateConfig(Places):
     on_image_column: str | None = field(default=None, metadata=_SCORED)
     """Their column of images in csv, tsv, jsonl and parquet; none = filepath or image."""
     on_caption_column: str | None = field(default=None, metadata=_SCORED)
-    """Their column of captions in csv, tsv, jsonl and parquet; none = title or caption (in Parquet, caption or text)."""
+    """Their column of captions in csv, tsv, jsonl, parquet; none = title or caption (in Parquet, caption or text)."""
     count_equal_captions: bool = False
     """Count equal captions of different images as correct for each of these images, in both directions of retrieval."""
     select: Literal["last", "best-val", "best-test"] = "last"

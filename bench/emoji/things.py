@@ -10,7 +10,8 @@ from bench.emoji.packages import Packages
 from ptmst.data.drawn import different, words
 from ptmst.data.things import thing
 
-_SPOKEN = re.compile(r"(?!u?[0-9a-f]{4,5}$)[^\W\d][\w’' -]*[^\W_]")
+_CODE = re.compile("u[0-9a-f]{4,5}")
+_SPOKEN = re.compile(r"(?!u[0-9a-f]{4,5}$)[^\W\d][\w’' -]*[^\W_]")
 """Keywords that are no smiley, no code point and no torn quotation."""
 
 
@@ -33,7 +34,7 @@ def captions(packages: Packages, code: str) -> list[str]:
             ", ".join(packages.names[code].get("default", [])),
             formal,
             ", ".join(spoken),
-            ", ".join(map(words, packages.tags.get(code, []))),
+            ", ".join(words(tag) for tag in packages.tags.get(code, []) if not _CODE.fullmatch(tag)),
         ]
     )
     return [caption for caption in said if re.search(r"\w\w", caption)]
