@@ -233,7 +233,10 @@ class _Grid:
             students += [dict.fromkeys(measured, 0.0)] * diverged
             (run, *_) = (run for run in runs if (run.method, run.pairs) == (method, num_pairs))
             trials = [other for other in self.found if other.method == method and other.tunes]
-            more = {"tuned": tuning.tuned(run, trials), "trials": len({replace(t, seed=0) for t in trials})}
+            more: dict[str, str | float] = {
+                "tuned": tuning.tuned(run, trials),
+                "trials": len({replace(t, seed=0) for t in trials}),
+            }
             more |= {"diverged": diverged, **_last_leaves(measured_rows), **_cost(measured_rows)}
             table.append(Row(method, Scores(tuple(students), self._provenance(measured_rows)), num_pairs, more=more))
         for name in dict.fromkeys(run.method for run in full):

@@ -77,9 +77,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch
 
 
 def own(pictures: Path, out: Path, name: str = "all", **more: Any) -> AblateConfig:
-    columns = {"image_column": "picture", "caption_column": "words"}
-    config = AblateConfig(out=out, data=f"csv:{name}.csv", root=pictures, methods=METHODS, pairs=(8,), **columns)
-    return replace(config, **{"seeds": 2, "tuning_seeds": 1, "tune": ("rates", "batch", "steps"), **more})
+    config = AblateConfig(
+        out=out,
+        data=f"csv:{name}.csv",
+        root=pictures,
+        image_column="picture",
+        caption_column="words",
+        methods=METHODS,
+        pairs=(8,),
+        tune=("rates", "batch", "steps"),
+        tuning_seeds=1,
+        seeds=2,
+    )
+    return replace(config, **more)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +174,36 @@ def test_the_table_tells_what_was_tuned(grid: AblateConfig) -> None:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def test_one_that_is_stopped_goes_on_to_the_same_end(
+    grid: AblateConfig, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was at: its rows are kept one by one, and tuning takes the same way again."""
+    config = own(pictures, tmp_path / "grid", methods=("lors",), seeds=1)
+    done: list[Run] = []
+
+    def completed(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+        for task in tasks:
+            runs = [part for part in task if isinstance(part, Run)]
+            if runs and len(done) % 3 == 2:
+                done.extend(runs)  # so that the next time it is measured
+                raise KeyboardInterrupt
+            done.extend(runs)
+            yield function(task)
+
+    monkeypatch.setattr(parallel, "completed", completed)
+    stopped = 0
+    while True:
+        try:
+            ablate(config, "ptmst ablate")
+            break
+        except KeyboardInterrupt:
+            stopped += 1
+    assert stopped >= 2 and len(runs(config)) == len(done) - stopped
+    whole = {row["run"]["seed"]: row for row in recorded(grid) if row["run"]["method"] == "lors"}
+    (row,) = (row for row in recorded(config) if row["run"]["method"] == "lors" and row["run"]["seed"] == 0)
+    assert row["run"] == whole[0]["run"] and row["students"] == whole[0]["students"]
 
 
 def test_methods_run_as_tuned_in_another_ablation(grid: AblateConfig, pictures: Path, tmp_path: Path) -> None:

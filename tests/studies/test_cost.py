@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_seconds_of_many_steps_come_from_one_and_three(monkeypatch: pytest.Monke
         seconds += (100.0 if not done else 5.0) + 2 * steps  # the first time takes longest
         done.append(steps)
 
-    monkeypatch.setattr(cost.time, "process_time", lambda: seconds)
+    monkeypatch.setattr(time, "process_time", lambda: seconds)
     assert cost._extrapolated(work, 50) == pytest.approx(5 + 2 * 50)
     assert sum(done) <= 5
 
