@@ -89,7 +89,7 @@ def test_a_command_can_be_parsed(line: str) -> None:
 
 
 def test_every_command_is_shown() -> None:
-    assert {shlex.split(line)[1] for _, line in COMMANDS} == set(cli.COMMANDS) - {"demo"}
+    assert {shlex.split(line)[1] for _, line in COMMANDS} == set(cli.COMMANDS)
 
 
 def test_readme_is_short() -> None:
