@@ -506,12 +506,17 @@ class AblateConfig:
     """First seed."""
     split: Literal["test", "val"] = "test"
     """Split on which methods are compared, as tuned; val for data without a test split."""
-    preset: str = field(default="ablation", metadata=RUN)
-    """Preset for all other settings."""
+    preset: str | None = field(default=None, metadata=RUN)
+    """Preset for all other settings; none = ablation for scenes and digits, ablation-emoji for other data."""
     config: Path | None = field(default=None, metadata=RUN | _PASSING)
     """TOML file with a table for each command; it overrides the preset."""
     workers: int = field(default=2, metadata=COMPUTE)
     """Runs in parallel, each in a process with one thread."""
+
+    @property
+    def chosen_preset(self) -> str:
+        """The preset, or that of the data: rendered ones train a small tower of their own."""
+        return self.preset or ("ablation" if self.data in ("scenes", "digits") else "ablation-emoji")
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "seeds", "tuning_seeds", "workers")

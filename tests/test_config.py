@@ -31,6 +31,7 @@ from ptmst.config import (
     TeachConfig,
 )
 from ptmst.errors import InputError
+from ptmst.presets import experiment
 from ptmst.schema import check, from_json, from_toml, parse_endpoints, parse_phase, to_json
 
 KINDS = [kind for _, kind in inspect.getmembers(configs, inspect.isclass) if dataclasses.is_dataclass(kind)]
@@ -374,3 +375,16 @@ def test_a_mistyped_phase(text: str) -> None:
 def test_mistyped_endpoints(text: str) -> None:
     with pytest.raises(ValueError, match=f"^expected epochs such as 5,7, or all, found {re.escape(text)}$"):
         parse_endpoints(text)
+
+
+def test_the_preset_of_an_ablation_is_that_of_its_data() -> None:
+    chosen = {data: AblateConfig(data=data).chosen_preset for data in ("scenes", "digits", "emoji", "csv:pairs.csv")}
+    assert chosen == {
+        "scenes": "ablation",
+        "digits": "ablation",
+        "emoji": "ablation-emoji",
+        "csv:pairs.csv": "ablation-emoji",
+    }
+    assert AblateConfig(data="emoji", preset="ablation").chosen_preset == "ablation"
+    # What is written by an own hand has no split for a warm-up.
+    assert experiment("ablation-emoji").teach.encoder.warmup_epochs == 0

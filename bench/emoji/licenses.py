@@ -5,10 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import fill
 
-from bench.emoji.packages import DERIVED, KEYWORDS, LICENSES, LIST, NAMES, TAGS, TEAMS, Packages
+from bench.emoji.packages import DERIVED, KEYWORDS, LICENSE_URLS, LICENSES, LIST, NAMES, TAGS, TEAMS, Packages
+from ptmst.data.credits import Credits
 
 EXPRESSION = "Apache-2.0 AND CC-BY-4.0 AND MIT AND Unicode-3.0"
 """SPDX."""
+CREDITS = Credits(
+    EXPRESSION,
+    (
+        *(
+            f"{team.name}, {team.url}. {team.notice}. {team.license}, {LICENSE_URLS[team.license]}. Changed."
+            for team in TEAMS
+        ),
+        f"Captions: Unicode CLDR. Copyright © 2004-2026 Unicode, Inc. Unicode-3.0, {LICENSE_URLS['Unicode-3.0']}",
+        "Captions: emojilib and unicode-emoji-json, Copyright (c) Mu-An Chiou; gemoji, Copyright (c) Titus Wormer. "
+        f"MIT, {LICENSE_URLS['MIT']}",
+    ),
+)
 _RULE = "=" * 100
 _APACHE_NOTICE = """Copyright 2013 Google, Inc. All Rights Reserved.
 
@@ -27,7 +40,8 @@ def written(packages: Packages, apache: str) -> str:
     mit = packages.text(LIST, "LICENSE")
     permission = mit[mit.index("Permission is hereby granted") :]
     teams = "\n".join(
-        f"* names that end in -{team.letter}: {team.name}, by {team.by}, {team.license}\n  {team.url}" for team in TEAMS
+        f"* names that end in -{team.letter}: {team.name}. {team.notice}. {team.license}\n  {team.url}"
+        for team in TEAMS
     )
     about = fill(
         "The pictures were drawn by the teams below, none of whom endorses this data set. They were changed: drawn "

@@ -23,7 +23,8 @@ class Team:
     letter: str
     """Ends the names of its pictures."""
     name: str
-    by: str
+    notice: str
+    """Of its copyright, as the project words it."""
     license: str
     url: str
     package: str
@@ -31,35 +32,41 @@ class Team:
 
 TEAMS = (
     Team(
-        "a", "Noto Emoji", "Google", "Apache-2.0",
+        "a", "Noto Emoji", "Copyright 2013 Google, Inc", "Apache-2.0",
         "https://github.com/googlefonts/noto-emoji", "@iconify-json/noto@1.2.9",
     ),
     Team(
-        "b", "Noto Emoji, first version", "Google", "Apache-2.0",
+        "b", "Noto Emoji, first version", "Copyright 2013 Google, Inc", "Apache-2.0",
         "https://github.com/googlefonts/noto-emoji", "@iconify-json/noto-v1@1.2.5",
     ),
     Team(
-        "c", "Twemoji", "Twitter, Inc and other contributors", "CC-BY-4.0",
+        "c", "Twemoji", "Copyright 2019 Twitter, Inc and other contributors", "CC-BY-4.0",
         "https://github.com/jdecked/twemoji", "@iconify-json/twemoji@1.2.5",
     ),
     Team(
-        "d", "Fluent Emoji", "Microsoft Corporation", "MIT",
+        "d", "Fluent Emoji", "Copyright (c) Microsoft Corporation", "MIT",
         "https://github.com/microsoft/fluentui-emoji", "@iconify-json/fluent-emoji@1.2.7",
     ),
     Team(
-        "e", "Fluent Emoji, flat", "Microsoft Corporation", "MIT",
+        "e", "Fluent Emoji, flat", "Copyright (c) Microsoft Corporation", "MIT",
         "https://github.com/microsoft/fluentui-emoji", "@iconify-json/fluent-emoji-flat@1.2.6",
     ),
     Team(
-        "f", "EmojiOne 2 and Emojitwo", "Ranks.com Inc. (EmojiOne) and the Emojitwo community", "CC-BY-4.0",
+        "f", "EmojiOne 2 and Emojitwo", "by EmojiOne and the Emojitwo community", "CC-BY-4.0",
         "https://github.com/EmojiTwo/emojitwo", "@iconify-json/emojione@1.2.3",
     ),
     Team(
-        "g", "FxEmojis", "Mozilla Foundation", "CC-BY-4.0",
+        "g", "FxEmojis", "Copyright 2015, Mozilla Foundation", "CC-BY-4.0",
         "https://github.com/mozilla/fxemoji", "@iconify-json/fxemoji@1.2.2",
     ),
 )  # fmt: skip
 """Whose drawings may be passed on in a work of another license."""
+LICENSE_URLS = {
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "MIT": "https://opensource.org/license/mit",
+    "Unicode-3.0": "https://www.unicode.org/license.txt",
+}
 NAMES, DERIVED = "cldr-annotations-full@48.2.0", "cldr-annotations-derived-full@48.2.0"
 KEYWORDS, TAGS, LIST = "emojilib@4.0.3", "gemoji@8.1.0", "unicode-emoji-json@0.9.0"
 LICENSES = "twemoji@14.0.2"

@@ -38,7 +38,7 @@ class Presets(Command):
 class Inspect(Command):
     """Print what a store, set, run, tensor file or published file contains."""
 
-    examples: ClassVar = ("ptmst inspect runs/store", "ptmst inspect runs/scenes-100 --verify")
+    examples: ClassVar = ("ptmst inspect runs/store", "ptmst inspect runs/emoji-100 --verify")
 
     path: Annotated[Positional[Path], arg(metavar="PATH")]
     """File or folder to look at."""

@@ -42,8 +42,8 @@ class Export(Command):
     """Write a distilled set in a format that other programs read."""
 
     examples: ClassVar = (
-        "ptmst export runs/scenes-100 --out runs/pictures",
-        "ptmst export runs/scenes-100 --format hf --out runs/scenes-100-hf",
+        "ptmst export runs/emoji-100 --out runs/pictures",
+        "ptmst export runs/emoji-100 --format hf --out runs/emoji-100-hf",
     )
 
     set: Annotated[Positional[Path], arg(metavar="SET")]

@@ -118,7 +118,7 @@ class Distill(WithPreset):
     stopped = "the same command with --resume continues"
     input = "store"
     examples: ClassVar = (
-        "ptmst distill runs/store --preset demo --out runs/scenes-100",
+        "ptmst distill runs/store --preset demo --out runs/emoji-100",
         "ptmst distill runs/store --phases 200:5:0-2 299:7:1-3 --out runs/scenes-499 --resume",
     )
 
@@ -188,8 +188,8 @@ class Evaluate(WithPreset):
 
     input = "set"
     examples: ClassVar = (
-        "ptmst evaluate runs/scenes-100 --preset demo",
-        "ptmst evaluate runs/scenes-100 --on csv:stamps.csv --on-root stamps --out runs/on-stamps.json",
+        "ptmst evaluate runs/emoji-100 --preset demo",
+        "ptmst evaluate runs/emoji-100 --on csv:stamps.csv --on-root stamps --out runs/on-stamps.json",
     )
 
     set: Annotated[Positional[Path], arg(metavar="SET")]
@@ -231,8 +231,8 @@ class Report(Command):
     """Show evaluated sets on an HTML page, or write recalls as CSV, JSON, Markdown or LaTeX."""
 
     examples: ClassVar = (
-        "ptmst report runs/scenes-100 runs/random runs/store",
-        "ptmst report runs/scenes-100 runs/random --out recalls.md",
+        "ptmst report runs/emoji-100 runs/random runs/store",
+        "ptmst report runs/emoji-100 runs/random --out recalls.md",
     )
 
     sets: Annotated[Positional[tuple[Path, ...]], arg(metavar="SET [SET ...]")]

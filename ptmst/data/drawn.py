@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from PIL import Image
 
 _FREE = 0.05
@@ -53,6 +54,20 @@ def on_white(picture: Image.Image, size: int) -> Image.Image:
 def is_plain(picture: Image.Image) -> bool:
     """Whether a picture is of one color."""
     return picture.getcolors(1) is not None
+
+
+def alike(images: Sequence[bytes], above: float) -> list[tuple[int, int]]:
+    """Pairs of pictures, by number, that correlate more than that, small and gray: one drawing in other colors, say."""
+    seen = np.stack([_gray(image) for image in images])
+    return [(one, other) for one, other in np.argwhere(np.triu(seen @ seen.T, 1) > above).tolist()]
+
+
+def _gray(content: bytes) -> np.ndarray:
+    """A small gray picture, float32 [256], of which the inner product with another is their correlation."""
+    with Image.open(io.BytesIO(content)) as image:
+        gray = np.asarray(image.convert("L").resize((16, 16)), np.float32).ravel()
+    gray = gray - gray.mean()
+    return np.asarray(gray / max(float(np.linalg.norm(gray)), 1e-6))
 
 
 def words(text: str) -> str:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from ptmst.data.drawn import drawn, is_plain, on_white
+from ptmst.data.drawn import alike, drawn, is_plain, on_white
 from ptmst.data.images import DECODERS
-from ptmst.data.things import thing
+from ptmst.data.things import joined, thing
 from ptmst.data.written import Advance, Sample
 from ptmst.errors import InputError
 from ptmst.support import parallel
@@ -83,26 +82,9 @@ def drawn_pictures(pictures: Sequence[Found], advance: Advance) -> dict[str, byt
 
 def groups(pictures: Sequence[Found], pngs: Mapping[str, bytes]) -> dict[str, str]:
     """The group of each picture, by name: of one thing by their first captions, or alike but for their color."""
-    keys = [thing(picture.captions[0]) for picture in pictures]
-    joined = {key: key for key in keys}
-
-    def root(key: str) -> str:
-        while joined[key] != key:
-            key = joined[key]
-        return key
-
-    seen = np.stack([_gray(pngs[picture.name]) for picture in pictures])
-    for one, other in np.argwhere(np.triu(seen @ seen.T, 1) > _ALIKE).tolist():
-        joined[root(keys[other])] = root(keys[one])
-    return {picture.name: root(key) for picture, key in zip(pictures, keys, strict=True)}
-
-
-def _gray(png: bytes) -> np.ndarray:
-    """A small gray picture, float32 [256], of which the inner product with another is their correlation."""
-    with Image.open(io.BytesIO(png)) as image:
-        gray = np.asarray(image.convert("L").resize((16, 16)), np.float32).ravel()
-    gray = gray - gray.mean()
-    return np.asarray(gray / max(float(np.linalg.norm(gray)), 1e-6))
+    things = [thing(picture.captions[0]) for picture in pictures]
+    found = joined(things, alike([pngs[picture.name] for picture in pictures], _ALIKE))
+    return {picture.name: group for picture, group in zip(pictures, found, strict=True)}
 
 
 def asked_once(

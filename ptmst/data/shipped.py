@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from ptmst.data.credits import Credits
+from ptmst.data.credits import read_credits
 from ptmst.data.generated import Progress
 from ptmst.data.written import LICENSES, Advance, PictureSet, Sample, write_set
 from ptmst.support import files
@@ -33,11 +33,12 @@ def write_emoji(root: Path | str, *, progress: Progress | None = None) -> bool:
 def emoji() -> PictureSet:
     """The data set as it ships."""
     folder = shipped()
-    index = files.read_json(folder / _INDEX, _KIND, _VERSION)
+    index, credits = files.read_json(folder / _INDEX, _KIND, _VERSION), read_credits(folder)
+    assert credits is not None
     return PictureSet(
         name="emoji",
         made_of={"archives": index["archives"]},
-        credits=Credits.from_json({key: index[key] for key in ("license", "credits")}),
+        credits=credits,
         samples=_samples,
         count=sum(index["images"].values()),
         licenses=(folder / LICENSES).read_text("utf-8"),

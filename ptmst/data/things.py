@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 _PEOPLE = "man woman men women person people boy girl child male female mrs mr mx s"
 _COLORS = "red orange yellow green blue purple pink brown black white gray light dark"
@@ -28,6 +29,20 @@ def thing(name: str) -> str:
             return series
     kept = sorted({_singular(word) for word in re.findall(r"[a-z0-9]+", name)} - _ALIKE)
     return " ".join(kept) or name
+
+
+def joined(things: Sequence[str], same: Iterable[tuple[int, int]]) -> list[str]:
+    """The group of each picture, by the things that they show; `same` are pictures, by number, that show one thing."""
+    above = {thing: thing for thing in things}
+
+    def top(thing: str) -> str:
+        while above[thing] != thing:
+            thing = above[thing]
+        return thing
+
+    for one, other in same:
+        above[top(things[other])] = top(things[one])
+    return [top(thing) for thing in things]
 
 
 def _singular(word: str) -> str:

@@ -61,7 +61,8 @@ def write_set(root: Path, pictures: PictureSet, progress: Progress | None = None
                 f"{record}: expected {pictures.name} made of what is installed here, found it made of other "
                 f"{', '.join(differing)}; choose another root or delete that folder"
             )
-        wanted = [root / CREDITS, *(annotations[split] for split in there.get("images", ()))]
+        texts = [root / LICENSES] if pictures.licenses else []
+        wanted = [root / CREDITS, *texts, *(annotations[split] for split in there.get("images", ()))]
         return _UNFINISHED not in there and all(path.exists() for path in wanted)
 
     if is_finished():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -85,7 +86,9 @@ def by_order(known: Mapping[str, Tensor], weights: Mapping[str, Tensor], source:
 
 @cache
 def _say_by_order(source: str, first: tuple[str, str]) -> None:
-    """Once for each file, however many students start from it."""
+    """Once for each file, however many students start from it, and whatever processes work beside this one."""
+    if multiprocessing.parent_process() is not None:
+        return
     ours, theirs = first
     _LOG.warning(
         "%s: the tensors are named otherwise than the tower's (%s for %s, …), but agree in order and shape throughout; "

@@ -91,7 +91,7 @@ def _grid(config: AblateConfig, command: str) -> Iterator[_Grid]:
         if name not in known:
             renamed = f"; it is now called {RENAMED[name]}" if name in RENAMED else schema.nearest(name, known)
             raise InputError(f"methods: expected methods, found {name}{renamed}")
-    base = experiment(config.preset, config.config)
+    base = experiment(config.chosen_preset, config.config)
     schema.check(base)
     on_data = _on_data(config, base)
     if not _written_here(config):

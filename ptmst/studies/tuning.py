@@ -67,17 +67,20 @@ def search(
 ) -> dict[str, Run]:
     """The best run of every method, by method; `recalls` of runs are measured together.
 
-    Real pairs are tuned by loss and η, distilled ones by the axes one after another. Of equals it is the first.
+    Real pairs are tuned by loss and η, distilled ones by the axes one after another. Of equals it is what there was.
     """
-
-    def best(of: Mapping[str, Sequence[Run]]) -> dict[str, Run]:
-        asked = [run for runs in of.values() for run in runs]
-        recall = dict(zip(asked, recalls(asked), strict=True))
-        return {method: max(runs, key=recall.__getitem__) for method, runs in of.items()}
 
     # An axis that is yet to come is at one of the values that will be compared.
     first = {axis.field: axis.values[0] for axis in tried(axes) if axis.field == "batch"}
     found = {run.method: replace(run, **first) if run.method in methods() else run for run in starts}
+
+    def best(of: Mapping[str, Sequence[Run]]) -> dict[str, Run]:
+        asked = [run for runs in of.values() for run in runs]
+        recall = dict(zip(asked, recalls(asked), strict=True))
+        return {
+            method: max(runs, key=lambda run: (recall[run], run == found.get(method))) for method, runs in of.items()
+        }
+
     real = {
         method: [replace(run, loss=loss, lr=lr) for loss, lr in product(REAL_LOSSES, REAL_LR)]
         for method, run in found.items()

@@ -112,9 +112,12 @@ def test_rates_alone_have_a_longer_list_and_no_value_beyond_it() -> None:
     assert trials(asked[0], ("rates",), BASE) == Between(6, 6)
 
 
-def test_of_equal_trials_the_first_is_taken() -> None:
+def test_of_equal_trials_what_there_was_is_kept() -> None:
     _, found = asked_and_found(lambda run: 0.0, ("rates",), "lors")
-    assert found["lors"].factor == FACTORS[0]
+    assert found["lors"].factor == 1.0 != FACTORS[0]
+    _, found = asked_and_found(lambda run: 0.0, ALL, "lors")
+    kept = found["lors"]
+    assert (kept.factor, kept.batch, kept.similarity, kept.eta, kept.steps) == (1.0, 1 / 4, 1.0, 1.0, 1)
 
 
 def test_what_was_tuned_is_told_with_the_ends_of_what_was_tried() -> None:
