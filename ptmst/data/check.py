@@ -177,10 +177,12 @@ def _remarks(annotations: Annotations, split: str, digest_of: Mapping[int, str])
     if shared := shared_captions(cleaned, annotations.image_of_text):
         best = best_recalls(cleaned, annotations.image_of_text)
         ir, tr = (", ".join(f"{best[f'{name}{k}']:.2f}" for k in (1, 5, 10)) for name in ("ir", "tr"))
+        trained = "; in a batch they are negatives of one another" if split == "train" else ""
         yield (
             f"{origin}: {split} has {counted(shared, 'caption')} of {len(cleaned):,} that several images have, the "
             f"first {shown(shared[0])}; recall asks for one of these images, so it is at best IR@1/5/10 {ir}, "
             f"TR@1/5/10 {tr}, mean {best['mean']:.2f} (`ptmst evaluate --count-equal-captions` takes any of them)"
+            f"{trained}"
         )
     alike: dict[str, list[str]] = {}
     for i, digest in digest_of.items():

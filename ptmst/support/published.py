@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ def load_published(path: Path) -> Any:
                 if broken := archive.testzip():
                     raise InputError(f"{path}: expected a whole file, found a damaged one ({broken}); fetch it again")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of a pickle's protocol, of which a refusal says enough.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected a file of torch.save, found none; check the path") from error
     except pickle.UnpicklingError as error:

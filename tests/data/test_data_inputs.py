@@ -377,7 +377,7 @@ def test_a_caption_of_several_images_is_told(root: Path, caplog: pytest.LogCaptu
     assert remark("jsonl:x.jsonl", root, content, caplog) == (
         "x.jsonl: train has 2 captions of 2 that several images have, the first a dog; recall asks for one of these "
         "images, so it is at best IR@1/5/10 50.00, 100.00, 100.00, TR@1/5/10 50.00, 100.00, 100.00, mean 83.33 (`ptmst "
-        "evaluate --count-equal-captions` takes any of them)"
+        "evaluate --count-equal-captions` takes any of them); in a batch they are negatives of one another"
     )
     assert len(load_pairs("jsonl:x.jsonl", root)) == 2
 

@@ -17,6 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ptmst.config import EncoderConfig
+from ptmst.data import clean_caption
+from ptmst.data.shipped import emoji
 from ptmst.errors import InputError
 from ptmst.students import kept_texts
 from ptmst.students.kept_texts import key_of, read_texts, shipped_texts, write_texts
@@ -197,8 +199,9 @@ def test_nothing_heavy_is_imported_for_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_shipped_embeddings_are_those_of_the_installed_tower() -> None:
-    """To the rounding of float16, of what it makes alone of a caption."""
+@pytest.mark.parametrize("every", [50, pytest.param(1, marks=pytest.mark.exhaustive)])
+def test_the_shipped_embeddings_are_those_of_the_installed_tower(every: int) -> None:
+    """To the rounding of float16."""
     kept = shipped_texts()
     if kept is None:
         pytest.skip("no embeddings ship with this installation")
@@ -207,9 +210,10 @@ def test_the_shipped_embeddings_are_those_of_the_installed_tower() -> None:
     except metadata.PackageNotFoundError:
         pytest.skip(f"{kept.tower} is not installed")
     pytest.importorskip("transformers")
-    captions = ["strawberry", "hourglass done", "red apple", "tiger", "dog face", "umbrella", "rose", "rocket"]
-    asked = [caption for caption in captions if kept.of([caption]) is not None]
-    assert len(asked) >= 5
+    samples = emoji().samples(lambda: None)
+    captions = sorted({clean_caption(caption) for *_, captions in samples for caption in captions})
+    assert len(captions) == len(kept.keys) > 5000
+    asked = captions[::every]
     found, expected = kept.of(asked), PackagedText(kept).embed(asked)
     assert found is not None
     torch.testing.assert_close(found, expected, rtol=2**-10, atol=2e-6)
