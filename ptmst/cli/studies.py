@@ -31,7 +31,7 @@ class Demo(Command):
     out: Path | None = None
     """Folder for all files; an interrupted demo continues there. none = runs/demo[-DATA][-quick]."""
     quick: bool = False
-    """A quarter of the time, with fewer experts and steps, and lower recall."""
+    """A quarter of the time, with fewer experts and steps: to see that all runs, not for recall."""
 
     def run(self) -> None:
         from ptmst.studies.demo import run_demo
