@@ -28,8 +28,8 @@ def headline(name: str, folder: str) -> str:
     return (
         f"**{distilled['pairs']:,} distilled pairs reach {share:.0f} % of the recall that {full['pairs']:,} real pairs "
         f"reach: {points}.** {random['pairs']:,} random real pairs reach {_mean(random):.1f}. "
-        f"That is {distilled['name']}, on this test the best method of [the demo](docs/demo.md); it shows things that "
-        f"training does not ([raw]({folder}/{name}.json))."
+        f"That is {distilled['name']}, the best of [the demo](docs/demo.md) on this test "
+        f"([raw]({folder}/{name}.json)). Test shows things that training does not."
     )
 
 

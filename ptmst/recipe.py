@@ -150,9 +150,10 @@ class Recipe:
         kind, _, name = encoder.text_tower.partition(":")
         if kind == "hf" and Path(name).is_absolute():
             encoder = replace(encoder, text_tower=f"{kind}:{Path(name).name}")
-        for setting in ("image_weights", "text_weights"):
-            if (path := getattr(encoder, setting)) is not None:
-                encoder = replace(encoder, **{setting: Path(path.name)})
+        image_weights, text_weights = (
+            path and Path(path.name) for path in (encoder.image_weights, encoder.text_weights)
+        )
+        encoder = replace(encoder, image_weights=image_weights, text_weights=text_weights)
         return replace(self, data=replace(self.data, root=None), encoder=encoder)
 
     def at(self, places: Places) -> Self:

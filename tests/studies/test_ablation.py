@@ -137,7 +137,11 @@ def test_the_best_rates_on_val_are_used(grid: AblateConfig) -> None:
             else:
                 recalls.setdefault(rates, []).extend(student["mean"] for student in row["students"])
         assert {len(students) for students in recalls.values()} == {2 * 2}
-        assert used == {max(recalls, key=lambda rates: mean(recalls[rates]))}
+        best = max(map(mean, recalls.values()))
+        equal = [rates for rates, values in recalls.items() if mean(values) > best - 1e-9]
+        # Of equal trials what there was before is kept, else it is the first.
+        before = (1.0, "wbce", 0.0)
+        assert used == {before if before in equal else equal[0]}
 
 
 def test_a_cell_is_what_one_would_run_by_hand(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
