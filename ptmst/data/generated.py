@@ -24,7 +24,7 @@ VERSION = 1
 """Raised whenever the same settings would give other bytes."""
 FOLDER = folders.Kind("rendered data", beside=("scenes", "digits", "emoji", "drawings", "stamps", "classes", "credits"))
 SPLITS = ("test", "val", "warmup", "train")
-_UNFINISHED = "unfinished"
+UNFINISHED = "unfinished"
 """The key of the record while the images are being written."""
 _IMAGE = re.compile(r"\d{5}\.png")
 JITTER = 0.02
@@ -99,7 +99,7 @@ def write_generated(
             return False
         _refuse_foreign_images(root, name)
         # From here on the folder says whose it is, whenever the run is killed.
-        files.write_json(record, {**content, _UNFINISHED: True})
+        files.write_json(record, {**content, UNFINISHED: True})
         _clear(root, name)
         _write(config, vocabulary, paint, progress, classified, annotations)
         files.write_json(record, content)
@@ -175,7 +175,7 @@ def _is_finished(record: Path, name: str, settings: Mapping[str, object]) -> boo
         return False
     # A setting that is missing takes its default, so that a new one does not orphan old data.
     there = asdict(RenderConfig()) | files.read_json(record, name, VERSION)
-    if there.get(_UNFINISHED):
+    if there.get(UNFINISHED):
         return False
     differing = [f"{key} {there[key]} instead of {value}" for key, value in settings.items() if there[key] != value]
     if differing:

@@ -10,7 +10,7 @@ from typing import Any
 from ptmst.data.annotations import SPLITS
 from ptmst.data.credits import FILE as CREDITS
 from ptmst.data.credits import Credits, write_credits
-from ptmst.data.generated import FOLDER, Progress
+from ptmst.data.generated import FOLDER, UNFINISHED, Progress
 from ptmst.data.karpathy import write_annotations
 from ptmst.errors import InputError
 from ptmst.support import files, folders
@@ -18,8 +18,6 @@ from ptmst.support import files, folders
 LICENSES = "LICENSES.txt"
 """The texts of all licenses, in the root folder."""
 _VERSION = 1
-_UNFINISHED = "unfinished"
-"""The key of the record while the images are being written."""
 
 Sample = tuple[str, str, bytes, Sequence[str]]
 """Split, name of the image below `images`, its file's bytes, its captions."""
@@ -63,7 +61,7 @@ def write_set(root: Path, pictures: PictureSet, progress: Progress | None = None
             )
         texts = [root / LICENSES] if pictures.licenses else []
         wanted = [root / CREDITS, *texts, *(annotations[split] for split in there.get("images", ()))]
-        return _UNFINISHED not in there and all(path.exists() for path in wanted)
+        return UNFINISHED not in there and all(path.exists() for path in wanted)
 
     if is_finished():
         folders.tidy(root)
@@ -77,7 +75,7 @@ def write_set(root: Path, pictures: PictureSet, progress: Progress | None = None
                 "choose another root or delete that folder"
             )
         # From here on the folder says whose it is, whenever the run is killed.
-        files.write_json(record, {**content, _UNFINISHED: True})
+        files.write_json(record, {**content, UNFINISHED: True})
         for path in annotations.values():
             path.unlink(missing_ok=True)
         captioned = _write_images(root, pictures, progress)

@@ -421,7 +421,8 @@ def embed_captions(tower: TextTower, captions: Sequence[str], device: torch.devi
 
     Those of a data set that ships with its embeddings have these. Raises InputError where the folder cannot be written.
     """
-    kept = shipped_texts()
+    # Of such towers alone are embeddings kept: the others need not read them.
+    kept = shipped_texts() if tower.fingerprint.startswith("hf:") else None
     if kept is not None and kept.fingerprint == tower.fingerprint and (known := kept.of(captions)) is not None:
         return known
     # Not by the device: what one computes differs from another's by rounding, and serves all.

@@ -69,7 +69,6 @@ def search(
 
     Real pairs are tuned by loss and η, distilled ones by the axes one after another. Of equals it is what there was.
     """
-
     # An axis that is yet to come is at one of the values that will be compared.
     first = {axis.field: axis.values[0] for axis in tried(axes) if axis.field == "batch"}
     found = {run.method: replace(run, **first) if run.method in methods() else run for run in starts}

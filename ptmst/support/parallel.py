@@ -58,7 +58,8 @@ def _show(told: multiprocessing.Queue[progress.Told | None], bars: progress.Bars
 
 
 def _named(name: str, function: Callable[[A], R], task: A) -> R:
-    progress.told_to(_told.put if _told is not None else None, name)
+    assert _told is not None
+    progress.told_to(_told.put, name)
     try:
         return function(task)
     finally:

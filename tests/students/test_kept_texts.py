@@ -217,3 +217,11 @@ def test_the_shipped_embeddings_are_those_of_the_installed_tower(every: int) -> 
     found, expected = kept.of(asked), PackagedText(kept).embed(asked)
     assert found is not None
     torch.testing.assert_close(found, expected, rtol=2**-10, atol=2e-6)
+
+
+def test_a_tower_that_keeps_none_does_not_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged() -> None:
+        raise InputError("texts.safetensors: damaged")
+
+    monkeypatch.setattr("ptmst.students.text_towers.shipped_texts", damaged)
+    assert embed_captions(text_tower(EncoderConfig(text_width=8)), ["a red star"]).shape == (1, 8)
