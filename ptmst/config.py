@@ -512,6 +512,8 @@ class AblateConfig:
     """TOML file with a table for each command; it overrides the preset."""
     workers: int = field(default=2, metadata=COMPUTE)
     """Runs in parallel, each in a process with one thread."""
+    device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
+    """Device to run on, shared by the runs; auto = CUDA if there is one."""
 
     @property
     def chosen_preset(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -25,7 +25,7 @@ from ptmst.studies import cost as cost_of
 from ptmst.studies import tuning
 from ptmst.studies.cost import Between, hours, total
 from ptmst.studies.runs import FULL, FULL_HEADS, Run, evaluation, measure, recalls, settings, store_folder
-from ptmst.support import files, folders, parallel, progress
+from ptmst.support import devices, files, folders, parallel, progress
 from ptmst.support.provenance import machine, versions
 from ptmst.teachers import train_teachers
 from ptmst.trajectories.store import INDEX
@@ -96,8 +96,8 @@ def _grid(config: AblateConfig, command: str) -> Iterator[_Grid]:
     on_data = _on_data(config, base)
     if not _written_here(config):
         _refuse(config, on_data)
-    with folders.claimed(config.out, FOLDER):
-        grid = _Grid(config, base, command)
+    with folders.claimed(config.out, FOLDER), parallel.processes(config.workers) as workers:
+        grid = _Grid(config, base, command, workers)
         if _written_here(config):
             write_rendered(_rendered(config, base))
             _refuse(config, on_data)
@@ -107,12 +107,14 @@ def _grid(config: AblateConfig, command: str) -> Iterator[_Grid]:
 class _Grid:
     """The runs of an ablation, each measured once."""
 
-    def __init__(self, config: AblateConfig, base: Experiment, command: str) -> None:
+    def __init__(self, config: AblateConfig, base: Experiment, command: str, workers: parallel.Workers) -> None:
         self._config, self._base, self._file = config, _on_data(config, base), config.out / RESULTS
+        self._workers, self._device = workers, devices.pick(config.device).type
         grids = {"factors": tuning.FACTORS, "losses": tuning.REAL_LOSSES, "rates": tuning.REAL_LR}
         how = {name: schema.to_json(methods()[name]) for name in config.methods if name in methods()}
         asked_for = replace(base, teach=replace(base.teach, data=replace(base.teach.data, **_columns(config))))
         asked = {"data": config.data, "settings": schema.to_json(asked_for), "methods": how, "tried": grids}
+        asked["device"] = self._device
         asked |= {"tuned": {"axes": config.tune, "seeds": config.tuning_seeds}, "split": config.split}
         if config.tuned_in is not None:
             asked["tuned"] = _read(config.tuned_in).get("tuned", asked["tuned"])
@@ -127,12 +129,15 @@ class _Grid:
         self.seeds = range(config.seed, config.seed + config.seeds)
         self._tuning = TUNING_SEEDS[: config.tuning_seeds] if config.tuned_in is None else ()
         self._size = sorted(config.pairs)[len(config.pairs) // 2]
+        self._prices: dict[str, Any] = {}
+        """As they are kept: of `_Prices`."""
         self.found: dict[Run, dict[str, Any]] = {}
         if self._file.exists():
             before = _read(config.out)
             # Methods may join and leave, and more rates be tried: what a grid has measured of the others stays true.
             both = before["methods"].keys() & how.keys()
             other = [] if before["data"] == config.data else ["data"]
+            other += [] if before.get("device", "cpu") == self._device else ["device"]
             other += [] if schema.agrees(before["settings"], asked_for) else ["settings"]
             other += sorted(name for name in both if not schema.agrees(before["methods"][name], methods()[name]))
             other += [] if all(row["provenance"].get("ties") == TIES for row in before["rows"]) else ["ties"]
@@ -142,6 +147,7 @@ class _Grid:
                     f"{', '.join(other)}; choose another --out"
                 )
             self._head["methods"] = before["methods"] | self._head["methods"]
+            self._prices = before.get("prices", {})
             self.found = {schema.from_json(Run, row["run"]): row for row in before["rows"]}
 
     def teach(self) -> None:
@@ -149,7 +155,7 @@ class _Grid:
         base, config = self._base, self._config
         wanted = [(config, base, seed, frozen) for seed in [*self.seeds, *self._tuning] for frozen in self.frozen]
         with progress.bar("experts", len(wanted)) as bar:
-            for path in parallel.completed(_teach, wanted, config.workers):
+            for path in self._workers.completed(_teach, wanted):
                 bar.advance(path.name)
 
     def cost(self) -> str:
@@ -168,7 +174,7 @@ class _Grid:
         tune, test = total(trials.values()), total(tests.values())
         if not lacking and not tune.least and not test.least:
             return ""
-        (prices,) = parallel.completed(_prices, [(config, self._base, self._size, self.frozen)], 1)
+        prices = self._measured_prices()
         seconds = prices.store * lacking + total(
             prices.trial[m] * trials[m] + prices.test[m] * tests[m] for m in trials
         )
@@ -178,6 +184,15 @@ class _Grid:
             "(from a few eager outer steps of each method and a few epochs of its students; most where tuning chooses "
             "the most steps)"
         )
+
+    def _measured_prices(self) -> _Prices:
+        """Measured once, while they are those of all methods."""
+        if not self._prices.get("trial", {}).keys() >= set(self._config.methods):
+            task = self._config, self._base, self._size, self.frozen
+            (prices,) = self._workers.completed(_prices, [task])
+            self._prices = asdict(prices)
+            self._save()
+        return schema.from_json(_Prices, self._prices)
 
     def tuned(self) -> dict[str, Run]:
         """Every method's run with what is best on val, at the middle size and seeds of their own; or elsewhere."""
@@ -209,15 +224,16 @@ class _Grid:
     def run(self, label: str, runs: Sequence[Run]) -> None:
         """Measure what has not been measured yet."""
         missing = [run for run in runs if run not in self.found]
-        tasks = [(self._config.out, self._base, run) for run in missing]
+        tasks = [(self._config.out, self._base, run, self._config.device) for run in missing]
         with progress.bar(label, len(runs), len(runs) - len(missing)) as bar:
-            for run, row in parallel.completed(measure, tasks, self._config.workers):
+            for run, row in self._workers.completed(measure, tasks):
                 self.found[run] = row
                 self._save()
                 bar.advance(f"{run.method}, {run.pairs} pairs, seed {run.seed}")
 
     def _save(self) -> None:
-        files.write_json(self._file, {**self._head, **self._measured, "rows": list(self.found.values())})
+        rows = {"prices": self._prices, "rows": list(self.found.values())}
+        files.write_json(self._file, {**self._head, **self._measured, **rows})
 
     def _mean(self, run: Run) -> float:
         """Mean recall; that of a student that diverged is 0."""
@@ -328,7 +344,7 @@ def _teach(asked: tuple[AblateConfig, Experiment, int, bool]) -> Path:
     config, base, seed, frozen = asked
     encoder = replace(base.teach.encoder, freeze_tower=frozen)
     out = store_folder(config.out, seed, frozen)
-    train_teachers(replace(base.teach, out=out, encoder=encoder, seed=seed, device="cpu"))
+    train_teachers(replace(base.teach, out=out, encoder=encoder, seed=seed, device=config.device))
     return out
 
 
@@ -348,10 +364,13 @@ def _prices(asked: tuple[AblateConfig, Experiment, int, Sequence[bool]]) -> _Pri
     trial, test = {}, {}
     with TemporaryDirectory() as folder:
         for frozen in kinds:
-            teaching = replace(base.teach, encoder=replace(base.teach.encoder, freeze_tower=frozen), device="cpu")
+            teaching = replace(
+                base.teach, encoder=replace(base.teach.encoder, freeze_tower=frozen), device=config.device
+            )
             stores[frozen] = cost_of.store_of_noise(teaching, Path(folder) / str(frozen))
             teach += Between.exactly(cost_of.teaching(teaching)) * (1 / len(kinds))
-            students[frozen] = cost_of.students(size, replace(evaluation(base, [size]), split="val"), stores[frozen])
+            scoring = replace(evaluation(base, [size]), split="val", device=config.device)
+            students[frozen] = cost_of.students(size, scoring, stores[frozen])
         for method in config.methods:
             if method not in methods():
                 trial[method] = test[method] = Between.exactly(students[base.teach.encoder.freeze_tower])
@@ -359,7 +378,7 @@ def _prices(asked: tuple[AblateConfig, Experiment, int, Sequence[bool]]) -> _Pri
             run = Run(method, size, TUNING_SEEDS[0], split="val")
             ways = [settings(base, replace(run, batch=share)) for share in fields.get("batch", (run.batch,))]
             frozen = ways[0].teach.encoder.freeze_tower
-            seconds = [cost_of.distilling(way.distill, stores[frozen]) for way in ways]
+            seconds = [cost_of.distilling(replace(w.distill, device=config.device), stores[frozen]) for w in ways]
             made = Between(min(seconds), max(seconds))
             trial[method] = made + Between.exactly(students[frozen])
             leaves = 2 if ways[0].distill.ema else 1

@@ -20,6 +20,7 @@ from ptmst.evaluation.evaluate import evaluate
 from ptmst.recipe import Recipe
 from ptmst.students.student import Student
 from ptmst.students.text_towers import text_tower
+from ptmst.support import devices
 from ptmst.support.seeds import generator
 from ptmst.teachers import train_on_pairs
 from ptmst.trajectories.recorder import Recorder
@@ -99,8 +100,8 @@ def store_of_noise(config: TeachConfig, folder: Path) -> TrajectoryStore:
 def distilling(config: DistillConfig, store: TrajectoryStore) -> float:
     """CPU seconds of a distillation, from a few eager outer steps of every phase."""
     # The same work, but nothing moves: settings that diverge can be measured too.
-    config = replace(config, compile="off", device="cpu", rates=_NO_RATES)
-    student = store.student((config.seed, "student"))
+    config = replace(config, compile="off", rates=_NO_RATES)
+    student = store.student((config.seed, "student")).to(devices.pick(config.device))
     config = settled(config, store, student)
     step = OuterStep.of(student, config)
     return _extrapolated(lambda steps: distill_with(step, replace(config, steps=steps), store), config.steps)
@@ -109,7 +110,7 @@ def distilling(config: DistillConfig, store: TrajectoryStore) -> float:
 def students(num_pairs: int, config: EvaluateConfig, store: TrajectoryStore) -> float:
     """CPU seconds of `config.students` students, trained one by one on `num_pairs` pairs and scored on the split."""
     pairs = random_pairs(store, num_pairs, _LR, 0)
-    one = replace(config, students=1, device="cpu")
+    one = replace(config, students=1)
     evaluate(pairs, replace(one, epochs=0))  # what is kept of the split from now on
     return config.students * _extrapolated(lambda epochs: evaluate(pairs, replace(one, epochs=epochs - 1)), one.epochs)
 
@@ -118,11 +119,11 @@ def _per_pair(student: Student, pairs: Pairs, text_width: int, config: TeachConf
     """CPU seconds of an expert's training, for each pair of an epoch."""
     few = min(len(pairs), _BATCHES * config.batch_size)
     some = replace(pairs, captions=pairs.captions[:few], image_of_text=pairs.image_of_text[:few])
-    features = None
+    student, features = student.to(device := devices.pick(config.device)), None
     if student.tower is not None and not config.augment:
-        seen = student.features(torch.zeros(1, 3, pairs.image_size, pairs.image_size))
+        seen = student.features(torch.zeros(1, 3, pairs.image_size, pairs.image_size, device=device))
         features = seen.detach().expand(len(pairs.image_names), -1)
-    texts = torch.randn(few, text_width, generator=generator("cost"))
+    texts = torch.randn(few, text_width, generator=generator("cost")).to(device)
     epochs = train_on_pairs(student, some, texts, replace(config, epochs=2), 0, features)
     next(epochs), next(epochs)  # images are decoded in the first epoch
     return _seconds(lambda: next(epochs)) / few

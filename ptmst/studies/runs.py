@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from ptmst import schema
 from ptmst.config import (
     TUNING_SEEDS,
+    Device,
     DistillConfig,
     EvaluateConfig,
     Experiment,
@@ -20,6 +21,7 @@ from ptmst.config import (
 )
 from ptmst.distillation.budget import settled
 from ptmst.distillation.distill import averaged_and_last, distill_with
+from ptmst.engine.compilation import compiles
 from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import Diverged
 from ptmst.evaluation.baselines import subset
@@ -121,16 +123,16 @@ def _shares(num_pairs: int, count: int) -> list[int]:
     return [num_pairs // count + (number < num_pairs % count) for number in range(count)]
 
 
-def measure(asked: tuple[Path, Experiment, Run]) -> tuple[Run, dict[str, Any]]:
+def measure(asked: tuple[Path, Experiment, Run, Device]) -> tuple[Run, dict[str, Any]]:
     """The run, and its row: `run`, scores of its `students` and how many were `lost`, provenance, cost.
 
     A set that is compared is kept in the folder, where the experts are. Its row has `last leaves` too, which are scores
     without the average that the set is.
     """
-    out, base, run = asked
+    out, base, run, device = asked
     row: dict[str, Any] = {"run": schema.to_json(run), "lost": 0, "students": []}
     if run.method in (FULL, FULL_HEADS):
-        every = replace(base.evaluate, students=base.teach.experts, split=run.split, device="cpu")
+        every = replace(base.evaluate, students=base.teach.experts, split=run.split, device=device)
         scores = evaluate_experts(TrajectoryStore.open(store_folder(out, run.seed, run.method == FULL_HEADS)), every)
         return run, row | {"students": [dict(s) for s in scores.students], "provenance": dict(scores.provenance)}
     last = None
@@ -139,7 +141,7 @@ def measure(asked: tuple[Path, Experiment, Run]) -> tuple[Run, dict[str, Any]]:
         store = TrajectoryStore.open(store_folder(out, run.seed, experiment.teach.encoder.freeze_tower))
         sizes = [phase.pairs for phase in experiment.distill.phases]
         loss, temperature = experiment.distill.loss, experiment.distill.temperature
-        made, last, cost = _distilled(replace(experiment.distill, seed=run.seed, device="cpu"), store)
+        made, last, cost = _distilled(replace(experiment.distill, seed=run.seed, device=device), store)
         cost["settings"] = schema.decisive(experiment.distill)
     else:
         selection = cast(Selection, run.method)
@@ -148,13 +150,13 @@ def measure(asked: tuple[Path, Experiment, Run]) -> tuple[Run, dict[str, Any]]:
         loss, temperature = run.loss, base.teach.temperature
         began = time.process_time()
         with peak_memory() as peak:
-            made = subset(store, selection, run.pairs, run.lr, run.seed, "cpu")
+            made = subset(store, selection, run.pairs, run.lr, run.seed, device)
         cost = {"seconds": time.process_time() - began, "peak bytes": sum(peak)}
         if "never_learned" in made.provenance:
             cost["never learned"] = made.provenance["never_learned"]
     evaluate_config = evaluation(base, sizes)
     evaluate_config = replace(evaluate_config, loss=loss, temperature=evaluate_config.temperature or temperature)
-    evaluate_config = replace(evaluate_config, seed=run.seed, split=run.split, device="cpu")
+    evaluate_config = replace(evaluate_config, seed=run.seed, split=run.split, device=device)
     provenance = {
         "split": run.split,
         "ties": TIES,
@@ -196,8 +198,10 @@ _STEPS: dict[Any, OuterStep] = {}
 
 
 def shared_outer_step(config: DistillConfig, store: TrajectoryStore) -> OuterStep:
-    """Outer steps shared within the process so that each graph compiles once."""
+    """Outer steps; one that compiles is shared within the process so that each graph compiles once."""
     device = devices.pick(config.device)
+    if not compiles(config.compile, device):
+        return OuterStep.of(store.student((config.seed, "student")).to(device), config)
     # A frozen tower is a store's own.
     tower_or_layers = store.fingerprint if store.recipe.encoder.freeze_tower else store.layers
     computed = (config.batch_size, config.loss, config.temperature, config.adjoint, config.adjoint_clip)

@@ -20,15 +20,30 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 
-def completed(function: Callable[[A], R], tasks: Iterable[A], workers: int) -> Iterator[R]:
-    """Results as they come, in any order; workers show no progress of their own, but warn as usual.
+class Workers:
+    """Processes that begin with the first task and stay for those of later calls; they show no progress of their own,
+    but warn as usual."""
 
-    `function` is one of a module, and tasks and results can be pickled. Where one raises, or the caller stops or is
-    killed, the running workers are killed at once.
-    """
-    with _pool(workers) as pool:
-        for ended in as_completed([pool.submit(function, task) for task in tasks]):
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def completed(self, function: Callable[[A], R], tasks: Iterable[A]) -> Iterator[R]:
+        """Results as they come, in any order. `function` is one of a module; tasks and results can be pickled."""
+        for ended in as_completed([self._pool.submit(function, task) for task in tasks]):
             yield ended.result()
+
+
+@contextmanager
+def processes(number: int) -> Iterator[Workers]:
+    """That many workers. Where a task raises, or the caller stops or is killed, they are killed at once."""
+    with _pool(number) as pool:
+        yield Workers(pool)
+
+
+def completed(function: Callable[[A], R], tasks: Iterable[A], workers: int) -> Iterator[R]:
+    """`Workers.completed`, of workers for these tasks alone."""
+    with processes(workers) as own:
+        yield from own.completed(function, tasks)
 
 
 def side_by_side(function: Callable[[A], R], tasks: Mapping[str, A], workers: int) -> dict[str, R]:

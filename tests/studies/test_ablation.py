@@ -29,6 +29,9 @@ from tiny import DISTILL, ENCODER
 
 pytestmark = pytest.mark.slow
 
+NOBODY: Any = None
+"""Workers of a grid that measures nothing."""
+
 TINY = Experiment(
     data=RenderConfig(image_size=16, train=24, val=8, test=8, warmup=0, captions=2),
     teach=TeachConfig(encoder=replace(ENCODER, head_width=16), experts=1, epochs=3, batch_size=16, endpoints="all"),
@@ -121,7 +124,7 @@ def test_a_distillation_that_diverges_counts_as_students_that_recall_nothing(
 ) -> None:
     monkeypatch.setenv("PTMST_CACHE", str(grid.out / "cache"))
     wild = replace(TINY, distill=replace(TINY.distill, student_lr=1e38))
-    run, row = runs.measure((grid.out, wild, Run("lors", 8, 0)))
+    run, row = runs.measure((grid.out, wild, Run("lors", 8, 0), "cpu"))
     assert (row["lost"], row["students"]) == (2, []) and "non-finite" in row["why"] and run == Run("lors", 8, 0)
 
 
@@ -190,7 +193,7 @@ def test_a_lost_student_recalls_nothing(grid: AblateConfig, monkeypatch: pytest.
     (row,) = (r for r in recorded(grid) if (r["run"]["method"], r["run"]["seed"]) == ("herding", 1))
     run = from_json(Run, row["run"])
     half = {**row, "students": [{**dict.fromkeys(row["students"][0], 30.0)}], "lost": 1}
-    one = ablation._Grid(replace(grid, methods=("herding",), seeds=1, seed=1), TINY, "ptmst ablate")
+    one = ablation._Grid(replace(grid, methods=("herding",), seeds=1, seed=1), TINY, "ptmst ablate", NOBODY)
     one.found[run] = half
     assert one._mean(run) == 15.0
     full = Run("all real pairs", 0, 1)
@@ -212,12 +215,14 @@ def test_one_student_that_diverges_costs_the_others_nothing(
         return evaluate(made, config)
 
     monkeypatch.setattr(runs, "evaluate", diverging)
-    _, row = runs.measure((grid.out, TINY, from_json(Run, before["run"])))
+    _, row = runs.measure((grid.out, TINY, from_json(Run, before["run"]), "cpu"))
     assert row["lost"] == 1 and row["students"] == before["students"][1:]
 
 
 def test_rates_are_tuned_at_the_middle_size(grid: AblateConfig) -> None:
-    sized = ablation._Grid(replace(grid, out=grid.out / "sized", methods=("lors",), pairs=(12, 4, 8)), TINY, "ptmst")
+    sized = ablation._Grid(
+        replace(grid, out=grid.out / "sized", methods=("lors",), pairs=(12, 4, 8)), TINY, "ptmst", NOBODY
+    )
     recall = {1000: dict(zip(FACTORS, (5, 6, 9), strict=True)), 1001: dict(zip(FACTORS, (4, 4, 0), strict=True))}
     asked: list[Run] = []
 
@@ -238,7 +243,7 @@ def test_rates_are_tuned_at_the_middle_size(grid: AblateConfig) -> None:
 def test_what_other_rates_recall_is_dropped(grid: AblateConfig, tmp_path: Path) -> None:
     """As where a new size moves the middle one, at which they are tuned."""
     (tmp_path / RESULTS).write_bytes((grid.out / RESULTS).read_bytes())
-    again = ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate")
+    again = ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate", NOBODY)
     before = recorded(grid)
     best = {run.method: run for run in again.found if run.split == "test" and run.seed == 0}
     again.forget_other_rates({method: best[method] for method in grid.methods})
@@ -258,12 +263,12 @@ def test_a_grid_goes_on_where_it_stopped(grid: AblateConfig, monkeypatch: pytest
     (grid.out / RESULTS).write_text(json.dumps(whole | {"rows": kept}))
     asked: list[Run] = []
 
-    def here(function: Any, tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+    def here(_: Any, function: Any, tasks: Iterable[Any]) -> Iterator[Any]:
         for task in tasks:
             asked.extend(part for part in task if isinstance(part, Run))
             yield function(task)
 
-    monkeypatch.setattr(parallel, "completed", here)
+    monkeypatch.setattr(parallel.Workers, "completed", here)
     # The index has a hash: as edited by hand it is refused, as a file that lacks one it is read.
     edited = json.loads((grid.out / RESULTS).read_text())
     edited.pop("sha256", None)
@@ -319,36 +324,38 @@ def test_a_grid_whose_scores_count_ties_in_another_way_is_refused(
     del found["rows"][0]["provenance"]["ties"]
     files.write_json(tmp_path / RESULTS, found)
     with pytest.raises(InputError, match="expected an ablation of these settings, found one that differs in ties;"):
-        ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate")
+        ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate", NOBODY)
 
 
 def test_methods_join_a_grid_and_leave_it(grid: AblateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "experiment", lambda *_: TINY)
     (tmp_path / RESULTS).write_bytes((grid.out / RESULTS).read_bytes())
-    fewer = ablation._Grid(replace(grid, out=tmp_path, methods=("herding", "st")), TINY, "ptmst ablate")
+    fewer = ablation._Grid(replace(grid, out=tmp_path, methods=("herding", "st")), TINY, "ptmst ablate", NOBODY)
     assert len(fewer.found) == len(recorded(grid))
     fewer._save()
-    again = ablation._Grid(replace(grid, out=tmp_path, methods=("lors", "st")), TINY, "ptmst ablate")
+    again = ablation._Grid(replace(grid, out=tmp_path, methods=("lors", "st")), TINY, "ptmst ablate", NOBODY)
     assert set(again.found) == set(fewer.found)
     changed = dict(methods()) | {"lors": replace(methods()["lors"], phases="as they are")}
     monkeypatch.setattr(ablation, "methods", lambda: changed)
     with pytest.raises(InputError, match="found one that differs in lors; choose another --out"):
-        ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate")
+        ablation._Grid(replace(grid, out=tmp_path), TINY, "ptmst ablate", NOBODY)
 
 
 def test_more_rates_may_be_tried(grid: AblateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a grid that tried fewer, only what is new is measured."""
     (tmp_path / RESULTS).write_bytes((grid.out / RESULTS).read_bytes())
     monkeypatch.setattr(tuning, "FACTORS", (*FACTORS, 27.0))
-    again = ablation._Grid(replace(grid, out=tmp_path, methods=("lors",)), TINY, "ptmst ablate")
+    again = ablation._Grid(
+        replace(grid, out=tmp_path, methods=("lors",)), TINY, "ptmst ablate", parallel.Workers(NOBODY)
+    )
     asked: list[Any] = []
 
-    def completed(function: Any, tasks: Iterable[Any], workers: int) -> Iterator[Any]:
-        for *_, run in tasks:
+    def completed(_: Any, function: Any, tasks: Iterable[Any]) -> Iterator[Any]:
+        for _out, _base, run, _device in tasks:
             asked.append(run)
             yield run, {"run": to_json(run), "students": [{"mean": 0.0}], "lost": 0}
 
-    monkeypatch.setattr(parallel, "completed", completed)
+    monkeypatch.setattr(parallel.Workers, "completed", completed)
     again.tuned()
     assert [(run.method, run.factor, run.seed) for run in asked] == [("lors", 27.0, 1000), ("lors", 27.0, 1001)]
     assert json.loads((tmp_path / RESULTS).read_text())["tried"]["factors"] == [*FACTORS, 27.0]

@@ -55,10 +55,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch
     patch.setattr(ablation, "experiment", lambda *_: TINY)
     patch.setattr(tuning, "REAL_LR", (0.03, 0.1))
 
-    def completed(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+    def completed(_: Any, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         return map(function, tasks)
 
-    patch.setattr(parallel, "completed", completed)
+    patch.setattr(parallel.Workers, "completed", completed)
     write_rendered(RenderConfig(root=folder, image_size=32, train=24, val=8, test=8, warmup=0, captions=1))
     lines = {}
     for split in ("train", "val", "test"):
@@ -183,7 +183,7 @@ def test_one_that_is_stopped_goes_on_to_the_same_end(
     config = own(pictures, tmp_path / "grid", methods=("lors",), seeds=1)
     done: list[Run] = []
 
-    def completed(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+    def completed(_: Any, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         for task in tasks:
             runs = [part for part in task if isinstance(part, Run)]
             if runs and len(done) % 3 == 2:
@@ -192,7 +192,7 @@ def test_one_that_is_stopped_goes_on_to_the_same_end(
             done.extend(runs)
             yield function(task)
 
-    monkeypatch.setattr(parallel, "completed", completed)
+    monkeypatch.setattr(parallel.Workers, "completed", completed)
     stopped = 0
     while True:
         try:

@@ -51,10 +51,10 @@ def test_seconds_of_many_steps_come_from_one_and_three(monkeypatch: pytest.Monke
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Workers are this process, which is quicker."""
 
-    def completed(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+    def completed(_: Any, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         return map(function, tasks)
 
-    monkeypatch.setattr(parallel, "completed", completed)
+    monkeypatch.setattr(parallel.Workers, "completed", completed)
     monkeypatch.setattr(ablation, "experiment", lambda *_: TINY)
     monkeypatch.setenv("PTMST_CACHE", str(tmp_path / "cache"))
 
