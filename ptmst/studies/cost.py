@@ -122,7 +122,7 @@ def _per_pair(student: Student, pairs: Pairs, text_width: int, config: TeachConf
     student, features = student.to(device := devices.pick(config.device)), None
     if student.tower is not None and not config.augment:
         seen = student.features(torch.zeros(1, 3, pairs.image_size, pairs.image_size, device=device))
-        features = seen.detach().expand(len(pairs.image_names), -1)
+        features = seen.detach().cpu().expand(len(pairs.image_names), -1)
     texts = torch.randn(few, text_width, generator=generator("cost")).to(device)
     epochs = train_on_pairs(student, some, texts, replace(config, epochs=2), 0, features)
     next(epochs), next(epochs)  # images are decoded in the first epoch
