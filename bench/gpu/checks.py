@@ -33,7 +33,7 @@ from ptmst.trajectories.spans import Span
 from ptmst.trajectories.store import TrajectoryStore
 
 ROOT = Path(__file__).parents[2]
-ON_A_CPU = ROOT / "bench" / "results" / "demo-scenes-quick.json"
+RESULTS = ROOT / "bench" / "results"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _POINTS = 3.0
 """Points of mean recall, percent: rounding alone changes 385 steps of training and distillation."""
@@ -93,15 +93,16 @@ def tests(sheet: Sheet, files: tuple[str, ...], words: str, share: int, of: int)
         raise RuntimeError(f"pytest: expected it to run {', '.join(files)}, found exit code {code!r}")
 
 
-def demo(sheet: Sheet) -> None:
-    """`ptmst demo --data scenes --quick`, end to end."""
-    sheet.row("ptmst demo --data scenes --quick", 120, _demo)
+def demo(sheet: Sheet, data: str, quick: bool) -> None:
+    """A demo, end to end, beside the results of the same on a CPU."""
+    options = ["--data", data, *(["--quick"] if quick else [])]
+    sheet.row(" ".join(["ptmst demo", *options]), 120, partial(_demo, options, f"demo-{data}{'-quick' * quick}.json"))
 
 
-def _demo() -> Row:
+def _demo(options: list[str], on_a_cpu: str) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "demo"
-        command = [sys.executable, "-m", "ptmst", "demo", "--data", "scenes", "--quick", "--out", str(out)]
+        command = [sys.executable, "-m", "ptmst", "demo", *options, "--out", str(out)]
         last = ""
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             assert process.stdout is not None
@@ -110,7 +111,7 @@ def _demo() -> Row:
         if process.returncode:
             raise Wrong(f"expected it to run to its end, found exit code {process.returncode}: {last.strip()}")
         results = json.loads((out / "results.json").read_text())
-    return same_means(results, json.loads(ON_A_CPU.read_text()))
+    return same_means(results, json.loads((RESULTS / on_a_cpu).read_text()))
 
 
 def same_means(results: Mapping[str, Any], on_a_cpu: Mapping[str, Any]) -> Row:

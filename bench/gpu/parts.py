@@ -62,7 +62,8 @@ def parts(dry: bool) -> tuple[Part, ...]:
 def _checks() -> list[Part]:
     return [
         Part("kernels", "checks", "checks.kernels_run", (), _IMPORTS, 20),
-        Part("demo", "checks", "checks.demo", (), 120, 120, cores=2),
+        Part("demo-scenes", "checks", "checks.demo", ("scenes", True), 120, 120, cores=2),
+        Part("demo-emoji", "checks", "checks.demo", ("emoji", False), 200, 200, cores=3),
         *_tests("tests", _TESTS, "", shares=4, seconds=90, cores=2),
         Part("gradients", "checks", "checks.gradients", (_GRADIENTS, 1000), 40, 100, cores=2),
         *_tests("lane", _LANES, "triton", shares=3, seconds=60),
@@ -104,7 +105,7 @@ def _dry() -> list[Part]:
     flat = tuple(replace(case, parameters=100_000) for case in FLAT[:2])
     return [
         Part("kernels", "checks", "checks.kernels_run", (), 0, 0),
-        Part("demo", "checks", "checks.demo", (), 0, 0),
+        Part("demo-scenes", "checks", "checks.demo", ("scenes", True), 0, 0),
         *_tests("tests", (*_TESTS, *_LANES), "recorded or tables", shares=1),
         Part("gradients", "checks", "checks.gradients", ((small,), 60), 0, 0),
         _captured(small, _CONVOLUTIONAL[0], 0),

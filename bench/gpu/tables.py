@@ -175,8 +175,8 @@ def _checked(card: Card) -> Iterator[str]:
     for row in demo:
         means = (f"{name} {mean:.1f} ({row['on a CPU'][name]:.1f})" for name, mean in row["mean recall"].items())
         yield (
-            f"* `ptmst demo --data scenes --quick` takes {row['minutes']:.1f} minutes; mean recalls, in brackets the "
-            f"CPU's: {', '.join(means)}."
+            f"* `{row['row']}` takes {row['minutes']:.1f} minutes; mean recalls, in brackets the CPU's: "
+            f"{', '.join(means)}."
         )
     yield from (f"* Failed: {row['part']}, {row['row']}: {row['failed'].partition(chr(10))[0]}" for row in card.failed)
 

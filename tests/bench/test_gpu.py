@@ -375,7 +375,7 @@ import torch
 from null_device import stand_ins
 
 stand_ins.install()
-if "demo" not in sys.orig_argv:  # which takes minutes where all goes well
+if "demo-scenes" not in sys.orig_argv:  # which takes minutes where all goes well
     stand_ins.answer()
 torch.compile = lambda function, **how: function
 """
@@ -427,7 +427,13 @@ def test_all_of_it_runs_dry(tmp_path: Path) -> None:
     for part, row in failed:
         assert f"failed: {part} / {row}: " in done.stdout
     parts_failed = {part for part, _ in failed}
-    assert {"demo", "gradients", "flat", "outer-convnet-8-b4-fp32-tf32", "opponents-convnet-8-b4-exact"} <= parts_failed
+    assert {
+        "demo-scenes",
+        "gradients",
+        "flat",
+        "outer-convnet-8-b4-fp32-tf32",
+        "opponents-convnet-8-b4-exact",
+    } <= parts_failed
     numbers = answers["contrastive", "infonce-identity-N128, ptmst"]
     assert numbers["ms"] > 0 and numbers["peak MB"] > 0
     assert (
