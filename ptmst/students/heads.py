@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmst.config import EncoderConfig
+from ptmst.students.folding import folded
 from ptmst.students.image_towers import image_tower
 from ptmst.students.student import Student
 from ptmst.support.devices import sent
@@ -70,4 +71,4 @@ def make_student(
             return Student.from_modules(tower, ProjectionHead(text_width, width))
         embedding = config.head_width or width
         heads = ProjectionHead(width, embedding), ProjectionHead(text_width, embedding)
-        return Student.from_modules(*heads, tower=tower)
+        return Student.from_modules(*heads, tower=tower, on_cpu=folded(tower, image_size))

@@ -29,9 +29,11 @@ class Student:
         layers: LayerTable,
         tower: nn.Module | None = None,
         bf16: bool = False,
+        on_cpu: nn.Module | None = None,
     ) -> None:
         self.layers = layers
         self.tower = tower
+        self._on_cpu = on_cpu or tower
         # On a CPU a depthwise convolution is 1.6 times as fast so, and equal but for rounding.
         self._channels_last = tower is not None and any(map(_is_depthwise, tower.modules()))
         self._bf16 = bf16
@@ -40,18 +42,24 @@ class Student:
 
     @classmethod
     def from_modules(
-        cls, image_module: nn.Module, text_module: nn.Module, *, tower: nn.Module | None = None
+        cls,
+        image_module: nn.Module,
+        text_module: nn.Module,
+        *,
+        tower: nn.Module | None = None,
+        on_cpu: nn.Module | None = None,
     ) -> Student:
         """Group 0 holds the image module's trainable parameters, group 1 the text module's, in registration order.
 
-        `tower` is frozen here, and embeds images before the image module does. Raises InputError for modules that are
-        no pure function of θ: BatchNorm or Dropout in train mode.
+        `tower` is frozen here, and embeds images before the image module does; `on_cpu` is the same function in a form
+        that is faster there, if there is one. Raises InputError for modules that are no pure function of θ: BatchNorm
+        or Dropout in train mode.
         """
         if tower is not None:
             _refuse_impure("tower", tower.requires_grad_(False))
         for prefix, module in (("image", image_module), ("text", text_module)):
             _refuse_impure(prefix, module)
-        return cls(image_module, text_module, LayerTable.of(image=image_module, text=text_module), tower)
+        return cls(image_module, text_module, LayerTable.of(image=image_module, text=text_module), tower, on_cpu=on_cpu)
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -83,10 +91,13 @@ class Student:
         """What the frozen tower makes of images: [B, 3, H, W] → [B, Z]; the images, where no tower is frozen."""
         if self.tower is None:
             return images
-        if self._channels_last and images.device.type == "cpu":
-            images = images.contiguous(memory_format=torch.channels_last)
+        tower: nn.Module | None = self.tower
+        if images.device.type == "cpu":
+            tower = tower if self._bf16 else self._on_cpu
+            images = images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
+        assert tower is not None
         with self._products(tower=True):
-            features: Tensor = self.tower(images)
+            features: Tensor = tower(images)
         return features
 
     def embed(self, theta: Tensor, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
