@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from ptmst.students.text_towers import CPU, TextTower, embed_captions, text_towe
 from ptmst.students.warmup import warm_tower
 from ptmst.support import files
 
+_LOG = logging.getLogger(__name__)
 TOWER = "tower.safetensors"
 """The initial image tower in the folder of a store or a set, where it was warmed up."""
 
@@ -186,12 +188,27 @@ class Recipe:
         changed.
         """
         pairs = self.pairs("train")
+        self._refuse_other_pairs(pairs)
+        return pairs, embed_captions(self.text_tower(), pairs.captions, device)
+
+    def refuse_other_data(self) -> None:
+        """Raises InputError where the training pairs in the data's folder are others than the experts'.
+
+        A folder without a training split is taken as it is, with a warning.
+        """
+        try:
+            pairs = self.pairs("train")
+        except InputError as error:
+            _LOG.warning("%s: taken to be the experts' data without a training split to compare", error)
+            return
+        self._refuse_other_pairs(pairs)
+
+    def _refuse_other_pairs(self, pairs: Pairs) -> None:
         if pairs.fingerprint != self.fingerprints.data:
             raise InputError(
                 f"{self.data.folder}: expected the pairs that the experts were trained on, found different ones; "
                 "restore them, or run `ptmst teach` again"
             )
-        return pairs, embed_captions(self.text_tower(), pairs.captions, device)
 
     def text_tower(self) -> TextTower:
         """The text tower. Raises InputError where it is no longer where it was, or has changed."""
@@ -272,6 +289,7 @@ class Recipe:
                 "std": list(scored.std),
                 "images": len(scored.image_names),
                 "captions": len(scored),
+                "sha256": scored.answers_hash(),
             },
         }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from ptmst import DistilledSet, TrajectoryStore
 from ptmst.cli import main
@@ -234,6 +235,39 @@ def test_scores_record_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     told: dict[str, Any] = found.provenance(found.pairs("test"))
     assert told["encoder"]["text_tower"] == "hf:bert"
     assert str(tmp_path) not in json.dumps(told)
+
+
+def test_what_was_scored_is_told_by_its_bytes_and_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size that images are read at."""
+    monkeypatch.chdir(tmp_path)
+    found = recipe_of(tmp_path, EncoderConfig())
+
+    def digest(size: int = 16) -> str:
+        pairs = load_split(DataConfig(root=tmp_path / "d", image_size=size), "test")
+        told: str = found.provenance(pairs)["scored"]["sha256"]
+        return told
+
+    before, annotations = digest(), tmp_path / "d" / "scenes_test.json"
+    assert digest(8) == before
+    annotations.write_text(annotations.read_text().replace("a ", "one "))
+    other_words = digest()
+    (picture,) = (tmp_path / "d").rglob("*test*.png")
+    Image.open(picture).rotate(90).save(picture)
+    assert len({before, other_words, digest()}) == 3
+
+
+@pytest.mark.slow
+def test_training_pairs_in_the_place_that_is_named_are_the_experts(world: World, tmp_path: Path) -> None:
+    """As far as they can be compared: a folder may have the test split alone."""
+    evaluate = ["evaluate", str(world.here / "o"), "--out", "scores.json", *EVALUATE, "--root"]
+    other = tmp_path / "other"
+    write_scenes(other, seed=1, image_size=16, train=12, val=2, test=4, warmup=0, captions=1)
+    assert "expected the pairs that the experts were trained on, found different ones" in world.refused(
+        *evaluate, str(other)
+    )
+    (other / "scenes_train.json").unlink()
+    code, err = world.run(*evaluate, str(other))
+    assert code == 0 and "taken to be the experts' data without a training split to compare" in err
 
 
 def test_weights_for_a_tower_that_started_without_are_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def drawn(svg: str, size: int) -> Image.Image:
     try:
         content = resvg_py.svg_to_bytes(svg_string=svg, width=_FINER * size, dpi=96, skip_system_fonts=True)
     except BaseException as error:  # a panic of Rust is no Exception
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise ValueError(str(error).partition("\n")[0]) from None
     return on_white(Image.open(io.BytesIO(bytes(content))), size)

@@ -83,6 +83,11 @@ class Pairs:
                 raise InputError(f"{error.filename}: cannot be read ({error.strerror}); restore the file") from error
         return sha256(b"".join(hashes))
 
+    def answers_hash(self) -> str:
+        """SHA-256 of what retrieval is scored on: the bytes of all images, the captions and whose they are."""
+        answers = self.content_hash(), self.captions, self.image_of_text.tolist()
+        return sha256(json.dumps(answers).encode())
+
     def images(self, indices: Tensor) -> Tensor:
         """Normalized images, float32 [B, 3, H, W] on the CPU, of image indices int64 [B], each in 0 … I-1.
 

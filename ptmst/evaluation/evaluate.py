@@ -42,6 +42,8 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     if config.student is not None:
         distilled = _for_another_tower(distilled, config.student, config, device)
     recipe = distilled.recipe
+    if config.root is not None:
+        recipe.refuse_other_data()
     tower, scored = recipe.text_tower(), _scored_pairs(recipe, config, config.split)
     scorer = partial(RetrievalScorer, tower=tower, device=device, equal_captions=config.count_equal_captions)
     scored_on = scorer(scored)
@@ -138,6 +140,8 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
     device = devices.pick(config.device)
     store = store.at(config)
     recipe = store.recipe
+    if config.root is not None:
+        recipe.refuse_other_data()
     tower, scored = recipe.text_tower(), _scored_pairs(recipe, config, config.split)
     scored_on = RetrievalScorer(scored, tower, device, equal_captions=config.count_equal_captions)
     student = store.student(("experts",)).to(device)

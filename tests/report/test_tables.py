@@ -211,8 +211,9 @@ def scored(row: Row, name: str, **changes: Any) -> Row:
     return replace(row, name=name, scores=replace(row.scores, provenance={**row.scores.provenance, **changes}))
 
 
-def on(data: str, images: int, captions: int, split: str = "test") -> dict[str, Any]:
-    return {"split": split, "scored": {"data": data, "split": split, "images": images, "captions": captions}}
+def on(data: str, images: int, captions: int, split: str = "test", **more: str) -> dict[str, Any]:
+    scored = {"data": data, "split": split, "images": images, "captions": captions, **more}
+    return {"split": split, "scored": scored}
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,12 @@ def on(data: str, images: int, captions: int, split: str = "test") -> dict[str, 
             r"^b: .* scenes test \(499 images, 2,500 captions\); make a",
         ),
         ({}, on("stamps", 9, 9), r"^b: expected scores on scenes test, as of a, found ones on stamps test"),
+        (
+            on("own", 9, 9, sha256="ab"),
+            on("own", 9, 9, sha256="cd"),
+            r"^b: expected scores on the images and captions of a, found ones on others of the same name \(own test "
+            r"\(9 images, 9 captions\)\); make a table for each data set$",
+        ),
     ],
 )
 def test_scores_on_different_data_are_not_compared(
@@ -253,6 +260,9 @@ def test_scores_on_one_data_set_are_compared(tmp_path: Path) -> None:
         scored(made, "b", **on("stamps", 9, 9, "val")),
     ]
     write_table(tmp_path / "t.md", [made, *others])
+    with_hash = on("stamps", 223, 224)
+    with_hash["scored"]["sha256"] = "ab"
+    write_table(tmp_path / "t.md", [made, scored(others[0], "hashed", **with_hash)])
     assert "digits, scored on stamps test of 223 images" in (tmp_path / "t.md").read_text()
 
 

@@ -143,7 +143,7 @@ def test_kept_embeddings_need_no_tower_and_others_say_how_to_get_it(
         embed_captions(tower, [*CAPTIONS, "a green star"])
     assert str(refused.value) == (
         "text_tower pypi:a-tower: expected captions whose embeddings are kept, found 'a green star', which takes the "
-        "tower itself; pip install a-tower"
+        "tower itself; check the name, and install it if you trust it"
     )
 
 
@@ -174,7 +174,9 @@ def test_a_package_of_which_nothing_is_kept_is_a_tower_of_its_folder(
     assert tower.fingerprint == real(bert).fingerprint
     assert torch.equal(tower.embed(CAPTIONS), real(bert).embed(CAPTIONS))
     uninstalled(monkeypatch, bert)
-    with pytest.raises(InputError, match=r"^pypi:a-tower: expected an installed package, found none; pip install a-t"):
+    with pytest.raises(
+        InputError, match=r"^pypi:a-tower: expected an installed package, found none; check the name, and install it"
+    ):
         text_tower(TOWER)
 
 

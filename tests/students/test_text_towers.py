@@ -135,9 +135,9 @@ def test_weights_are_loaded(tmp_path: Path, suffix: str, way: str) -> None:
     [
         (
             {"blocks.0.weight": torch.zeros(8, 3, 3, 3)},
-            r"found \(8, 3, 3, 3\) for blocks\.0\.weight \(4, 3, 3, 3\) \(1 such layers\)",
+            r"found \(8, 3, 3, 3\) for blocks\.0\.weight \(4, 3, 3, 3\) \(one such tensor\)",
         ),
-        ({"blocks.0.weight": None}, r"found nothing for blocks\.0\.weight \(4, 3, 3, 3\) \(1 such layers\)"),
+        ({"blocks.0.weight": None}, r"found nothing for blocks\.0\.weight \(4, 3, 3, 3\) \(one such tensor\)"),
     ],
 )
 def test_weights_of_another_tower_are_refused(

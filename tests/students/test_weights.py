@@ -113,8 +113,10 @@ def test_safetensors_keep_no_order_and_the_refusal_shows_names_of_both_sides(tmp
         loaded(tmp_path / "w.safetensors")
     shown = str(refused.value).removeprefix(f"{tmp_path / 'w.safetensors'}: ")
     assert shown == (
-        "expected weights of this tower, found nothing for blocks.0.weight (4, 3, 3, 3) (12 such layers) beside "
-        "_layer_00.weight, _layer_01.bias, _layer_02.weight, …; name the tower these weights belong to"
+        "expected weights of this tower, found nothing for blocks.0.weight (4, 3, 3, 3) (12 such tensors) beside "
+        "_layer_00.weight, _layer_01.bias, _layer_02.weight, …, where the tower has blocks.0.weight, blocks.0.bias, "
+        "blocks.2.weight, …; name the tower these weights belong to, or give the file of torch.save, whose order can "
+        "tell (safetensors keeps none)"
     )
 
 

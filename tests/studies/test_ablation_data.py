@@ -21,7 +21,7 @@ from ptmst.evaluation.baselines import subset
 from ptmst.schema import from_json
 from ptmst.studies import ablation, tuning
 from ptmst.studies.ablation import RESULTS, ablate
-from ptmst.studies.runs import Run, settings
+from ptmst.studies.runs import Run, _replaced, settings
 from ptmst.support import parallel
 from tiny import DISTILL, ENCODER
 
@@ -128,7 +128,7 @@ def test_behind_a_frozen_tower_nothing_else_is_taught(grid: AblateConfig) -> Non
     assert dict(evaluate(made, config).students[0]) == row["students"][0]
 
 
-def test_a_cell_is_run_as_tuned_and_scored_with_and_without_its_average(grid: AblateConfig) -> None:
+def test_a_cell_is_run_as_tuned_and_scored_with_and_without_its_average(grid: AblateConfig, tmp_path: Path) -> None:
     """Without: as a distillation whose average has no decay."""
     (row,) = (r for r in recorded(grid) if (r["run"]["method"], r["run"]["seed"]) == ("st", 1))
     run = from_json(Run, row["run"])
@@ -150,6 +150,11 @@ def test_a_cell_is_run_as_tuned_and_scored_with_and_without_its_average(grid: Ab
     kept = DistilledSet.load(grid.out / "sets" / "st-8-1")
     assert dict(evaluate(kept, _evaluation(1)).students[0]) == row["students"][0]
     assert len(list((grid.out / "sets").iterdir())) == len(METHODS) * 2
+    # A run of other settings takes its place, if only with nothing.
+    _replaced(tmp_path / "set", kept)
+    assert DistilledSet.load(tmp_path / "set").num_pairs == kept.num_pairs
+    _replaced(tmp_path / "set", None)
+    assert not (tmp_path / "set").exists()
 
 
 def _evaluation(seed: int) -> EvaluateConfig:

@@ -194,6 +194,6 @@ def test_without_its_tower_a_demo_writes_nothing(tmp_path: Path, monkeypatch: py
         return replace(settings, teach=replace(settings.teach, encoder=encoder))
 
     monkeypatch.setattr(demo, "experiment", missing)
-    with pytest.raises(InputError, match=r"pypi:no-such-package: expected .* pip install .*--data scenes"):
+    with pytest.raises(InputError, match=r"pypi:no-such-package: expected .* check the name, .*--data scenes"):
         run_demo(DataConfig("emoji"), tmp_path / "out", True, "ptmst demo")
     assert not (tmp_path / "out").exists()
