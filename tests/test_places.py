@@ -251,7 +251,7 @@ def test_what_was_scored_is_told_by_its_bytes_and_captions(tmp_path: Path, monke
     assert digest(8) == before
     annotations.write_text(annotations.read_text().replace("a ", "one "))
     other_words = digest()
-    (picture,) = (tmp_path / "d").rglob("*test*.png")
+    (picture,) = found.pairs("test").image_paths
     Image.open(picture).rotate(90).save(picture)
     assert len({before, other_words, digest()}) == 3
 
