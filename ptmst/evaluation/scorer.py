@@ -31,8 +31,10 @@ class RetrievalScorer:
         numbers: dict[str, int] = {}
         for caption in pairs.captions:
             numbers.setdefault(caption, len(numbers))
-        self._caption_of_text = torch.tensor([numbers[c] for c in pairs.captions]) if equal_captions else None
-        self._texts = embed_captions(tower, pairs.captions, device).to(device)
+        self._which = torch.tensor([numbers[caption] for caption in pairs.captions], device=device)
+        self._caption_of_text = self._which.cpu() if equal_captions else None
+        # Each caption once: of equal ones students make the same then, to the bit.
+        self._texts = embed_captions(tower, tuple(numbers), device).to(device)
         self._held: list[Tensor] | None = None
         classes = pairs.classes()
         if classes is not None:
@@ -51,7 +53,7 @@ class RetrievalScorer:
         """
         heads = student.heads
         images = torch.cat([heads.embed_images(theta, some) for some in self._inputs(student)])
-        texts = student.embed_texts(theta, self._texts)
+        texts = student.embed_texts(theta, self._texts)[self._which]
         normal = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
         if not bool(torch.isfinite(torch.cat(normal)).all()):
             raise Diverged("a student: its embeddings are not finite, though its θ is; the set's η is too large")

@@ -114,6 +114,21 @@ def test_recalls_are_counted(images: int, texts: int, kind: str, at_once: int, m
         assert found[metric] == pytest.approx(expected[metric], rel=1e-12), metric
 
 
+@pytest.mark.parametrize("width", [5, 64, 384])
+def test_equal_embeddings_score_equally_wherever_they_are(width: int) -> None:
+    """On every processor: the last bits of a matrix product depend on where a row is."""
+    rng = torch.Generator().manual_seed(width)
+    few_texts, few_images = (F.normalize(torch.randn(n, width, generator=rng), dim=1) for n in (11, 7))
+    which = torch.randint(11, (53,), generator=rng)
+    texts, images = few_texts[which], few_images[torch.randint(7, (19,), generator=rng)]
+    owner = torch.randint(19, (53,), generator=rng)
+    expected = recall(images.double().numpy(), texts.double().numpy(), owner.numpy())
+    assert retrieval_recall(images, texts, owner) == pytest.approx(expected, rel=1e-12)
+    candidates = metrics._Candidates(texts)
+    scores = candidates.scores(images)
+    assert all(len(scores[:, which == one].unique(dim=1).T) <= 1 for one in range(11))
+
+
 def test_equal_scores_count_by_their_expectation() -> None:
     """Over all orders of the tied, one by one: 6 captions, two of image 0 and one of image 1, in three levels."""
     scores, owner = (1.0, 3.0, 2.0, 2.0, 2.0, 2.0), (1, 2, 0, 0, 3, 3)
@@ -747,7 +762,7 @@ def test_scores_name_what_they_were_scored_on(distilled: DistilledSet) -> None:
         data = load_pairs("scenes", distilled.settings["data"]["root"], split, 16)
         normalized = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
         named = {"data": "scenes", "split": split, "fingerprint": data.fingerprint}
-        assert found == {**named, **normalized, "images": 8, "captions": 16}
+        assert found == {**named, **normalized, "images": 8, "captions": 16, "sha256": data.answers_hash()}
 
 
 PROVENANCE: dict[str, Any] = {"split": "test", "pairs": 3, "config": {"seed": 3}}
