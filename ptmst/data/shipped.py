@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from ptmst.data.credits import read_credits
+from ptmst.data.credits import Credits, read_credits
 from ptmst.data.generated import Progress
 from ptmst.data.written import LICENSES, Advance, PictureSet, Sample, write_set
 from ptmst.support import files
@@ -43,6 +43,12 @@ def emoji() -> PictureSet:
         count=sum(index["images"].values()),
         licenses=(folder / LICENSES).read_text("utf-8"),
     )
+
+
+def license_texts(credits: Credits) -> str | None:
+    """All texts of the licenses of the data set that ships; None for credits of other data."""
+    folder = shipped()
+    return (folder / LICENSES).read_text("utf-8") if read_credits(folder) == credits else None
 
 
 def _samples(advance: Advance) -> Iterator[Sample]:

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from ptmst.data import MEAN, STD, renormalize
 from ptmst.data.credits import Credits
+from ptmst.data.shipped import license_texts
+from ptmst.data.written import LICENSES
 from ptmst.errors import InputError
 from ptmst.support import files, folders, parts
 from ptmst.support.locks import CLAIM
@@ -45,6 +48,8 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
     - `hf`: one Parquet file of images and captions with a data card, which Hugging Face datasets reads, and beside
       them the set itself, which `DistilledSet.load` reads: float images, texts, soft labels, η.
 
+    Where the data have credits, `README.md` tells them in every form. LICENSES.txt comes with sets of `emoji`.
+
     Raises InputError, before anything is written, for a folder that holds something, leaves that are not finite, a
     set that the form has no place for, and a package that is missing; and where `out` cannot be written.
     """
@@ -69,7 +74,7 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
         with parts.folder(out.resolve()) as temporary, folders.claimed(out, FOLDER, fresh=True):
             _refuse_held(out)
             names = []
-            for name, content in writers[form](distilled):
+            for name, content in chain(writers[form](distilled), _notices(distilled, form)):
                 files.write(temporary / name, content)
                 names.append(name)
             if form == "hf":
@@ -219,6 +224,18 @@ def _credits(distilled: DistilledSet) -> Credits | None:
     return distilled.recipe.credits if distilled.settings else None
 
 
+def _notices(distilled: DistilledSet, form: Form) -> _Files:
+    """What has to go with pictures that began as somebody's: credits where a form has no place for them, licenses."""
+    credits = _credits(distilled)
+    if credits is None:
+        return
+    if form in ("ptm-st", "lors"):
+        readme = f"{distilled.num_pairs:,} synthetic image-text pairs, distilled with ptmst.\n"
+        yield "README.md", (readme + _credited(distilled)).encode()
+    if (texts := license_texts(credits)) is not None:
+        yield LICENSES, texts.encode()
+
+
 def _credited(distilled: DistilledSet) -> str:
     """Whose data the pairs were distilled from; empty where these do not tell."""
     credits = _credits(distilled)
@@ -226,7 +243,8 @@ def _credited(distilled: DistilledSet) -> str:
         return ""
     works = "".join(f"* {line}\n" for line in credits.credits)
     changed = "The images began as real ones, and were changed."
-    return f"\n{changed} License of the data: {credits.license}. Credits:\n\n{works}"
+    texts = "" if license_texts(credits) is None else f" {LICENSES} has all texts."
+    return f"\n{changed} License of the data: {credits.license}.{texts} Credits:\n\n{works}"
 
 
 def _card(distilled: DistilledSet) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ptmst.data.credits import Credits
+from ptmst.data.shipped import emoji
 from ptmst.errors import InputError
-from ptmst.exchange.export import FOLDER, export
+from ptmst.exchange.export import FOLDER, Form, export
 from ptmst.support import files, folders, locks, parts
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
@@ -50,6 +52,26 @@ def test_it_is_whole_at_once(given: DistilledSet, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(files, "write", watched)
     written = export(given, out, "folder")
     assert seen == [[locks.CLAIM]] * len(written)
+
+
+@pytest.mark.parametrize("form", ["ptm-st", "lors", "folder"])
+def test_credits_go_with_every_form_and_licenses_with_what_ships(
+    given: DistilledSet, tmp_path: Path, form: Form
+) -> None:
+    theirs, ours = Credits("CC-BY-4.0", ("Owls, by A. Painter",)), emoji().credits
+    for credits in (theirs, ours):
+        recipe = replace(RECIPE, credits=credits)
+        written = export(replace(given, settings=recipe.to_json()), tmp_path / credits.license[:5], form)
+        names = {path.name: path for path in written}
+        told = names["README.md"].read_text()
+        assert (
+            all(f"* {line}\n" in told for line in credits.credits)
+            and f"License of the data: {credits.license}." in told
+        )
+        assert ("LICENSES.txt" in names) == ("LICENSES.txt has all texts" in told) == (credits is ours)
+    assert "Apache License" in names["LICENSES.txt"].read_text() and "Unicode" in names["LICENSES.txt"].read_text()
+    plain = export(replace(given, settings=RECIPE.to_json()), tmp_path / "plain", form)
+    assert "LICENSES.txt" not in {path.name for path in plain}
 
 
 def test_two_at_once(given: DistilledSet, tmp_path: Path) -> None:
