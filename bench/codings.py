@@ -24,7 +24,7 @@ from torch import Tensor
 from bench.command import bare_parser, collect
 from ptmst import TrajectoryStore, distill, evaluate, train_teachers
 from ptmst.config import DataConfig, Experiment
-from ptmst.data import write_rendered
+from ptmst.data import write_data
 from ptmst.presets import experiment
 from ptmst.students.layers import LayerTable
 from ptmst.trajectories import shortcut
@@ -110,7 +110,7 @@ def trained(settings: Experiment, data: DataConfig, seed: int, folder: Path) -> 
 def measure(name: Literal["scenes", "digits"], seed: int, work: Path) -> Iterator[dict[str, Any]]:
     settings = experiment("scenes-quick")
     root = work / name / "data"
-    write_rendered(replace(settings.data, name=name, root=root))
+    write_data(replace(settings.data, name=name, root=root))
     data = DataConfig(name=name, root=root, image_size=settings.data.image_size)
     folder = work / name / f"seed-{seed}"
     for coding, store in trained(settings, data, seed, folder).items():

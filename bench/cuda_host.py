@@ -218,7 +218,7 @@ def _scenes(size: int, images: int) -> Iterator[Any]:
         folder = Path(name)
         os.environ["PTMST_CACHE"] = str(folder / "cache")
         ptmst.write_scenes(folder / "data", image_size=size, train=images, val=8, test=8, warmup=0, captions=1)
-        data = DataConfig(root=folder / "data", image_size=size)
+        data = DataConfig(name="scenes", root=folder / "data", image_size=size)
         yield data, EncoderConfig(image_width=64), folder
 
 

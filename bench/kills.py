@@ -124,7 +124,7 @@ def _glob(pattern: str) -> Iterator[str]:
 
 def program(words: Sequence[str]) -> int:
     """The command line, where the demo and the ablation are those of seconds."""
-    from ptmst.config import EvaluateConfig, RenderConfig
+    from ptmst.config import EvaluateConfig, WriteDataConfig
     from ptmst.presets import experiment
     from ptmst.studies import ablation, demo
 
@@ -132,7 +132,7 @@ def program(words: Sequence[str]) -> int:
     encoder = replace(base.teach.encoder, image_width=16, warmup_epochs=1, head_width=16)
     tiny = replace(
         base,
-        data=RenderConfig(image_size=16, train=60, val=20, test=20, warmup=20, captions=2),
+        data=WriteDataConfig(name="scenes", image_size=16, train=60, val=20, test=20, warmup=20, captions=2),
         teach=replace(base.teach, encoder=encoder, experts=1, epochs=5, batch_size=16, endpoints="all"),
         distill=replace(base.distill, steps=4, inner_steps=2, batch_size=5),
         evaluate=EvaluateConfig(students=2, epochs=4, lr_drop=2, batch_size=8),

@@ -22,7 +22,7 @@ Chunk = int | Literal["auto"] | None
 Compile = Literal["auto", "on", "off"]
 Selection = Literal["random", "herding", "kcenter", "forgetting"]
 """Of real pairs."""
-Rendered = Literal["scenes", "digits", "emoji", "drawings", "stamps"]
+Writable = Literal["scenes", "digits", "emoji", "drawings", "stamps"]
 """Data sets that `ptmst data` writes."""
 Endpoints = tuple[int, ...] | Literal["all"]
 Channels = tuple[float, float, float]
@@ -41,10 +41,10 @@ MOST_CAPTIONS = 20
 
 
 @dataclass(frozen=True)
-class RenderConfig:
+class WriteDataConfig:
     """A data set that is written to disk as image files and Karpathy-style JSON."""
 
-    name: Rendered = "scenes"
+    name: Writable = "emoji"
     """Data set: emoji (drawings, shipped), scenes (colored shapes), digits (real handwriting), and drawings or stamps,
     which are made of packages that you install."""
     root: Path | None = field(default=None, metadata=RUN | _PASSING)
@@ -81,7 +81,7 @@ class RenderConfig:
         if self.captions > MOST_CAPTIONS:
             yield f"captions: expected at most {MOST_CAPTIONS}, found {self.captions}; lower it"
         for name in () if self.is_drawn_by_us else ("image_size", "train", "val", "test", "warmup", "captions", "seed"):
-            if getattr(self, name) != getattr(RenderConfig, name):
+            if getattr(self, name) != getattr(WriteDataConfig, name):
                 yield f"{name}: expected it with scenes and digits alone, found it set for {self.name}; leave it out"
 
 
@@ -89,7 +89,7 @@ class RenderConfig:
 class DataConfig:
     """Where the image-text pairs are and how they are read."""
 
-    name: str = "scenes"
+    name: str = "emoji"
     """Data set: emoji, scenes, digits, drawings, stamps, flickr8k, flickr30k, coco, cc3m, {csv,tsv,jsonl}:PATH, or
     {wds,parquet}:GLOB."""
     root: Path | None = field(default=None, metadata=_PASSING)
@@ -482,7 +482,7 @@ class AblateConfig:
 
     out: Path = field(default=Path("runs/ablation"), metadata=RUN)
     """Folder for experts and results, and for data that are written first; an interrupted ablation continues there."""
-    data: str = "scenes"
+    data: str = "emoji"
     """Data set, as of `ptmst teach`; those that ptmst makes are written to data in the folder."""
     root: Path | None = field(default=None, metadata=RUN | _PASSING)
     """Folder of annotations and images; none = data/NAME, the current folder for csv: and the like."""
@@ -547,7 +547,7 @@ class Experiment:
     """What it is, in one line."""
     source: str = field(default="", metadata=_PASSING)
     """Where its settings come from."""
-    data: RenderConfig = field(default_factory=RenderConfig)
+    data: WriteDataConfig = field(default_factory=WriteDataConfig)
     """Settings of `ptmst data`."""
     teach: TeachConfig = field(default_factory=TeachConfig)
     """Settings of `ptmst teach`."""

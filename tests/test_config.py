@@ -281,7 +281,10 @@ def test_endpoints_of_another_type_are_refused() -> None:
             "seed: expected seeds without 1001, on which rates are tuned, found it; choose another",
         ),
         (AblateConfig(seed=-1), "seed: expected at least 0, found -1; raise it"),
-        (TeachConfig(data=DataConfig(max_words=0)), "data.max_words: expected a positive number, found 0; raise it"),
+        (
+            TeachConfig(data=DataConfig(name="scenes", max_words=0)),
+            "data.max_words: expected a positive number, found 0; raise it",
+        ),
         (EvaluateConfig(weight_decay=-1e-4), "weight_decay: expected at least 0, found -0.0001; raise it"),
     ],
 )

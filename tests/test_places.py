@@ -64,7 +64,18 @@ class World:
         places = {"--data.root": "d", "--encoder.image-weights": "w.pth", "--encoder.text-tower": "hf:bert"}
         flags = [word for flag, place in places.items() for word in (flag, place.replace("hf:", f"hf:{folder}"))]
         flags = [word if word.startswith(("--", "hf:")) else f"{folder}{word}" for word in flags]
-        sizes = ["--data.image-size", "16", "--encoder.image-width", "16", "--batch-size", "16", "--epochs", "2"]
+        sizes = [
+            "--data.name",
+            "scenes",
+            "--data.image-size",
+            "16",
+            "--encoder.image-width",
+            "16",
+            "--batch-size",
+            "16",
+            "--epochs",
+            "2",
+        ]
         return self.run("teach", *flags, *sizes, "--endpoints", "1,2", "--device", "cpu", *more)
 
     def scores(self, path: Path) -> list[dict[str, float]]:
@@ -92,7 +103,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     here.mkdir()
     elsewhere.mkdir()
     write_scenes(here / "d", image_size=16, train=24, val=8, test=8, warmup=0, captions=2)
-    tiny_bert(here / "bert", load_split(DataConfig(root=here / "d", image_size=16), "train").captions)
+    tiny_bert(here / "bert", load_split(DataConfig(name="scenes", root=here / "d", image_size=16), "train").captions)
     torch.manual_seed(3)
     torch.save(ConvNet(16).state_dict(), here / "w.pth")
     monkeypatch.chdir(here)
@@ -185,7 +196,7 @@ def test_towers_that_moved_and_changed_are_refused(world: World) -> None:
 
 def recipe_of(folder: Path, encoder: EncoderConfig) -> Recipe:
     write_scenes(folder / "d", image_size=16, train=4, val=1, test=1, warmup=0, captions=1)
-    data = DataConfig(root=Path("d"), image_size=16)
+    data = DataConfig(name="scenes", root=Path("d"), image_size=16)
     return Recipe.of(data, encoder, load_split(data, "train"), HashedText(8))
 
 
@@ -243,7 +254,7 @@ def test_what_was_scored_is_told_by_its_bytes_and_captions(tmp_path: Path, monke
     found = recipe_of(tmp_path, EncoderConfig())
 
     def digest(size: int = 16) -> str:
-        pairs = load_split(DataConfig(root=tmp_path / "d", image_size=size), "test")
+        pairs = load_split(DataConfig(name="scenes", root=tmp_path / "d", image_size=size), "test")
         told: str = found.provenance(pairs)["scored"]["sha256"]
         return told
 

@@ -19,8 +19,8 @@ from ptmst.config import (
     DistillConfig,
     EncoderConfig,
     Experiment,
-    RenderConfig,
     TeachConfig,
+    WriteDataConfig,
 )
 from ptmst.config import (
     EvaluateConfig as Evaluation,
@@ -69,7 +69,7 @@ def test_what_an_earlier_release_wrote_scores_as_it_did(earlier: Path) -> None:
 
 def test_a_store_of_an_earlier_release_grows(earlier: Path) -> None:
     """Asked for with the settings that it was made with, it takes a third expert."""
-    encoder, data = EncoderConfig(image_width=8, text_width=32), DataConfig(root=Path("data"), image_size=16)
+    encoder, data = EncoderConfig(image_width=8, text_width=32), DataConfig("scenes", Path("data"), image_size=16)
     config = TeachConfig(
         Path("store"), data, encoder, experts=3, epochs=3, batch_size=16, endpoints="all", device="cpu"
     )
@@ -174,7 +174,7 @@ def test_only_what_decides_a_result_differs() -> None:
 
 PLACES = {"root", "image_weights", "text_tower", "text_weights"}
 PASSING = {
-    RenderConfig: {"root"},
+    WriteDataConfig: {"root"},
     DataConfig: {"root"},
     EncoderConfig: {"image_weights", "text_weights"},
     TeachConfig: {"out", "device"},

@@ -40,7 +40,13 @@ from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Simil
 from ptmst.trajectories.spans import RawSpan
 
 ENCODER = EncoderConfig(image_width=16, text_width=32)
-RECIPE = Recipe(DataConfig(image_size=16), ENCODER, 32, Fingerprints("of data", "of texts", None), TeachConfig(lr=0.2))
+RECIPE = Recipe(
+    DataConfig(name="scenes", image_size=16),
+    ENCODER,
+    32,
+    Fingerprints("of data", "of texts", None),
+    TeachConfig(lr=0.2),
+)
 """Of experts that were never trained."""
 RATES = LeafRates(images=0.02, texts=0.03, lr=0.002, similarity=0.01)
 """For adam."""
@@ -75,7 +81,7 @@ def _taught(folder: Path, frozen: bool) -> TrajectoryStore:
 
 
 def data_config(folder: Path) -> DataConfig:
-    return DataConfig(root=folder / "data", image_size=16)
+    return DataConfig(name="scenes", root=folder / "data", image_size=16)
 
 
 def teach_config(folder: Path) -> TeachConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ptmst.config import DistillConfig, LeafRates, Phase, RenderConfig, TeachConfig
+from ptmst.config import DistillConfig, LeafRates, Phase, TeachConfig, WriteDataConfig
 from ptmst.presets import experiment
 
 Data = Literal["scenes", "digits"]
@@ -16,7 +16,7 @@ Form = Literal["per-phase", "reference", "fixed", "first", "second", "at once"]
 first or the second phase only, and on the pairs of all phases at once."""
 STUDENTS = 3
 """Fresh students per set."""
-IMAGES = RenderConfig(train=1000, val=200, test=200, warmup=2000)
+IMAGES = WriteDataConfig(name="scenes", train=1000, val=200, test=200, warmup=2000)
 """The two data sets; 5 captions per image."""
 
 
@@ -65,7 +65,7 @@ class Cell:
     """recall distills and scores students; experts scores the experts at every epoch; why follows the adjoint."""
 
 
-def images(tower: Tower) -> RenderConfig:
+def images(tower: Tower) -> WriteDataConfig:
     """The pictures for a tower: 32 px, or 64 for the timm tower."""
     return IMAGES if tower == "convnet" else replace(IMAGES, image_size=64)
 

@@ -18,7 +18,7 @@ from bench.adjoint.cells import STUDENTS, TRUNCATED, Cell, Data, Form, Side, Tow
 from bench.adjoint.estimators import TimedStep
 from ptmst import TrajectoryStore, schema, train_teachers
 from ptmst.config import DataConfig, DistillConfig, EvaluateConfig
-from ptmst.data import write_rendered
+from ptmst.data import write_data
 from ptmst.distillation.distill import distill_with
 from ptmst.errors import Diverged
 from ptmst.evaluation.scorer import RetrievalScorer
@@ -42,7 +42,7 @@ def data_config(data: Data, tower: Tower, work: Path) -> DataConfig:
 
 def prepare(data: Data, tower: Tower, work: Path) -> None:
     """Write the files of a data set unless they exist."""
-    write_rendered(replace(images(tower), name=data, root=data_config(data, tower, work).root))
+    write_data(replace(images(tower), name=data, root=data_config(data, tower, work).root))
 
 
 def store_path(cell: Cell, work: Path) -> Path:

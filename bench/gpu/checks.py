@@ -22,7 +22,7 @@ from bench.result import Row
 from bench.settings import setting
 from ptmst import kernels
 from ptmst.config import Compile, DistillConfig
-from ptmst.data import write_rendered
+from ptmst.data import write_data
 from ptmst.distillation.distill import distill_with
 from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
@@ -149,7 +149,7 @@ def _of_case(case: Case) -> Row:
 def _one_expert(folder: Path, images: int) -> TrajectoryStore:
     """One expert of the quick demo."""
     quick = experiment("scenes-quick")
-    write_rendered(replace(quick.data, root=folder / "data", train=images, warmup=images))
+    write_data(replace(quick.data, root=folder / "data", train=images, warmup=images))
     data = replace(quick.teach.data, root=folder / "data")
     return train_teachers(replace(quick.teach, out=folder / "store", data=data, experts=1))
 

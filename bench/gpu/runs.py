@@ -14,8 +14,8 @@ from bench.gpu.rows import Sheet, Wrong
 from bench.gpu.timing import alone
 from bench.measure import peak_memory
 from bench.result import Row
-from ptmst.config import DataConfig, EncoderConfig, RenderConfig, TeachConfig
-from ptmst.data import Pairs, load_split, write_rendered
+from ptmst.config import DataConfig, EncoderConfig, TeachConfig, WriteDataConfig
+from ptmst.data import Pairs, load_split, write_data
 from ptmst.students.heads import make_student
 from ptmst.students.image_towers import prepared
 from ptmst.students.text_towers import embed_captions, text_tower
@@ -35,8 +35,8 @@ def teach(sheet: Sheet, tower: str, size: int, images: int, batch: int) -> None:
     encoder = EncoderConfig(image_tower=tower, text_width=_TEXT_WIDTH)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_rendered(RenderConfig("scenes", root, size, train=images, val=1, test=1, warmup=0, captions=1))
-        data = prepared(DataConfig(root=root, image_size=size), encoder)
+        write_data(WriteDataConfig("scenes", root, size, train=images, val=1, test=1, warmup=0, captions=1))
+        data = prepared(DataConfig(name="scenes", root=root, image_size=size), encoder)
         sheet.row("decode", 20, partial(_decode, load_split(data, "train")))
         for precision in ("fp32", "tf32"):
             config = TeachConfig(data=data, encoder=encoder, epochs=2, lr=0.01, batch_size=batch, precision=precision)

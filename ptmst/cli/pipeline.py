@@ -18,10 +18,10 @@ from ptmst.config import (
     DistillConfig,
     EvaluateConfig,
     Places,
-    RenderConfig,
-    Rendered,
     Selection,
     TeachConfig,
+    Writable,
+    WriteDataConfig,
 )
 from ptmst.errors import InputError
 from ptmst.support.progress import printable, result, table
@@ -33,20 +33,20 @@ class Data(WithPreset):
 
     examples: ClassVar = ("ptmst data --name emoji", "ptmst data --name digits --root data/digits --train 2000")
 
-    settings: Annotated[RenderConfig, arg(name="")] = field(
-        default_factory=RenderConfig, metadata={"group": "images and captions"}
+    settings: Annotated[WriteDataConfig, arg(name="")] = field(
+        default_factory=WriteDataConfig, metadata={"group": "images and captions"}
     )
 
     def run(self) -> None:
-        from ptmst.data import write_rendered
+        from ptmst.data import write_data
 
         wanted = presets.experiment(self.preset, self.config).teach.data.name if self.preset else self.settings.name
-        if wanted not in get_args(Rendered):
+        if wanted not in get_args(Writable):
             raise InputError(
                 f"preset {self.preset}: expected one on rendered data, found {wanted}, which is downloaded "
                 f"(docs/data.md); `ptmst data check {wanted}` verifies it"
             )
-        written = write_rendered(self.settings)
+        written = write_data(self.settings)
         result(f"{self.settings.folder}: {'written' if written else 'there already, nothing to do'}")
 
 

@@ -5,9 +5,9 @@ from ptmst.data.captions import clean_caption
 from ptmst.data.digits import write_digits
 from ptmst.data.normalize import MEAN, STD, denormalize, normalize, renormalize
 from ptmst.data.pairs import Pairs, load_pairs, load_split
-from ptmst.data.render import write_rendered
 from ptmst.data.scenes import write_scenes
 from ptmst.data.shipped import write_emoji
+from ptmst.data.writing import write_data
 
 __all__ = [
     "MEAN",
@@ -20,8 +20,8 @@ __all__ = [
     "load_split",
     "normalize",
     "renormalize",
+    "write_data",
     "write_digits",
     "write_emoji",
-    "write_rendered",
     "write_scenes",
 ]

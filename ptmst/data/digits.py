@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ptmst.config import RenderConfig
+from ptmst.config import WriteDataConfig
 from ptmst.data.composition import Vocabulary, pick
 from ptmst.data.generated import Classified, Layout, Progress, write_generated
 
@@ -49,12 +49,12 @@ Scans = Mapping[str, Mapping[str, Sequence[np.ndarray]]]
 def write_digits(root: Path | str, *, progress: Progress | None = None, **settings: Any) -> bool:
     """Write the data set "digits" under `root`; False if the same set was there already.
 
-    Settings are those of `RenderConfig`: `train`, `val`, `test` and `warmup` count images, each with `captions`
+    Settings are those of `WriteDataConfig`: `train`, `val`, `test` and `warmup` count images, each with `captions`
     captions; no scene and no scan is in two splits. What an image of val or test is to be classified as is its first
     digit, as one reads. The same settings give the same bytes. Raises InputError for settings out of range and for a
     root that holds other settings.
     """
-    config = RenderConfig("digits", Path(root), **settings)
+    config = WriteDataConfig("digits", Path(root), **settings)
     return write_generated(config, DIGITS, _paint, progress, FIRST)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ptmst import schema
-from ptmst.config import RenderConfig
+from ptmst.config import WriteDataConfig
 from ptmst.data.classes import FILE as CLASSES
 from ptmst.data.classes import write_classes
 from ptmst.data.composition import COLORS, GRID, Scene, Shape, Vocabulary, compose, describe
@@ -68,7 +68,7 @@ Painter = Callable[[Layout, str, np.random.Generator], Image.Image]
 
 
 def write_generated(
-    config: RenderConfig,
+    config: WriteDataConfig,
     vocabulary: Vocabulary,
     paint: Painter,
     progress: Progress | None,
@@ -128,13 +128,13 @@ def _clear(root: Path, name: str) -> None:
             folder.rmdir()
 
 
-def _counts(config: RenderConfig) -> dict[str, int]:
+def _counts(config: WriteDataConfig) -> dict[str, int]:
     """Images by split: the largest come last, so that their sizes do not change what the test split holds."""
     return dict(zip(SPLITS, (config.test, config.val, config.warmup, config.train), strict=True))
 
 
 def _write(
-    config: RenderConfig,
+    config: WriteDataConfig,
     vocabulary: Vocabulary,
     paint: Painter,
     progress: Progress | None,
@@ -174,7 +174,7 @@ def _is_finished(record: Path, name: str, settings: Mapping[str, object]) -> boo
     if not record.exists():
         return False
     # A setting that is missing takes its default, so that a new one does not orphan old data.
-    there = asdict(RenderConfig()) | files.read_json(record, name, VERSION)
+    there = asdict(WriteDataConfig()) | files.read_json(record, name, VERSION)
     if there.get(UNFINISHED):
         return False
     differing = [f"{key} {there[key]} instead of {value}" for key, value in settings.items() if there[key] != value]

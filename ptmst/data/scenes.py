@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ptmst.config import RenderConfig
+from ptmst.config import WriteDataConfig
 from ptmst.data.composition import Vocabulary
 from ptmst.data.generated import Layout, Progress, write_generated
 
@@ -55,11 +55,11 @@ SHAPES = Vocabulary(
 def write_scenes(root: Path | str, *, progress: Progress | None = None, **settings: Any) -> bool:
     """Write the data set "scenes" under `root`; False if the same set was there already.
 
-    Settings are those of `RenderConfig`: `train`, `val`, `test` and `warmup` count images, each with `captions`
+    Settings are those of `WriteDataConfig`: `train`, `val`, `test` and `warmup` count images, each with `captions`
     captions; no scene is in two splits. The same settings give the same bytes. Raises InputError for settings out of
     range and for a root that holds other settings.
     """
-    config = RenderConfig("scenes", Path(root), **settings)
+    config = WriteDataConfig("scenes", Path(root), **settings)
     return write_generated(config, SHAPES, _paint, progress)
 
 

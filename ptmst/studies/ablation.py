@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast, get_args
 
 from ptmst import schema
-from ptmst.config import TUNING_SEEDS, AblateConfig, Experiment, RenderConfig, Rendered, Selection
-from ptmst.data import load_split, write_rendered
+from ptmst.config import TUNING_SEEDS, AblateConfig, Experiment, Selection, Writable, WriteDataConfig
+from ptmst.data import load_split, write_data
 from ptmst.errors import InputError
 from ptmst.evaluation.metrics import TIES
 from ptmst.evaluation.scores import Scores
@@ -99,7 +99,7 @@ def _grid(config: AblateConfig, command: str) -> Iterator[_Grid]:
     with folders.claimed(config.out, FOLDER), parallel.processes(config.workers) as workers:
         grid = _Grid(config, base, command, workers)
         if _written_here(config):
-            write_rendered(_rendered(config, base))
+            write_data(_rendered(config, base))
             _refuse(config, on_data)
         yield grid
 
@@ -283,12 +283,12 @@ def _cost(rows: Sequence[dict[str, Any]]) -> dict[str, str | float]:
 
 def _written_here(config: AblateConfig) -> bool:
     """Whether the data are made for this grid, in its folder."""
-    return config.data in get_args(Rendered) and config.root is None
+    return config.data in get_args(Writable) and config.root is None
 
 
-def _rendered(config: AblateConfig, base: Experiment) -> RenderConfig:
+def _rendered(config: AblateConfig, base: Experiment) -> WriteDataConfig:
     """The experiment's settings of what is drawn by us; other sets have none."""
-    own = RenderConfig(name=cast(Rendered, config.data), root=config.out / "data")
+    own = WriteDataConfig(name=cast(Writable, config.data), root=config.out / "data")
     return replace(base.data, name=own.name, root=own.root) if own.is_drawn_by_us else own
 
 

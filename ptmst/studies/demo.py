@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from ptmst import schema
-from ptmst.config import DataConfig, DistillConfig, EvaluateConfig, Experiment, LossKind, Rendered
-from ptmst.data import load_split, write_rendered
+from ptmst.config import DataConfig, DistillConfig, EvaluateConfig, Experiment, LossKind, Writable
+from ptmst.data import load_split, write_data
 from ptmst.distillation.distill import distill
 from ptmst.errors import InputError
 from ptmst.evaluation.baselines import random_pairs
@@ -106,9 +106,9 @@ def _rows(source: DataConfig, out: Path, settings: Experiment) -> list[Row]:
 def _data(source: DataConfig, out: Path, settings: Experiment) -> DataConfig:
     """The data, written where there is need."""
     size = settings.teach.data.image_size
-    if source.name in get_args(Rendered) and source.root is None:
-        written = replace(settings.data, name=cast(Rendered, source.name), root=out / "data")
-        write_rendered(written)
+    if source.name in get_args(Writable) and source.root is None:
+        written = replace(settings.data, name=cast(Writable, source.name), root=out / "data")
+        write_data(written)
         return replace(source, root=written.root, image_size=size or written.image_size)
     return replace(source, image_size=size)
 

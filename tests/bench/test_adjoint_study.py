@@ -24,7 +24,7 @@ from bench.adjoint.estimators import TimedStep, adjoint_of, bounded_share
 from bench.adjoint.plans import ALTERNATIVES, PLANS, SCREENED, best_side, tuned
 from oracles import relative_error
 from ptmst import TrajectoryStore, distill, evaluate, schema
-from ptmst.config import EvaluateConfig, Phase, RenderConfig
+from ptmst.config import EvaluateConfig, Phase, WriteDataConfig
 from ptmst.engine.recursion import Adjoint, Carry
 from ptmst.errors import InputError
 from ptmst.students.layers import LayerTable
@@ -199,7 +199,7 @@ def _loss(loss: Callable[..., Tensor], batch: tuple[Tensor, ...], theta: Tensor)
 def test_a_cell_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest cell, by the study's own code, against the library's by hand."""
     monkeypatch.setenv("PTMST_CACHE", str(tmp_path / "cache"))
-    small = RenderConfig(image_size=16, train=24, val=8, test=8, warmup=24, captions=2)
+    small = WriteDataConfig(name="scenes", image_size=16, train=24, val=8, test=8, warmup=24, captions=2)
     for module in (cells, runs):
         monkeypatch.setattr(module, "images", lambda tower: small)
     plain = cells.teach_config(3, "convnet")

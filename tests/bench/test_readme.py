@@ -18,7 +18,7 @@ import ptmst
 from bench import presets, strip
 from bench.readme import PAGES, TABLES, written
 from ptmst import cli
-from ptmst.config import RenderConfig
+from ptmst.config import WriteDataConfig
 from ptmst.presets import experiment
 from tiny import DISTILL, tiny_store
 
@@ -119,7 +119,7 @@ def test_the_example_runs_at_a_smaller_scale(tmp_path: Path, monkeypatch: pytest
 
 def test_the_example_in_python_is_that_of_the_command_line() -> None:
     settings = experiment("demo")
-    assert settings.data == RenderConfig("emoji") and str(settings.data.folder) == "data/emoji"
+    assert settings.data == WriteDataConfig("emoji") and str(settings.data.folder) == "data/emoji"
     assert settings.teach.data.folder == settings.data.folder
     assert 'write_emoji("data/emoji")' in README
 

@@ -29,8 +29,34 @@ from tiny import contents, finish, names, python
 
 DISTILL = ["--steps", "2", "--inner-steps", "2", "--batch-size", "4", "--rates.images", "1", "--rates.lr", "1e-8"]
 EVALUATE = ["--students", "2", "--epochs", "2", "--lr-drop", "1", "--batch-size", "8"]
-TEACH = ["--data.image-size", "16", "--encoder.image-width", "16", "--encoder.text-width", "32", "--batch-size", "16"]
-DATA = ["--image-size", "16", "--train", "24", "--val", "8", "--test", "8", "--warmup", "0", "--captions", "2"]
+TEACH = [
+    "--data.name",
+    "scenes",
+    "--data.image-size",
+    "16",
+    "--encoder.image-width",
+    "16",
+    "--encoder.text-width",
+    "32",
+    "--batch-size",
+    "16",
+]
+DATA = [
+    "--name",
+    "scenes",
+    "--image-size",
+    "16",
+    "--train",
+    "24",
+    "--val",
+    "8",
+    "--test",
+    "8",
+    "--warmup",
+    "0",
+    "--captions",
+    "2",
+]
 
 
 @pytest.fixture
@@ -125,6 +151,7 @@ def test_settings_come_from_a_file_and_flags_override_them(here: Path, capsys: p
     (here / "ours.toml").write_text(
         """
         [data]
+        name = "scenes"
         root = "d"
         image_size = 16
         train = 24
@@ -139,7 +166,7 @@ def test_settings_come_from_a_file_and_flags_override_them(here: Path, capsys: p
         epochs = 3
         batch_size = 16
         endpoints = "all"
-        data = { root = "d", image_size = 16 }
+        data = { name = "scenes", root = "d", image_size = 16 }
         encoder = { image_width = 16, text_width = 32 }
 
         [distill]
@@ -229,7 +256,7 @@ def test_a_wrong_flag(here: Path, capsys: pytest.CaptureFixture[str], arguments:
         (["distill", "--store", "s"], "ptmst: out: expected a folder for the distilled set, found none; name one with"),
         (["evaluate", "--set", "o"], "ptmst: o: expected a distilled set, found no distilled.json; make one with"),
         (["report", "o"], "ptmst: o: expected a distilled set, found no distilled.json"),
-        (["teach", "--data.root", "d", "--out", "s"], "scenes_train.json: expected an annotation file, found none"),
+        (["teach", "--data.root", "d", "--out", "s"], "emoji_train.json: expected an annotation file, found none"),
         (["teach", "--lr", "-1", "--experts", "0"], "2 settings cannot be used:"),
     ],
 )

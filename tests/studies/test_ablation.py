@@ -14,7 +14,7 @@ import pytest
 
 from bench import ablation as table
 from ptmst import DistilledSet, EvaluateConfig, Scores, TrajectoryStore, cli, distill, evaluate
-from ptmst.config import AblateConfig, Experiment, LeafRates, Phase, RenderConfig, TeachConfig
+from ptmst.config import AblateConfig, Experiment, LeafRates, Phase, TeachConfig, WriteDataConfig
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.baselines import subset
 from ptmst.presets import experiment, methods
@@ -33,7 +33,7 @@ NOBODY: Any = None
 """Workers of a grid that measures nothing."""
 
 TINY = Experiment(
-    data=RenderConfig(image_size=16, train=24, val=8, test=8, warmup=0, captions=2),
+    data=WriteDataConfig(name="scenes", image_size=16, train=24, val=8, test=8, warmup=0, captions=2),
     teach=TeachConfig(encoder=replace(ENCODER, head_width=16), experts=1, epochs=3, batch_size=16, endpoints="all"),
     distill=replace(DISTILL, steps=2),
     evaluate=EvaluateConfig(students=2, epochs=2, lr_drop=1, batch_size=8),
@@ -89,7 +89,7 @@ def few_rates() -> Iterator[None]:
 def grid(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
     folder = tmp_path_factory.mktemp("ablation")
     methods = ("herding", "lors", "repblend", "ptm-st")
-    config = AblateConfig(out=folder, methods=methods, pairs=(8,), seeds=2, workers=1)
+    config = AblateConfig(out=folder, data="scenes", methods=methods, pairs=(8,), seeds=2, workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMST_CACHE", str(folder / "cache"))
         patch.setattr(ablation, "experiment", lambda *_: TINY)
@@ -297,7 +297,7 @@ def test_every_table_says_what_its_columns_are(
     grid: AblateConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ablation, "experiment", lambda *_: TINY)
-    flags = ["--methods", ",".join(grid.methods), "--pairs", "8", "--seeds", "2", "--workers", "1"]
+    flags = ["--data", "scenes", "--methods", ",".join(grid.methods), "--pairs", "8", "--seeds", "2", "--workers", "1"]
     assert cli.main(["ablate", "--out", str(grid.out), *flags]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for text in (shown, *((grid.out / f"recalls{suffix}").read_text("utf-8") for suffix in (".md", ".tex"))):

@@ -14,8 +14,8 @@ import pytest
 from bench import ablation as table
 from bench.spread import paired
 from ptmst import DistilledSet, EvaluateConfig, TrajectoryStore, distill, evaluate
-from ptmst.config import AblateConfig, Experiment, RenderConfig, TeachConfig
-from ptmst.data import write_rendered
+from ptmst.config import AblateConfig, Experiment, TeachConfig, WriteDataConfig
+from ptmst.data import write_data
 from ptmst.errors import InputError
 from ptmst.evaluation.baselines import subset
 from ptmst.schema import from_json
@@ -59,7 +59,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch
         return map(function, tasks)
 
     patch.setattr(parallel.Workers, "completed", completed)
-    write_rendered(RenderConfig(root=folder, image_size=32, train=24, val=8, test=8, warmup=0, captions=1))
+    write_data(
+        WriteDataConfig(name="scenes", root=folder, image_size=32, train=24, val=8, test=8, warmup=0, captions=1)
+    )
     lines = {}
     for split in ("train", "val", "test"):
         entries = json.loads((folder / f"scenes_{split}.json").read_text())

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ptmst import TrajectoryStore, schema
-from ptmst.config import AblateConfig, EvaluateConfig, Experiment, LeafRates, RenderConfig, TeachConfig
-from ptmst.data import write_rendered
+from ptmst.config import AblateConfig, EvaluateConfig, Experiment, LeafRates, TeachConfig, WriteDataConfig
+from ptmst.data import write_data
 from ptmst.students.image_towers import prepared
 from ptmst.studies import ablation, cost
 from ptmst.studies.cost import Between, total
@@ -20,7 +20,7 @@ from ptmst.support import parallel
 from tiny import DISTILL, ENCODER
 
 TINY = Experiment(
-    data=RenderConfig(image_size=16, train=24, val=8, test=8, warmup=0, captions=2),
+    data=WriteDataConfig(name="scenes", image_size=16, train=24, val=8, test=8, warmup=0, captions=2),
     teach=TeachConfig(encoder=replace(ENCODER, head_width=16), experts=1, epochs=3, batch_size=16, endpoints="all"),
     distill=replace(DISTILL, steps=2),
     evaluate=EvaluateConfig(students=2, epochs=2, lr_drop=1, batch_size=8),
@@ -62,8 +62,8 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_store_of_noise_is_used_like_one_of_experts(here: None, tmp_path: Path) -> None:
     """Even with settings that diverge: what they cost is the same."""
-    write_rendered(replace(TINY.data, name="scenes", root=tmp_path / "data"))
-    data = prepared(replace(TINY.teach.data, root=tmp_path / "data", image_size=16), TINY.teach.encoder)
+    write_data(replace(TINY.data, name="scenes", root=tmp_path / "data"))
+    data = prepared(replace(TINY.teach.data, name="scenes", root=tmp_path / "data", image_size=16), TINY.teach.encoder)
     teach = replace(TINY.teach, data=data, encoder=replace(TINY.teach.encoder, freeze_tower=True))
     store = cost.store_of_noise(teach, tmp_path / "noise")
     assert TrajectoryStore.open(tmp_path / "noise").recipe == store.recipe
@@ -82,7 +82,9 @@ def test_an_ablation_tells_how_many_runs_are_left_and_how_long_they_take(
     monkeypatch.setattr(cost, "students", lambda *_: 2 * hour)
     monkeypatch.setattr(cost, "distilling", lambda config, _: config.batch_size * hour)
     monkeypatch.setattr(cost, "store_of_noise", lambda *_: None)
-    config = AblateConfig(out=tmp_path / "grid", methods=("random", "st"), pairs=(8,), seeds=3, tuning_seeds=2)
+    config = AblateConfig(
+        out=tmp_path / "grid", data="scenes", methods=("random", "st"), pairs=(8,), seeds=3, tuning_seeds=2
+    )
     config = replace(config, tune=("rates", "batch", "steps"), workers=2)
     told = ablation.cost(config, "ptmst ablate")
     # Rates: 3 and perhaps one beyond; one batch more; twice the steps. A batch is 2 or 4 of 8 pairs. A test has two

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from ptmst import schema
-from ptmst.config import RenderConfig
+from ptmst.config import WriteDataConfig
 from ptmst.data.digits import write_digits
 from ptmst.data.drawings import drawings
 from ptmst.data.scenes import write_scenes
@@ -19,7 +19,7 @@ _PAINTERS = {"scenes": write_scenes, "digits": write_digits}
 _SETS: Mapping[str, Callable[[], PictureSet]] = {"emoji": emoji, "drawings": drawings, "stamps": stamps}
 
 
-def write_rendered(config: RenderConfig) -> bool:
+def write_data(config: WriteDataConfig) -> bool:
     """Write a data set under `config.folder`; False if the same set was there already.
 
     Raises InputError for settings out of range, for packages that it is made of and that are missing, and for a folder
