@@ -97,6 +97,19 @@ def students_table(name: str, folder: str) -> str:
     return table.markdown(below)
 
 
+def features_table(name: str, folder: str) -> str:
+    """Seconds of teaching behind a frozen tower, with kept features and without."""
+    result = measured(name)
+    table = Table(["experts", "seconds", "CPU seconds"])
+    for row in result["rows"]:
+        table.add(row["way"], f"{row['seconds']:.1f}", f"{row['CPU seconds']:.1f}")
+    about, apart = result["rows"][0], max(row["distance"] for row in result["rows"])
+    return table.markdown(
+        f"{about['experts']} experts of {about['epochs']} epochs, {about['pairs']:,} pairs. All ways end within "
+        f"{apart:.0e} of each other, relative to the way from start to end. {source(result, raw=f'{folder}/{name}.json')}"
+    )
+
+
 def kernels_flat_table(name: str, folder: str) -> str:
     """Milliseconds of the flat kernels by provider, and how many times the floor that is."""
     result = measured(name)

@@ -165,6 +165,7 @@ TABLES: dict[str, Make] = {
     "instructions": partial(cpu.instructions_table, "instructions"),
     "corrections": partial(cpu.corrections_table, "corrections"),
     "students": partial(cpu.students_table, "students-cpu"),
+    "features": partial(cpu.features_table, "features-cpu"),
     "kernels-flat": partial(cpu.kernels_flat_table, "kernels-flat-cpu"),
     "kernels-contrastive": partial(cpu.kernels_contrastive_table, "kernels-contrastive-cpu"),
     "store": partial(cpu.store_table, "store-cpu"),

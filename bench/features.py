@@ -1,0 +1,88 @@
+"""`python -m bench.features --json FILE`: teaching behind a frozen tower, with kept features and through the tower.
+
+The experts of the demo on emoji, three times in one run: through the tower in every batch, with an empty cache, and
+with the features that it then holds. All experts of each are compared.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from bench import result
+from bench.command import bare_parser
+
+THROUGH, EMPTY, KEPT = "through the tower in every batch", "kept features, empty cache", "kept features, in the cache"
+WAYS = (THROUGH, EMPTY, KEPT)
+
+
+def measure(data: Path, out: Path, epochs: int, experts: int) -> list[dict[str, Any]]:
+    """A row for each way."""
+    from ptmst import teachers
+    from ptmst.data import load_split
+    from ptmst.presets import experiment
+    from ptmst.trajectories.store import TrajectoryStore
+
+    demo = experiment("demo").teach
+    config = replace(demo, data=replace(demo.data, root=data), epochs=epochs, experts=experts, device="cpu")
+    rows: list[dict[str, Any]] = []
+    stores: dict[str, TrajectoryStore] = {}
+    for way in WAYS:
+        with _through_the_tower() if way == THROUGH else _nothing():
+            began, cpu = time.perf_counter(), time.process_time()
+            stores[way] = teachers.train_teachers(replace(config, out=out / way.replace(" ", "-").replace(",", "")))
+            seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        row = {"way": way, "experts": experts, "epochs": epochs, "seconds": seconds, "CPU seconds": cpu}
+        rows.append(row | {"pairs": len(load_split(config.data, "train"))})
+    for row in rows:
+        row["distance"] = _distance(stores[row["way"]], stores[THROUGH])
+    return rows
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _through_the_tower() -> Iterator[None]:
+    """Experts see images, as where these are augmented."""
+    from ptmst import teachers
+
+    with mock.patch.object(teachers, "_features", return_value=None):
+        yield
+
+
+def _distance(store: Any, other: Any) -> float:
+    """How far the experts end from each other, relative to their way from the start: the most of all experts."""
+    apart = []
+    for number in sorted(store.experts):
+        mine, theirs = store.expert(number).raw(), other.expert(number).raw()
+        start, end = theirs.point(0), theirs.point(store.epochs)
+        apart.append(float((mine.point(store.epochs) - end).norm() / (end - start).norm()))
+    return max(apart)
+
+
+def main() -> int:
+    asked = bare_parser("features", __doc__).parse_args()
+    from ptmst.config import WriteDataConfig
+    from ptmst.data import write_data
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PTMST_CACHE"] = f"{folder}/cache"
+        data = Path(folder) / "data"
+        write_data(WriteDataConfig("emoji", data))
+        result.write(asked.json, measure(data, Path(folder), epochs=10, experts=4))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
