@@ -106,7 +106,8 @@ def features_table(name: str, folder: str) -> str:
     about, apart = result["rows"][0], max(row["distance"] for row in result["rows"])
     return table.markdown(
         f"{about['experts']} experts of {about['epochs']} epochs, {about['pairs']:,} pairs. All ways end within "
-        f"{apart:.0e} of each other, relative to the way from start to end. {source(result, raw=f'{folder}/{name}.json')}"
+        f"{apart:.0e} of each other, relative to the way from start to end. "
+        f"{source(result, raw=f'{folder}/{name}.json')}"
     )
 
 
