@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-Coding = Literal["fp16", "int8"]
+Coding = Literal["fp16", "int8", "int4"]
 LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl", "siglip"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -189,7 +189,8 @@ class TeachConfig:
     endpoints: Endpoints = (5, 7, 10)
     """Epochs to store, such as 5,7; evaluating the experts needs the last one, raw trajectories need all."""
     coding: Coding = field(default="fp16", metadata=COMPUTE)
-    """Data type of displacements on disk: fp16 (relative error 2e-4) or int8 in blocks of 256 (7e-3, half the size)."""
+    """Data type of displacements on disk: fp16 (relative error 2e-4), or in blocks of 256 int8 (7e-3, half the size) or
+    int4 (0.1, a quarter)."""
     precision: Literal["fp32", "tf32"] = field(default="fp32", metadata=COMPUTE)
     """Arithmetic of warm-up and experts: fp32, or tf32 (CUDA only), which is faster but rounds to 10 bits."""
     seed: int = field(default=0, metadata=RUN)
@@ -233,7 +234,8 @@ class ImportConfig:
     endpoints: Endpoints = "all"
     """Epochs to store, such as 5,7; raw trajectories need all."""
     coding: Coding = field(default="fp16", metadata=COMPUTE)
-    """Data type of displacements on disk: fp16 (relative error 2e-4) or int8 in blocks of 256 (7e-3, half the size)."""
+    """Data type of displacements on disk: fp16 (relative error 2e-4), or in blocks of 256 int8 (7e-3, half the size) or
+    int4 (0.1, a quarter)."""
 
     def problems(self) -> Iterator[str]:
         if self.networks and (self.images or self.texts):

@@ -64,7 +64,7 @@ class TrajectoryStore:
         coding = index.get("coding", "fp16")
         if coding not in get_args(Coding):
             raise InputError(
-                f"{path / INDEX}: expected coding {' or '.join(get_args(Coding))}, found {coding}; use the ptmst "
+                f"{path / INDEX}: expected coding {', '.join(get_args(Coding))}, found {coding}; use the ptmst "
                 "release that wrote it"
             )
         try:
@@ -141,10 +141,10 @@ class TrajectoryStore:
         try:
             entry = self.experts[number]
             base = self._base(tuple(entry["bases"][group] for group in self.layers.group_names))
-            stored_names = {k: {name: f"{name}.{k}" for name in coding.names(self.coding)} for k in stored_epochs}
-            wanted = ["step_norms", *(name for names in stored_names.values() for name in names.values())]
-            tensors = self._read(entry["file"], wanted)
-            norms = tensors["step_norms"]
+            needed = coding.needed(self.coding, self.endpoints, stored_epochs)
+            wanted = [f"{name}.{k}" for k in needed for name in coding.names(self.coding)]
+            tensors = self._read(entry["file"], ["step_norms", *wanted])
+            norms = tensors.pop("step_norms")
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path / INDEX}: expected a whole index, found a damaged one ({error}); run `ptmst teach` again"
@@ -152,12 +152,7 @@ class TrajectoryStore:
         try:
             if norms.shape != (self.epochs, self.layers.num_layers):
                 raise ValueError("the layers are others")
-            displacements = {
-                k: coding.unpacked(
-                    {name: tensors.pop(stored) for name, stored in names.items()}, self.layers, self.coding
-                )
-                for k, names in stored_names.items()
-            }
+            displacements = coding.unpacked(tensors, self.layers, self.coding, self.endpoints, stored_epochs)
         except ValueError as error:
             raise InputError(
                 f"{self.path / entry['file']}: expected the layers of {INDEX}, found different ones ({error}); "
@@ -174,9 +169,7 @@ class TrajectoryStore:
         """The files of one expert; on disk the store is as it was until `save_index` names it."""
         bases = self.write_base(expert.base)
         tensors = {"step_norms": expert.step_norms}
-        for k, d in expert.displacements.items():
-            packed = coding.packed(d, self.layers, self.coding)
-            tensors |= {f"{name}.{k}": tensor for name, tensor in packed.items()}
+        tensors |= coding.packed(expert.displacements, self.layers, self.coding)
         name = f"expert-{number:03d}.safetensors"
         self.hashes[name] = files.write_tensors(self.path / name, tensors)
         self.experts[number] = {"file": name, "bases": bases, **record}
