@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from unittest import mock
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.command import bare_parser, collect
 from ptmst import TrajectoryStore, distill, evaluate, train_teachers
-from ptmst.config import DataConfig, Experiment
+from ptmst.config import Coding, DataConfig, Experiment
 from ptmst.data import write_data
 from ptmst.presets import experiment
 from ptmst.students.layers import LayerTable
@@ -33,7 +33,7 @@ from ptmst.trajectories.spans import RawSpan
 
 DATA: tuple[Literal["scenes", "digits"], ...] = ("scenes", "digits")
 SEEDS = (0, 1, 2)
-CODINGS = ("float32", "fp16", "int8")
+CODINGS = ("float32", *get_args(Coding))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def exact_deltas(deltas: list[Tensor]) -> Iterator[None]:
 
 
 def trained(settings: Experiment, data: DataConfig, seed: int, folder: Path) -> dict[str, TrajectoryStore]:
-    """The same experts in the three codings."""
+    """The same experts in every coding."""
     recorded: list[Tensor] = []
     config = replace(settings.teach, out=folder / "fp16", data=data, seed=seed)
     with exact_deltas(recorded):
@@ -99,12 +99,14 @@ def trained(settings: Experiment, data: DataConfig, seed: int, folder: Path) -> 
     deltas = tuple(dict(zip(endpoints, recorded[n * len(endpoints) :], strict=False)) for n in range(count))
     fields = (store.layers, store.epochs, endpoints, store.settings)
     exact = ExactStore(store.path, *fields, experts=store.experts, hashes=store.hashes, deltas=deltas)
-    small = TrajectoryStore(folder / "int8", *fields, coding="int8")
-    for name in [name for name in store.hashes if name.startswith("tower")]:
-        small.add_file(name, store.read_file(name))
-    for number in range(count):
-        small.add(number, store.expert(number), {})
-    return {"float32": exact, "fp16": store, "int8": small}
+    stores = {"float32": exact, "fp16": store}
+    for coding in (coding for coding in get_args(Coding) if coding not in stores):
+        stores[coding] = small = TrajectoryStore(folder / coding, *fields, coding=coding)
+        for name in [name for name in store.hashes if name.startswith("tower")]:
+            small.add_file(name, store.read_file(name))
+        for number in range(count):
+            small.add(number, store.expert(number), {})
+    return stores
 
 
 def measure(name: Literal["scenes", "digits"], seed: int, work: Path) -> Iterator[dict[str, Any]]:

@@ -180,12 +180,13 @@ def codings_table(name: str, folder: str) -> str:
     """Mean recall by coding, and the difference from float32 with its standard error over seeds."""
     result = measured(name)
     recall = {(row["data"], row["seed"], row["coding"]): statistics.mean(row["mean recall"]) for row in result["rows"]}
-    table = Table(["data", "seeds", "float32", "fp16", "int8"])
+    rounded = [coding for coding in dict.fromkeys(row["coding"] for row in result["rows"]) if coding != "float32"]
+    table = Table(["data", "seeds", "float32", *rounded])
     for data in dict.fromkeys(row["data"] for row in result["rows"]):
         seeds = sorted({seed for of, seed, _ in recall if of == data})
         exact = [recall[data, seed, "float32"] for seed in seeds]
         cells = [f"{statistics.mean(exact):.2f}"]
-        for coding in ("fp16", "int8"):
+        for coding in rounded:
             off = [recall[data, seed, coding] - before for seed, before in zip(seeds, exact, strict=True)]
             error = statistics.stdev(off) / len(off) ** 0.5 if len(off) > 1 else float("nan")
             mean = statistics.mean(off)

@@ -43,7 +43,7 @@ def measure(data: Path, out: Path, epochs: int, experts: int) -> list[dict[str, 
         row = {"way": way, "experts": experts, "epochs": epochs, "seconds": seconds, "CPU seconds": cpu}
         rows.append(row | {"pairs": len(load_split(config.data, "train"))})
     for row in rows:
-        row["distance"] = _distance(stores[row["way"]], stores[THROUGH])
+        row["distance"] = _distance(stores[str(row["way"])], stores[THROUGH])
     return rows
 
 

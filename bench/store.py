@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -51,7 +51,11 @@ def filled(path: Path, layers: LayerTable, coding: Coding, experts: int) -> Traj
 def arithmetic(layers: LayerTable, coding: Coding, experts: int) -> int:
     """Bytes of parameters, scales and starts, without headers and tables of norms: some thousands."""
     blocks = sum(-(-size // BLOCK) for size in layers.sizes)
-    one = 2 * layers.num_params if coding == "fp16" else layers.num_params + 4 * blocks
+    one = {
+        "fp16": 2 * layers.num_params,
+        "int8": layers.num_params + 4 * blocks,
+        "int4": sum(-(-size // 2) for size in layers.sizes) + 4 * blocks,
+    }[coding]
     return 4 * layers.group_sizes[0] + experts * (4 * layers.group_sizes[1] + len(ENDPOINTS) * one)
 
 
@@ -64,8 +68,8 @@ def seconds(call: Callable[[], object], rounds: int = _ROUNDS) -> float:
     return statistics.median(times)
 
 
-def sample(store: TrajectoryStore) -> Shortcut:
-    return store.expert(0, ENDPOINTS[:1]).shortcut(ENDPOINTS[0])
+def sample(store: TrajectoryStore, endpoint: int = ENDPOINTS[0]) -> Shortcut:
+    return store.expert(0, (endpoint,)).shortcut(endpoint)
 
 
 def main() -> int:
@@ -77,7 +81,7 @@ def main() -> int:
     torch.manual_seed(0)
     layers = layer_table()
     rows: list[dict[str, Any]] = []
-    codings: tuple[Coding, ...] = ("fp16", "int8")
+    codings: tuple[Coding, ...] = get_args(Coding)
     for coding in codings:
         store = filled(asked.work / coding, layers, coding, 2)
         whole = arithmetic(layers, coding, EXPERTS)
@@ -92,6 +96,7 @@ def main() -> int:
                 "open s": seconds(partial(TrajectoryStore.open, store.path)),
                 "first sample s": seconds(partial(sample, again), 1),
                 "sample s": seconds(partial(sample, again)),
+                "sample to the last end point s": seconds(partial(sample, again, ENDPOINTS[-1])),
                 "point of a kept expert s": seconds(partial(sample(again).point, 2)),
             }
         )

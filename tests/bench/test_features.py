@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -21,9 +22,9 @@ def test_experts_are_the_same_and_the_cache_is_used(tmp_path: Path, monkeypatch:
     encoder = EncoderConfig(image_width=8, text_width=16, freeze_tower=True, head_width=8)
     teach = TeachConfig(data=data_config(tmp_path), encoder=encoder, batch_size=16, lr=0.1, endpoints="all")
     monkeypatch.setattr(presets, "experiment", lambda name: replace(Experiment(), teach=teach))
-    own, asked = teachers._features, list[int]()
-    monkeypatch.setattr(teachers, "_features", lambda *these: (asked.append(1), own(*these))[1])
+    asked = mock.Mock(wraps=teachers._features)
+    monkeypatch.setattr(teachers, "_features", asked)
     rows = features.measure(tmp_path / "data", tmp_path, epochs=2, experts=2)
-    assert [row["way"] for row in rows] == list(features.WAYS) and len(asked) == 2
+    assert [row["way"] for row in rows] == list(features.WAYS) and asked.call_count == 2
     assert all(row["seconds"] > 0 and row["pairs"] == 48 and row["distance"] < 1e-3 for row in rows)
     assert rows[0]["distance"] == 0 and len(list((tmp_path / "cache").glob("features-*"))) == 1
