@@ -23,7 +23,7 @@ from ptmst.cli.help import show_help
 from ptmst.cli.pipeline import Data, DataCheck, Distill, Evaluate, Report, Subset, Teach
 from ptmst.cli.studies import Ablate, Demo
 from ptmst.errors import InputError
-from ptmst.support import memory, progress
+from ptmst.support import memory, progress, threads
 
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # this process is ours
         memory.keep_freed_memory()
+        threads.wait_asleep()
         surroundings.prepare(lambda: _stopped(arguments))
     try:
         try:
