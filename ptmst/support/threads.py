@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-_SPINS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
-"""Of GNU's and of LLVM's OpenMP: a few microseconds, then the thread sleeps."""
+_SPINS = {"GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "0"}
+"""Of GNU's and of LLVM's OpenMP: some microseconds, as long as a quiet machine needs; then the thread sleeps."""
 _USERS = ("OMP_WAIT_POLICY", *_SPINS)
 
 

@@ -17,7 +17,7 @@ def test_the_users_environment_comes_first(monkeypatch: pytest.MonkeyPatch) -> N
         assert wait_asleep() is False and os.environ == {name: "its own"}
     monkeypatch.setattr(os, "environ", {"HOME": "/"})
     assert wait_asleep() is True
-    assert os.environ == {"HOME": "/", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+    assert os.environ == {"HOME": "/", "GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "0"}
 
 
 PROGRAM = """
@@ -39,4 +39,4 @@ def test_the_command_line_asks_for_it_before_torch_is_there() -> None:
     settled = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
     environment = {name: value for name, value in os.environ.items() if name not in settled}
     said = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.startswith("True 1000\n")
+    assert said.stdout.startswith("True 5000\n")
