@@ -104,9 +104,13 @@ def features_table(name: str, folder: str) -> str:
     for row in result["rows"]:
         table.add(row["way"], f"{row['seconds']:.1f}", f"{row['CPU seconds']:.1f}")
     about, apart = result["rows"][0], max(row["distance"] for row in result["rows"])
+    same = (
+        f"All ways end within {apart:.0e} of each other, relative to the way from start to end."
+        if apart
+        else "All ways give the same experts, to the bit."
+    )
     return table.markdown(
-        f"{about['experts']} experts of {about['epochs']} epochs, {about['pairs']:,} pairs. All ways end within "
-        f"{apart:.0e} of each other, relative to the way from start to end. "
+        f"{about['experts']} experts of {about['epochs']} epochs, {about['pairs']:,} pairs. {same} "
         f"{source(result, raw=f'{folder}/{name}.json')}"
     )
 

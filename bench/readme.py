@@ -23,7 +23,7 @@ def headline(name: str, folder: str) -> str:
     """What a demo shows, in two sentences."""
     rows = cpu.measured(name)["rows"]
     random, full = rows[0], rows[-1]
-    distilled = max(rows[1:-1], key=_mean)
+    distilled = _best(rows)
     share, points = 100 * _mean(distilled) / _mean(full), f"{_mean(distilled):.1f} of {_mean(full):.1f} points"
     return (
         f"**{distilled['pairs']:,} distilled pairs reach {share:.0f} % of the recall that {full['pairs']:,} real pairs "
@@ -31,6 +31,17 @@ def headline(name: str, folder: str) -> str:
         f"That is {distilled['name']}, the best of [the demo](docs/demo.md) on this test "
         f"([raw]({folder}/{name}.json)). Test shows things that training does not."
     )
+
+
+def best(name: str) -> str:
+    """The name of a demo's best distilled set, of which the headline tells."""
+    label: str = _best(cpu.measured(name)["rows"])["name"]
+    return label
+
+
+def _best(rows: list[Row]) -> Row:
+    """Random pairs come first, all pairs last."""
+    return max(rows[1:-1], key=_mean)
 
 
 def demo_summary(name: str, folder: str) -> str:

@@ -2,7 +2,7 @@
 
 The threads of torch's loops (OpenMP) wait for each other by spinning, up to some milliseconds at the end of each loop.
 On a core that another process needs too, that is time in which neither gets on: beside two busy processes on two cores
-an evaluation took more than two minutes instead of thirteen seconds.
+an evaluation took ten times as long.
 """
 
 from __future__ import annotations

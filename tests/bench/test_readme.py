@@ -15,11 +15,12 @@ from PIL import Image
 from test_architecture import MAY_IMPORT, ROOF, ROOT
 
 import ptmst
-from bench import presets, strip
+from bench import demo, presets, readme, strip
 from bench.readme import PAGES, TABLES, written
 from ptmst import cli
 from ptmst.config import WriteDataConfig
 from ptmst.presets import experiment
+from ptmst.studies.demo import METHODS
 from tiny import DISTILL, tiny_store
 
 pytestmark = pytest.mark.slow
@@ -203,3 +204,12 @@ def test_the_examples_of_kernels_run() -> None:
     assert sum(losses[-4:]) < sum(losses[:4])
     exec(examples[1], names)
     assert names["logit_scale"].grad is not None and names["images"].grad.shape == (64, 32)
+
+
+def test_the_picture_is_of_the_set_that_the_headline_tells_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(**means: float) -> dict[str, Any]:
+        return {"rows": [{"name": name, "recall": {"mean": {"mean": mean}}} for name, mean in means.items()]}
+
+    shown = {"random": 9.0, **dict.fromkeys(METHODS.values(), 1.0), "all": 20.0} | {METHODS["ptm-st"]: 2.0}
+    monkeypatch.setattr(readme.cpu, "measured", lambda name: rows(**shown))
+    assert readme.best("any") == METHODS["ptm-st"] and demo._folder_of(readme.best("any")) == "ptm-st"
