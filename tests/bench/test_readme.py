@@ -15,7 +15,7 @@ from PIL import Image
 from test_architecture import MAY_IMPORT, ROOF, ROOT
 
 import ptmst
-from bench import demo, presets, readme, strip
+from bench import cpu_tables, demo, presets, readme, strip
 from bench.readme import PAGES, TABLES, written
 from ptmst import cli
 from ptmst.config import WriteDataConfig
@@ -211,5 +211,5 @@ def test_the_picture_is_of_the_set_that_the_headline_tells_of(monkeypatch: pytes
         return {"rows": [{"name": name, "recall": {"mean": {"mean": mean}}} for name, mean in means.items()]}
 
     shown = {"random": 9.0, **dict.fromkeys(METHODS.values(), 1.0), "all": 20.0} | {METHODS["ptm-st"]: 2.0}
-    monkeypatch.setattr(readme.cpu, "measured", lambda name: rows(**shown))
+    monkeypatch.setattr(cpu_tables, "measured", lambda name: rows(**shown))
     assert readme.best("any") == METHODS["ptm-st"] and demo._folder_of(readme.best("any")) == "ptm-st"
