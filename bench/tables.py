@@ -56,8 +56,8 @@ def source(result: Result, *, ran: str | None = None, more: str = "", raw: str |
     `ran` replaces the number of threads and the GPU, `more` follows torch's version, `raw` links to the file.
     """
     machine, torch = result["machine"], result["versions"].get("torch")
-    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    ran = f"{threads}, GPU: {machine['gpu']}" if ran is None else ran
+    if ran is None:
+        ran = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}, GPU: {machine['gpu']}"
     details = [f"`{result['command']}` on {machine['cpu']}" + (f", {ran}" if ran else "")]
     details += [f"torch {torch}"] if torch else []
     details += [more] if more else []

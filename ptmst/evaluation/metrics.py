@@ -5,11 +5,13 @@ from __future__ import annotations
 from statistics import mean
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ptmst.errors import InputError
+from ptmst.support.seeds import generator
 
 METRICS = ("ir1", "ir5", "ir10", "tr1", "tr5", "tr10", "mean")
 """Of retrieval, which every data set has."""
@@ -87,14 +89,25 @@ class _Candidates:
     """
 
     def __init__(self, embeds: Tensor) -> None:
-        distinct, self._which = torch.unique(embeds, dim=0, return_inverse=True)
-        self._some_equal = len(distinct) < len(embeds)
-        self._embeds = distinct if self._some_equal else embeds
+        self._embeds, self._which = _distinct(embeds)
 
     def scores(self, queries: Tensor) -> Tensor:
         """Inner products, [Q, C]."""
         products = queries @ self._embeds.T
-        return products[:, self._which] if self._some_equal else products
+        return products if self._which is None else products[:, self._which]
+
+
+def _distinct(embeds: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The distinct rows, and which of them each row is; the rows themselves, and None, where all are distinct."""
+    # By two weighted sums of each row, which run alike in every row, so that no more than these go to the host.
+    weights = torch.rand(2, embeds.shape[1], generator=generator("distinct rows")).to(embeds)
+    keys = torch.stack([(embeds * weight).sum(1) for weight in weights], dim=1).cpu().numpy()
+    _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    if len(first) == len(embeds):
+        return embeds, None
+    numbers = torch.from_numpy(which.reshape(-1)).to(embeds.device)
+    rows = embeds[torch.from_numpy(first).to(embeds.device)]
+    return (rows, numbers) if torch.equal(rows[numbers], embeds) else (embeds, None)
 
 
 class _Ranks(NamedTuple):
