@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,23 +33,19 @@ def measure(data: Path, out: Path, epochs: int, experts: int) -> list[dict[str, 
 
     demo = experiment("demo").teach
     config = replace(demo, data=replace(demo.data, root=data), epochs=epochs, experts=experts, device="cpu")
+    pairs = len(load_split(config.data, "train"))
     rows: list[dict[str, Any]] = []
     stores: dict[str, TrajectoryStore] = {}
     for way in WAYS:
-        with _through_the_tower() if way == THROUGH else _nothing():
+        with _through_the_tower() if way == THROUGH else nullcontext():
             began, cpu = time.perf_counter(), time.process_time()
             stores[way] = teachers.train_teachers(replace(config, out=out / way.replace(" ", "-").replace(",", "")))
             seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         row = {"way": way, "experts": experts, "epochs": epochs, "seconds": seconds, "CPU seconds": cpu}
-        rows.append(row | {"pairs": len(load_split(config.data, "train"))})
+        rows.append(row | {"pairs": pairs})
     for row in rows:
         row["distance"] = _distance(stores[str(row["way"])], stores[THROUGH])
     return rows
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

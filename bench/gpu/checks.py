@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.cases import Case
 from bench.gpu.rows import Sheet, Wrong
-from bench.result import Row
+from bench.result import RESULTS, Row
 from bench.settings import setting
 from ptmst import kernels
 from ptmst.config import Compile, DistillConfig
@@ -33,7 +33,6 @@ from ptmst.trajectories.spans import Span
 from ptmst.trajectories.store import TrajectoryStore
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "bench" / "results"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _POINTS = 3.0
 """Points of mean recall, percent: rounding alone changes 385 steps of training and distillation."""

@@ -442,7 +442,9 @@ def test_a_store_of_version_1_is_read(path: Path) -> None:
 
 def test_an_unknown_coding_is_refused(path: Path) -> None:
     mend(path, lambda index: index.update(coding="int2"))
-    with pytest.raises(InputError, match=r"store.json: expected coding fp16, int8, int4, found int2; use the ptmst"):
+    with pytest.raises(
+        InputError, match=r"store.json: expected coding fp16, int8, int4, found int2; use the ptmst rel"
+    ):
         TrajectoryStore.open(path)
 
 
