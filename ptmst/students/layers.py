@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -33,6 +32,10 @@ class LayerTable:
     """Parameters of each group."""
     layers_of_group: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
     """First layer of each group, and the one after its last."""
+    offsets: Tensor = field(init=False, repr=False, compare=False)
+    """int64 [L+1]: layer ℓ is θ[offsets[ℓ]:offsets[ℓ+1]]."""
+    groups: Tensor = field(init=False, repr=False, compare=False)
+    """int64 [L]: the group of each layer."""
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.shapes) == len(self.group_of_layer):
@@ -53,6 +56,8 @@ class LayerTable:
         ends = tuple(accumulate(self.group_of_layer.count(group) for group in range(len(group_sizes))))
         object.__setattr__(self, "group_sizes", tuple(group_sizes))
         object.__setattr__(self, "layers_of_group", tuple(zip((0, *ends), ends, strict=False)))
+        object.__setattr__(self, "offsets", torch.tensor([0, *accumulate(sizes)], dtype=torch.int64))
+        object.__setattr__(self, "groups", torch.tensor(self.group_of_layer, dtype=torch.int64))
 
     @classmethod
     def of(cls, **modules: nn.Module) -> LayerTable:
@@ -65,16 +70,6 @@ class LayerTable:
                     shapes.append(tuple(parameter.shape))
                     groups.append(number)
         return cls(tuple(names), tuple(shapes), tuple(groups), tuple(modules))
-
-    @cached_property
-    def offsets(self) -> Tensor:
-        """int64 [L+1]: layer ℓ is θ[offsets[ℓ]:offsets[ℓ+1]]."""
-        return torch.tensor([0, *accumulate(self.sizes)], dtype=torch.int64)
-
-    @cached_property
-    def groups(self) -> Tensor:
-        """int64 [L]: the group of each layer."""
-        return torch.tensor(self.group_of_layer, dtype=torch.int64)
 
     @property
     def num_layers(self) -> int:

@@ -101,8 +101,6 @@ class TrajectoryMatchingLoss(nn.Module):
     def __init__(self, layers: LayerTable) -> None:
         super().__init__()
         self.layers = layers
-        # Python 3.11 makes them under a lock at their first use, which must not be the compiler's: it cannot trace one.
-        layers.offsets, layers.groups  # noqa: B018
 
     def forward(
         self,
