@@ -346,7 +346,7 @@ def _placeless(encoder: EncoderConfig) -> EncoderConfig:
 
 
 def _file_hash(weights: Path | None) -> str | None:
-    return None if weights is None else files.hash_of(weights_file(weights))
+    return None if weights is None else files.known_hash(weights_file(weights))
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object, object]]:

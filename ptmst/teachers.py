@@ -179,7 +179,7 @@ def train_on_pairs(
         else:
             batches = image_batches(pairs, images_of, theta.device)
         losses = []
-        with dropout(student.modules, config.dropout, generator(*key, "dropout")):
+        with dropout(seeing.modules, config.dropout, generator(*key, "dropout")):
             for index, images in zip(order, batches, strict=True):
                 leaf = theta.detach().requires_grad_()
                 loss = loss_of(leaf, images, texts[index.to(theta.device)])
@@ -194,7 +194,7 @@ def train_on_pairs(
 
 def _features(student: Student, pairs: Pairs, config: TeachConfig, device: torch.device) -> Tensor | None:
     """What heads behind a frozen tower see in every epoch; None where they see something else each time."""
-    return kept_features(student, pairs, device) if student.tower is not None and not config.augment else None
+    return kept_features(student, pairs, device) if student.frozen is not None and not config.augment else None
 
 
 def _batches(order: Tensor, config: TeachConfig) -> tuple[Tensor, ...]:

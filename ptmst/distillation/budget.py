@@ -98,7 +98,7 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
     if compiles(config.compile, device):
         memory_of |= {keep: replace(m, most=_COMPILED * m.most) for keep, m in memory_of.items() if keep != "primals"}
     total = torch.cuda.get_device_properties(device).total_memory
-    candidates = list(ways(config, student.layers.num_params, student.tower is not None, memory_of))
+    candidates = list(ways(config, student.layers.num_params, student.frozen is not None, memory_of))
     chosen = next((way for way in candidates if way.need <= _SHARE * total), candidates[-1])
     _LOG.info(
         "distill: keep %s, chunk %s; the inner steps need about %.1f GiB of the device's %.1f "
@@ -162,7 +162,7 @@ def _bytes(keep: Keep, in_theta: bool, student: Student, images: Tensor, texts: 
         return int(torch.cuda.memory_stats(images.device)[f"requested_bytes.all.{which}"])
 
     before = requested("current")
-    if student.tower is not None:
+    if student.frozen is not None:
         leaf = images.requires_grad_()
         out = student.features(leaf)
         kept_bytes = requested("current") - before

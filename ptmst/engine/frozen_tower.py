@@ -27,6 +27,8 @@ class Features:
 
     def __init__(self, student: Student, block: int, keep_activations: bool, compiler: Compiler | None) -> None:
         tower = student.features
+        if student.frozen is not None:
+            student.frozen.built()  # not while it is compiled
         self._tower = compiler(tower) if compiler is not None else tower
         self._block, self._keep_activations = block, keep_activations
 

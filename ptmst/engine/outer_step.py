@@ -76,7 +76,7 @@ class OuterStep:
         chunk: int | None = None,
         compile: Compile = "off",
     ) -> None:
-        self._frozen = student.tower is not None
+        self._frozen = student.frozen is not None
         # Behind a frozen tower chunks are of its features, which go with whatever is kept.
         together: Keep = "path" if self._frozen and keep == "primals" else keep
         share = adjoint if isinstance(adjoint, int | float) else float(adjoint.moves)

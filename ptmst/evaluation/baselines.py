@@ -146,7 +146,7 @@ def _embeddings(
     expert = store.expert(numbers[seed % len(numbers)], (epoch,))
     theta, student = expert.raw().point(epoch).to(device), store.student((seed, "student")).to(device)
     indices = pairs.image_of_text[chosen].split(IMAGES_AT_ONCE)
-    if student.tower is None:
+    if student.frozen is None:
         batches = image_batches(pairs, indices, device)
     else:
         batches = feature_batches(kept_features(student, pairs, device), indices, device)

@@ -74,7 +74,7 @@ class RetrievalScorer:
             return self._held
         count = len(self._pairs.image_paths)
         indices = torch.arange(count).split(IMAGES_AT_ONCE)
-        if student.tower is None:
+        if student.frozen is None:
             inputs, numbers = image_batches(self._pairs, indices, self._device), 3 * count * self._pairs.image_size**2
         else:
             features = kept_features(student, self._pairs, self._device)

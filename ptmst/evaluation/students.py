@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from ptmst.config import TEMPERATURE, EvaluateConfig, LossKind
-from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.errors import Diverged
+from ptmst.students.features import kept_features_of
 from ptmst.students.losses import StudentLoss, student_loss
 from ptmst.students.student import Student
 from ptmst.support.seeds import generator
@@ -89,10 +89,9 @@ def _gradient(loss_of: StudentLoss) -> Callable[..., Tensor]:
     return gradient
 
 
-@torch.no_grad()
 def _features(student: Student, images: Tensor) -> Tensor:
     """What the heads see of images: their features, where a tower is frozen."""
-    return torch.cat([student.features(some) for some in images.split(IMAGES_AT_ONCE)])
+    return images if student.frozen is None else kept_features_of(student, images).to(images.device)
 
 
 def _per_phase_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterator[tuple[int, Tensor, bool]]:

@@ -11,11 +11,11 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import PIL
 import torch
@@ -25,12 +25,10 @@ from torch import Tensor
 from ptmst.data import Pairs, image_batches
 from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.students.student import Student
-from ptmst.students.weights import weights_hash
 from ptmst.support import devices, files, folders, parts, progress
-from ptmst.support.seeds import generator
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 1
+_VERSION = 2
 """To be raised where the same images and tower give other features than before."""
 _NAME, _HASH = "features", "content_sha256"
 PATTERN = "features-*.safetensors"
@@ -45,22 +43,41 @@ def kept_features(student: Student, pairs: Pairs, device: torch.device) -> Tenso
     Computed on `device` where the cache lacks them; where the cache cannot be written, which is told, they are held in
     memory. Raises InputError for an image that cannot be read.
     """
-    path = folders.cache_folder() / f"features-{_key(student, pairs, device)[:32]}.safetensors"
+    prepared = [pairs.content_hash(), pairs.image_size, pairs.mean, pairs.std]
+    key = _key(student, prepared, pairs.image_size, device)
+    return _kept(key, len(pairs.image_names), lambda: _computed(student, pairs, device))
+
+
+def kept_features_of(student: Student, images: Tensor) -> Tensor:
+    """`kept_features` of images [N, 3, H, W] that are tensors, such as synthetic ones, on the device of these."""
+    prepared = [files.sha256(images.detach().cpu().contiguous().numpy().tobytes()), list(images.shape)]
+    key = _key(student, prepared, images.shape[-1], images.device)
+
+    def computed() -> Iterator[Tensor]:
+        with torch.no_grad(), devices.arithmetic("fp32"):
+            for some in images.split(IMAGES_AT_ONCE):
+                yield student.features(some).float().cpu()
+
+    return _kept(key, len(images), computed)
+
+
+def _kept(key: str, images: int, computed: Callable[[], Iterator[Tensor]]) -> Tensor:
+    path = folders.cache_folder() / f"features-{key[:32]}.safetensors"
     found = _read(path)
     if found is not None:
         return found
-    batches = _computed(student, pairs, device)
+    batches = computed()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with parts.file(path) as part:
-            _write(part, len(pairs.image_names), batches)
+            _write(part, images, batches)
     except OSError as error:
         _LOG.warning("cache of features: %s cannot be written (%s); going on without it", path.parent, error.strerror)
-        return torch.cat(list(_computed(student, pairs, device)))
+        return torch.cat(list(computed()))
     _remove_oldest(path)
     found = _read(path)
     # Gone where another process made room meanwhile.
-    return torch.cat(list(_computed(student, pairs, device))) if found is None else found
+    return torch.cat(list(computed())) if found is None else found
 
 
 def feature_batches(features: Tensor, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -68,26 +85,17 @@ def feature_batches(features: Tensor, indices: Iterable[Tensor], device: torch.d
     return (devices.sent(features.index_select(0, index), device) for index in indices)
 
 
-def _key(student: Student, pairs: Pairs, device: torch.device) -> str:
-    assert student.tower is not None
+def _key(student: Student, images: list[Any], size: int, device: torch.device) -> str:
+    assert student.frozen is not None
     parts_of_it = {
         "version": _VERSION,
         "pillow": PIL.__version__,
-        "images": pairs.content_hash(),
-        "prepared": [pairs.image_size, pairs.mean, pairs.std],
-        "tower": [str(student.tower), weights_hash(student.tower), _probe(student, pairs.image_size, device)],
+        "images": images,
+        "tower": student.frozen.identity(size),
         # Results do not depend on what another kind of device left here.
         "arithmetic": ["fp32", device.type],
     }
     return files.sha256(json.dumps(parts_of_it).encode())
-
-
-@torch.no_grad()
-def _probe(student: Student, size: int, device: torch.device) -> str:
-    """SHA-256 of what the tower makes of two images of noise: it tells what neither weights nor names of layers do."""
-    noise = torch.randn(2, 3, size, size, generator=generator("features"))
-    with devices.arithmetic("fp32"):
-        return files.sha256(student.features(noise.to(device)).float().cpu().contiguous().numpy().tobytes())
 
 
 @torch.no_grad()

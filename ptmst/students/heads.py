@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmst.config import EncoderConfig
-from ptmst.students.folding import folded
+from ptmst.students.frozen import frozen_tower
 from ptmst.students.image_towers import image_tower
 from ptmst.students.student import Student
 from ptmst.support.devices import sent
@@ -65,10 +65,12 @@ def make_student(
     With a trained tower θ is the tower and a text head; with a frozen one it is an image head and a text head
     (docs/method.md §1, a and b).
     """
+    if config.freeze_tower:
+        frozen, width = frozen_tower(config, image_size, tower_weights)
+        with seeded("heads", *seed_key):
+            embedding = config.head_width or width
+            heads = ProjectionHead(width, embedding), ProjectionHead(text_width, embedding)
+        return Student.from_modules(*heads, tower=frozen)
     tower, width = image_tower(config, image_size, tower_weights)
     with seeded("heads", *seed_key):
-        if not config.freeze_tower:
-            return Student.from_modules(tower, ProjectionHead(text_width, width))
-        embedding = config.head_width or width
-        heads = ProjectionHead(width, embedding), ProjectionHead(text_width, embedding)
-        return Student.from_modules(*heads, tower=tower, on_cpu=folded(tower, image_size))
+        return Student.from_modules(tower, ProjectionHead(text_width, width))

@@ -23,6 +23,7 @@ from ptmst.errors import InputError
 from ptmst.schema import nearest
 from ptmst.students.packages import weights_file
 from ptmst.students.weights import load_weights, named_as, weights_for
+from ptmst.support.remembered import remembered, surroundings
 from ptmst.support.seeds import seeded
 
 _LOG = logging.getLogger(__name__)
@@ -152,23 +153,30 @@ def warn_of_random_weights(encoder: EncoderConfig, flag: str) -> None:
 
 
 def _own_preparation(tower: str) -> tuple[int, Channels, Channels]:
+    """Size, mean and standard deviation of a tower's images. Raises InputError for an unknown tower."""
     kind, _, name = tower.partition(":")
+    if kind not in ("timm", "open_clip"):
+        return 32, MEAN, STD
+    key = {"what": "preparation", "tower": tower, **surroundings("timm", "open_clip_torch")}
+    size, mean, std = remembered(key, lambda: _published_preparation(kind, name))
+    return size, _channels(mean), _channels(std)
+
+
+def _published_preparation(kind: str, name: str) -> tuple[int, Channels, Channels]:
     if kind == "timm":
         import timm
 
         _refuse_unknown_timm(name)
         own = timm.get_pretrained_cfg(name)
         return (own.input_size[-1], _channels(own.mean), _channels(own.std)) if own is not None else (224, MEAN, STD)
-    if kind == "open_clip":
-        import open_clip
+    import open_clip
 
-        refuse_unknown_open_clip("image", name)
-        vision, tags = open_clip.get_model_config(name)["vision_cfg"], open_clip.list_pretrained_tags_by_model(name)
-        published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
-        # Which weights will be loaded is not known: theirs, where all agree.
-        preparations = {(_channels(one.get("mean") or MEAN), _channels(one.get("std") or STD)) for one in published}
-        return (vision["image_size"], *(preparations.pop() if len(preparations) == 1 else (MEAN, STD)))
-    return 32, MEAN, STD
+    refuse_unknown_open_clip("image", name)
+    vision, tags = open_clip.get_model_config(name)["vision_cfg"], open_clip.list_pretrained_tags_by_model(name)
+    published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    # Which weights will be loaded is not known: theirs, where all agree.
+    preparations = {(_channels(one.get("mean") or MEAN), _channels(one.get("std") or STD)) for one in published}
+    return (vision["image_size"], *(preparations.pop() if len(preparations) == 1 else (MEAN, STD)))
 
 
 def _channels(values: Sequence[float]) -> Channels:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ptmst.errors import InputError
+from ptmst.students.frozen import FrozenTower
 from ptmst.students.layers import LayerTable
 
 
@@ -27,15 +28,11 @@ class Student:
         image_module: nn.Module,
         text_module: nn.Module,
         layers: LayerTable,
-        tower: nn.Module | None = None,
+        frozen: FrozenTower | None = None,
         bf16: bool = False,
-        on_cpu: nn.Module | None = None,
     ) -> None:
         self.layers = layers
-        self.tower = tower
-        self._on_cpu = on_cpu or tower
-        # On a CPU a depthwise convolution is 1.6 times as fast so, and equal but for rounding.
-        self._channels_last = tower is not None and any(map(_is_depthwise, tower.modules()))
+        self.frozen = frozen
         self._bf16 = bf16
         self._modules: tuple[nn.Module, ...] = (image_module, text_module)
         self._names = tuple(tuple(name for name, p in m.named_parameters() if p.requires_grad) for m in self._modules)
@@ -46,36 +43,41 @@ class Student:
         image_module: nn.Module,
         text_module: nn.Module,
         *,
-        tower: nn.Module | None = None,
-        on_cpu: nn.Module | None = None,
+        tower: nn.Module | FrozenTower | None = None,
     ) -> Student:
         """Group 0 holds the image module's trainable parameters, group 1 the text module's, in registration order.
 
-        `tower` is frozen here, and embeds images before the image module does; `on_cpu` is the same function in a form
-        that is faster there, if there is one. Raises InputError for modules that are no pure function of θ: BatchNorm
-        or Dropout in train mode.
+        `tower` is frozen here, and embeds images before the image module does. Raises InputError for modules that are
+        no pure function of θ: BatchNorm or Dropout in train mode.
         """
-        if tower is not None:
-            _refuse_impure("tower", tower.requires_grad_(False))
+        if isinstance(tower, nn.Module):
+            _refuse_impure("tower", tower)
+            tower = FrozenTower.of(tower)
         for prefix, module in (("image", image_module), ("text", text_module)):
             _refuse_impure(prefix, module)
-        return cls(image_module, text_module, LayerTable.of(image=image_module, text=text_module), tower, on_cpu=on_cpu)
+        return cls(image_module, text_module, LayerTable.of(image=image_module, text=text_module), tower)
+
+    @property
+    def tower(self) -> nn.Module | None:
+        """The frozen tower's module, which is built where it is not yet; None where no tower is frozen."""
+        return None if self.frozen is None else self.frozen.built().tower
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         """The image module, the text module, and the tower where one is frozen."""
-        return self._modules if self.tower is None else (*self._modules, self.tower)
+        tower = self.tower
+        return self._modules if tower is None else (*self._modules, tower)
 
     @property
     def heads(self) -> Student:
         """The student behind its frozen tower: its "images" are features. Itself, where no tower is frozen."""
         image_module, text_module = self._modules
-        return Student(image_module, text_module, self.layers, bf16=self._bf16 and self.tower is None)
+        return Student(image_module, text_module, self.layers, bf16=self._bf16 and self.frozen is None)
 
     def in_bf16(self) -> Student:
         """The same functions, computed in bfloat16; θ, inputs and embeddings stay float32."""
         image_module, text_module = self._modules
-        return Student(image_module, text_module, self.layers, self.tower, bf16=True)
+        return Student(image_module, text_module, self.layers, self.frozen, bf16=True)
 
     @property
     def device(self) -> torch.device:
@@ -89,16 +91,10 @@ class Student:
 
     def features(self, images: Tensor) -> Tensor:
         """What the frozen tower makes of images: [B, 3, H, W] → [B, Z]; the images, where no tower is frozen."""
-        if self.tower is None:
+        if self.frozen is None:
             return images
-        tower: nn.Module | None = self.tower
-        if images.device.type == "cpu":
-            tower = tower if self._bf16 else self._on_cpu
-            images = images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
-        assert tower is not None
         with self._products(tower=True):
-            features: Tensor = tower(images)
-        return features
+            return self.frozen(images, plain=self._bf16)
 
     def embed(self, theta: Tensor, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         """`embed_images` and `embed_texts` of one θ, whose gradient is then put together once."""
@@ -115,23 +111,21 @@ class Student:
 
     def to(self, device: torch.device | str) -> Student:
         """Move its modules to a device, in place; returns the student."""
-        for module in self.modules:
+        for module in self._modules:
             module.to(device)
+        if self.frozen is not None:
+            self.frozen.to(device)
         return self
 
     def _call(self, group: int, part: Tensor, batch: Tensor) -> Tensor:
         named = dict(zip(self._names[group], self.layers.split_group(part, group), strict=True))
         # Heads are a thousandth of a tower's work, and near the loss, where small errors grow.
-        with self._products(tower=group == 0 and self.tower is None):
+        with self._products(tower=group == 0 and self.frozen is None):
             out: Tensor = torch.func.functional_call(self._modules[group], named, (batch,))
         return out
 
     def _products(self, tower: bool) -> AbstractContextManager[None]:
         return _HalfProducts() if self._bf16 and tower else nullcontext()
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
 _PRODUCTS = frozenset(

@@ -197,7 +197,7 @@ class HuggingFaceText(_TextModel):
         words = self._tokenizer.get_vocab()
         self._refuse_lacking_words(words)
         parts = {
-            "weights": weights_hash(self._model),
+            "weights": weights_hash(self._model.state_dict()),
             "config": _decisive(config),
             "words": sorted(words.items()),
             "tokens": self._tokenizer(_PROBES)["input_ids"],
@@ -372,7 +372,7 @@ class OpenClipText(_TextModel):
         self._length, self._padding = padding.shape[1], int(padding[0, -1])
         parts = {"model": open_clip.get_model_config(name), "tokens": self._tokenizer(_PROBES).tolist()}
         setup = files.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
-        self.fingerprint = f"open_clip:{name}:{weights_hash(self._model)}:{setup}"
+        self.fingerprint = f"open_clip:{name}:{weights_hash(self._model.state_dict())}:{setup}"
 
     def _embed(self, captions: list[str], device: torch.device) -> Tensor:
         embeds: Tensor = self._model.encode_text(self._tokenizer(captions).to(device))

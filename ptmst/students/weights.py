@@ -136,7 +136,7 @@ def refuse_pointer(path: Path, expected: str) -> None:
             raise InputError(f"{path}: expected {expected}, found {kinds.LFS_POINTER}; fetch it with git lfs pull")
 
 
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names and values of a module's parameters and buffers."""
-    parts = (f"{k}:{files.sha256(v.cpu().contiguous().numpy().tobytes())}" for k, v in module.state_dict().items())
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names and values of a state dict."""
+    parts = (f"{k}:{files.sha256(v.cpu().contiguous().numpy().tobytes())}" for k, v in weights.items())
     return files.sha256("\n".join(parts).encode())

@@ -120,7 +120,7 @@ def _per_pair(student: Student, pairs: Pairs, text_width: int, config: TeachConf
     few = min(len(pairs), _BATCHES * config.batch_size)
     some = replace(pairs, captions=pairs.captions[:few], image_of_text=pairs.image_of_text[:few])
     student, features = student.to(device := devices.pick(config.device)), None
-    if student.tower is not None and not config.augment:
+    if student.frozen is not None and not config.augment:
         seen = student.features(torch.zeros(1, 3, pairs.image_size, pairs.image_size, device=device))
         features = seen.detach().cpu().expand(len(pairs.image_names), -1)
     texts = torch.randn(few, text_width, generator=generator("cost")).to(device)

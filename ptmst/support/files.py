@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def hash_of(path: Path) -> str | None:
         return _sha256_of(path)
     except OSError:
         return None
+
+
+def known_hash(path: Path) -> str | None:
+    """`hash_of`, read once in a process as long as size and time of change stay."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return _known_hash(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _known_hash(path: Path, *_: int) -> str | None:
+    return hash_of(path)
 
 
 def write(path: Path, content: bytes) -> str:

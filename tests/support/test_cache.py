@@ -15,12 +15,17 @@ from ptmst.support import cache
 
 @pytest.fixture
 def folder() -> Path:
-    """Two texts, one file of features, a compiled one in folders, and a file that is not of the cache."""
+    """Two texts, one file of features, a fact, a compiled one in folders, and a file that is not of the cache."""
     folder = Path(os.environ["PTMST_CACHE"])
     (folder / "compiled" / "ab").mkdir(parents=True)
     embed_captions(HashedText(4), ["one"])
     embed_captions(HashedText(4), ["two"])
-    for name, size in {"features-1.safetensors": 30, "compiled/ab/kernel.py": 7, "mine.txt": 1000}.items():
+    for name, size in {
+        "features-1.safetensors": 30,
+        "fact-1.json": 9,
+        "compiled/ab/kernel.py": 7,
+        "mine.txt": 1000,
+    }.items():
         (folder / name).write_bytes(b"x" * size)
     return folder
 
@@ -31,7 +36,7 @@ def found() -> dict[str, tuple[int, int]]:
 
 def test_contents_by_kind(folder: Path) -> None:
     texts = sum(path.stat().st_size for path in folder.glob("texts-*"))
-    assert found() == {"texts": (2, texts), "features": (1, 30), "compiled": (1, 7)}
+    assert found() == {"texts": (2, texts), "features": (1, 30), "facts": (1, 9), "compiled": (1, 7)}
     os.utime(folder / "features-1.safetensors", (5, 5))
     assert {kept.kind: kept.used for kept in cache.contents()}["features"] == 5
 
@@ -49,4 +54,4 @@ def test_a_kind_is_removed_alone(folder: Path, capsys: pytest.CaptureFixture[str
 def test_an_empty_cache_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["cache"]) == 0
     said = capsys.readouterr().out
-    assert all(word in said for word in ("texts", "features", "compiled"))
+    assert all(word in said for word in ("texts", "features", "facts", "compiled"))
