@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -55,6 +55,8 @@ class Pairs:
     mean: Channels = MEAN
     std: Channels = STD
     """Mean and standard deviation of red, green and blue that images are normalized with."""
+    decoded: Tensor | None = field(default=None, repr=False)
+    """Pixels of all images, uint8 [I, 3, H, W], where they are kept (pixels.py)."""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -105,13 +107,15 @@ class Pairs:
         A split whose pixels fit in half of the memory that is free at the first call is decoded once. Raises InputError
         naming a file that is not a whole, readable image.
         """
+        if self.decoded is not None:
+            return self.decoded.index_select(0, indices.cpu())
         wanted, position = torch.unique(indices.cpu(), return_inverse=True)
         if self._cache is None:
-            return self._decode(wanted).index_select(0, position)
+            return self.decode(wanted).index_select(0, position)
         pixels, decoded = self._cache
         new = wanted[~decoded[wanted]]
         if len(new):
-            pixels[new] = self._decode(new)
+            pixels[new] = self.decode(new)
             decoded[new] = True
         return pixels.index_select(0, wanted[position])  # four times as fast as pixels[…]
 
@@ -122,7 +126,7 @@ class Pairs:
         """
         first: Tensor | None = None
         for some in torch.arange(len(self.image_names)).split(DECODERS):
-            pixels = self._decode(some)
+            pixels = self.decode(some)
             first = pixels[:1, :, :1, :1] if first is None else first
             if bool((pixels != first).any()):
                 return False
@@ -131,12 +135,12 @@ class Pairs:
     @property
     def fits_in_memory(self) -> bool:
         """Whether an image is decoded once and kept."""
-        return self._cache is not None
+        return self.decoded is not None or self._cache is not None
 
     @property
     def in_memory(self) -> bool:
-        """Whether every image is decoded and in memory."""
-        return self._cache is not None and bool(self._cache[1].all())
+        """Whether every image is decoded, in memory or mapped."""
+        return self.decoded is not None or (self._cache is not None and bool(self._cache[1].all()))
 
     @cached_property
     def _cache(self) -> tuple[Tensor, Tensor] | None:
@@ -146,7 +150,8 @@ class Pairs:
             return None
         return torch.empty(shape, dtype=torch.uint8), torch.zeros(shape[0], dtype=torch.bool)
 
-    def _decode(self, indices: Tensor) -> Tensor:
+    def decode(self, indices: Tensor) -> Tensor:
+        """`pixels`, read from their files now."""
         pixels = torch.empty((len(indices), 3, self.image_size, self.image_size), dtype=torch.uint8)
 
         def fill(rows: Iterable[int]) -> None:

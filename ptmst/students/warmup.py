@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ptmst.config import EncoderConfig
 from ptmst.data import Pairs, image_batches
+from ptmst.data.pixels import decoded_once
 from ptmst.students.image_towers import image_tower
 from ptmst.students.losses import contrastive_logits, hard_label_loss
 from ptmst.support import progress
@@ -28,7 +29,7 @@ def warm_tower(config: EncoderConfig, pairs: Pairs, seed: int, device: torch.dev
     with seeded(seed, "warm-up"):
         words = nn.Linear(labels.shape[1], width, bias=False)
         model = nn.ModuleList([tower, words]).to(device)
-    labels = labels.to(device)
+    labels, pairs = labels.to(device), decoded_once(pairs)
     steps_per_epoch = -(-len(labels) // _BATCH)
     optimizer = torch.optim.Adam(model.parameters(), lr=_LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.warmup_epochs * steps_per_epoch)

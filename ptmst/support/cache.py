@@ -10,10 +10,11 @@ from typing import Literal, get_args
 
 from ptmst.support import folders
 
-Kind = Literal["texts", "features", "facts", "compiled"]
+Kind = Literal["texts", "features", "pixels", "facts", "compiled"]
 _WHAT: dict[Kind, tuple[str, str]] = {
     "texts": ("texts-*.safetensors", "captions embedded by text towers"),
     "features": ("features-*.safetensors", "features of images behind frozen towers"),
+    "pixels": ("pixels-*.safetensors", "decoded images"),
     "facts": ("fact-*.json", "what towers are, so that they need not be built"),
     "compiled": ("compiled/*", "compiled outer steps"),
 }

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ptmst.data import Pairs, load_pairs, write_scenes
 from ptmst.errors import InputError
 from ptmst.students import features
-from ptmst.students.features import feature_batches, kept_features
+from ptmst.students.features import feature_batches, kept_features, kept_features_of
 from ptmst.students.heads import ProjectionHead
 from ptmst.students.image_towers import ConvNet
 from ptmst.students.student import Student
@@ -54,7 +54,7 @@ def student(seed: int = 0) -> Student:
 
 
 def cached() -> list[Path]:
-    return sorted(Path(os.environ["PTMST_CACHE"]).glob(features.PATTERN))
+    return sorted(Path(os.environ["PTMST_CACHE"]).glob(features.SHELF.pattern))
 
 
 def test_features_are_what_the_tower_sees(pairs: Pairs, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,74 +113,6 @@ def test_a_file_is_of_all_that_decides_it(pairs: Pairs, calls: list[int], tmp_pa
     another(student(), moved)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "head"])
-def test_what_is_damaged_is_made_again(pairs: Pairs, calls: list[int], damage: str) -> None:
-    found = kept_features(student(), pairs, CPU).clone()
-    (path,) = cached()
-    content = bytearray(path.read_bytes())
-    if damage == "flipped":
-        content[-5] ^= 1
-    if damage == "head":
-        content[30] ^= 0xFF
-    path.write_bytes({"cut": bytes(content[:-9]), "empty": b""}.get(damage, bytes(content)))
-    assert torch.equal(kept_features(student(), pairs, CPU), found)
-    assert calls == [11, 11]
-    assert torch.equal(kept_features(student(), pairs, CPU), found) and calls == [11, 11]
-
-
-def test_a_full_disk_is_told_and_the_work_goes_on(
-    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    expected = kept_features(student(), pairs, CPU).clone()
-    cached()[0].unlink()
-
-    class Full:
-        def __enter__(self) -> Any:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(parts, "file", lambda target: Full())
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(kept_features(student(), pairs, CPU), expected)
-    (said,) = caplog.messages
-    assert said.endswith("cannot be written (No space left on device); going on without it") and not cached()
-
-
-def test_a_folder_that_cannot_be_written_is_told(
-    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "a file").touch()
-    monkeypatch.setenv("PTMST_CACHE", str(tmp_path / "a file" / "cache"))
-    assert kept_features(student(), pairs, CPU).shape == (11, 32)
-    assert "cache of features" in caplog.messages[0] and len(caplog.messages) == 1
-
-
-def test_a_file_that_another_process_removed_is_no_harm(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = kept_features(student(), pairs, CPU).clone()
-    cached()[0].unlink()
-    monkeypatch.setattr(features, "_remove_oldest", lambda path: path.unlink())
-    assert torch.equal(kept_features(student(), pairs, CPU), expected)
-
-
-def test_the_oldest_make_room(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept_features(student(0), pairs, CPU)
-    size = cached()[0].stat().st_size
-    monkeypatch.setattr(features, "MOST_BYTES", 2 * size)
-    for age, path in enumerate(cached()):
-        os.utime(path, (age, age))
-    kept_features(student(1), pairs, CPU)
-    for path in cached():
-        os.utime(path, (1000, 1000))
-    kept_features(student(0), pairs, CPU)  # used again
-    before = set(cached())
-    kept_features(student(2), pairs, CPU)
-    assert len(cached()) == 2 and len(before & set(cached())) == 1
-    monkeypatch.setattr(features, "_computed", lambda *_: pytest.fail("computed again"))
-    kept_features(student(0), pairs, CPU)
-
-
 def test_a_damaged_image_is_named(pairs: Pairs) -> None:
     pairs.image_paths[2].write_bytes(b"nothing")
     with pytest.raises(InputError, match=pairs.image_names[2]):
@@ -188,15 +120,25 @@ def test_a_damaged_image_is_named(pairs: Pairs) -> None:
     assert not cached()
 
 
-def test_batches_that_stop_leave_nothing(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "IMAGES_AT_ONCE", 4)
-    original = features._computed
+def test_without_a_cache_they_are_held_in_memory(
+    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int]
+) -> None:
+    expected = kept_features(student(), pairs, CPU).clone()
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("PTMST_CACHE", str(tmp_path / "a file" / "cache"))
+    assert torch.equal(kept_features(student(), pairs, CPU), expected) and calls == [11, 11]
 
-    def stopped(*args: Any) -> Iterator[Tensor]:
-        yield next(original(*args))
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(features, "_computed", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        kept_features(student(), pairs, CPU)
-    assert not list(Path(os.environ["PTMST_CACHE"]).iterdir())
+def test_of_images_that_are_tensors(pairs: Pairs, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "IMAGES_AT_ONCE", 8)
+    images = pairs.images(torch.arange(11))
+    found = kept_features_of(student(), images)
+    assert torch.equal(kept_features_of(student(), images), found) and calls == [8, 3]
+    tower = student().tower
+    assert tower is not None
+    with torch.no_grad():
+        torch.testing.assert_close(found, tower(images), rtol=1e-5, atol=1e-6)
+    for of, seen in ((student(), images + 1), (student(1), images), (student(), images[:4])):
+        before = len(cached())
+        kept_features_of(of, seen)
+        assert len(cached()) == before + 1

@@ -36,7 +36,7 @@ def found() -> dict[str, tuple[int, int]]:
 
 def test_contents_by_kind(folder: Path) -> None:
     texts = sum(path.stat().st_size for path in folder.glob("texts-*"))
-    assert found() == {"texts": (2, texts), "features": (1, 30), "facts": (1, 9), "compiled": (1, 7)}
+    assert found() == {"texts": (2, texts), "features": (1, 30), "pixels": (0, 0), "facts": (1, 9), "compiled": (1, 7)}
     os.utime(folder / "features-1.safetensors", (5, 5))
     assert {kept.kind: kept.used for kept in cache.contents()}["features"] == 5
 
@@ -54,4 +54,4 @@ def test_a_kind_is_removed_alone(folder: Path, capsys: pytest.CaptureFixture[str
 def test_an_empty_cache_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["cache"]) == 0
     said = capsys.readouterr().out
-    assert all(word in said for word in ("texts", "features", "facts", "compiled"))
+    assert all(word in said for word in ("texts", "features", "pixels", "facts", "compiled"))
