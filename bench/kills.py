@@ -42,7 +42,10 @@ CHAINED = 0.25
 IN_PROCESS = 0.75
 """Of all runs, those in a fork of this process, which has imported everything: the others are killed in imports too."""
 IMPORTED = (
-    *(f"ptmst.{name}" for name in ("cli", "teachers", "distillation.distill", "studies.ablation", "studies.demo")),
+    *(
+        f"ptmst.{name}"
+        for name in ("cli", "teachers.teach", "distillation.distill", "studies.ablation", "studies.demo")
+    ),
     *(f"ptmst.exchange.{name}" for name in ("export", "distilled_sets", "replay_buffers")),
     *("ptmst.report.page", "rich.table", "sklearn.neighbors", "sklearn.feature_extraction.text", "pyarrow.parquet"),
 )

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ptmst.synthetic.pairs import SyntheticPairs as SyntheticPairs
     from ptmst.synthetic.soft_labels import FullSimilarity as FullSimilarity
     from ptmst.synthetic.soft_labels import LowRankSimilarity as LowRankSimilarity
-    from ptmst.teachers import train_teachers as train_teachers
+    from ptmst.teachers.teach import train_teachers as train_teachers
     from ptmst.trajectories.matching import TrajectoryMatchingLoss as TrajectoryMatchingLoss
     from ptmst.trajectories.store import TrajectoryStore as TrajectoryStore
 
@@ -97,7 +97,7 @@ _HOME = {
     "random_pairs": "evaluation.baselines",
     "retrieval_recall": "evaluation.metrics",
     "subset": "evaluation.baselines",
-    "train_teachers": "teachers",
+    "train_teachers": "teachers.teach",
     "write_digits": "data",
     "write_emoji": "data",
     "write_scenes": "data",

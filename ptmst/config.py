@@ -197,6 +197,10 @@ class TeachConfig:
     """Seed of all random draws."""
     device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
     """Device to run on; auto = CUDA if there is one."""
+    workers: int | None = field(default=None, metadata=COMPUTE | _PASSING)
+    """Experts at a time, a process each; none = on a CPU as many as cores and memory allow, if it pays, else one."""
+    threads: int = field(default=1, metadata=COMPUTE | _PASSING)
+    """Threads of each expert on a CPU."""
 
     @property
     def kept_endpoints(self) -> tuple[int, ...]:
@@ -204,7 +208,8 @@ class TeachConfig:
         return stored_epochs(self.endpoints, self.epochs)
 
     def problems(self) -> Iterator[str]:
-        yield from _positive(self, "experts", "epochs", "lr", "batch_size", "temperature")
+        yield from _positive(self, "experts", "epochs", "lr", "batch_size", "temperature", "threads")
+        yield from _positive_or_none(self, "workers")
         yield from _at_least(self, 0, "seed")
         if not 0 <= self.dropout < 1:
             yield f"dropout: expected at least 0 and below 1, found {self.dropout}; published: 0.1"

@@ -29,7 +29,7 @@ from ptmst.data import MEAN, STD
 from ptmst.errors import InputError
 from ptmst.evaluation.scores import read_scores
 from ptmst.recipe import Fingerprints, Recipe
-from ptmst.teachers import train_teachers
+from ptmst.teachers.teach import train_teachers
 from tiny import DISTILL, RECIPE, teach_config, tiny_store
 
 EARLIER = Path(__file__).parent / "earlier" / "0.1.0"

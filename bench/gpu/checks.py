@@ -28,7 +28,7 @@ from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.presets import applied, experiment
 from ptmst.synthetic.pairs import SyntheticPairs
-from ptmst.teachers import train_teachers
+from ptmst.teachers.teach import train_teachers
 from ptmst.trajectories.spans import Span
 from ptmst.trajectories.store import TrajectoryStore
 

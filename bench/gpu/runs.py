@@ -20,7 +20,7 @@ from ptmst.students.heads import make_student
 from ptmst.students.image_towers import prepared
 from ptmst.students.text_towers import embed_captions, text_tower
 from ptmst.support.devices import arithmetic
-from ptmst.teachers import train_on_pairs
+from ptmst.teachers.training import train_on_pairs
 
 CUDA = torch.device("cuda", 0)
 _TEXT_WIDTH = 768

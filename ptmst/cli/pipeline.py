@@ -103,7 +103,7 @@ class Teach(WithPreset):
     settings: Annotated[TeachConfig, arg(name="")] = field(default_factory=TeachConfig)
 
     def run(self) -> None:
-        from ptmst.teachers import train_teachers
+        from ptmst.teachers.teach import train_teachers
 
         store = train_teachers(self.settings)
         result(

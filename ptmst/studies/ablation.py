@@ -27,7 +27,7 @@ from ptmst.studies.cost import Between, hours, total
 from ptmst.studies.runs import FULL, FULL_HEADS, Run, evaluation, measure, recalls, settings, store_folder
 from ptmst.support import devices, files, folders, parallel, progress
 from ptmst.support.provenance import machine, versions
-from ptmst.teachers import train_teachers
+from ptmst.teachers.teach import train_teachers
 from ptmst.trajectories.store import INDEX
 
 RESULTS = "ablation.json"

@@ -22,7 +22,7 @@ from ptmst.students.student import Student
 from ptmst.students.text_towers import text_tower
 from ptmst.support import devices
 from ptmst.support.seeds import generator
-from ptmst.teachers import train_on_pairs
+from ptmst.teachers.training import train_on_pairs
 from ptmst.trajectories.recorder import Recorder
 from ptmst.trajectories.store import TrajectoryStore
 

@@ -29,7 +29,7 @@ from ptmst.support.clock import repeatedly
 from ptmst.support.progress import note, result, table
 from ptmst.support.provenance import machine, versions
 from ptmst.synthetic.distilled_set import DistilledSet
-from ptmst.teachers import train_teachers
+from ptmst.teachers.teach import train_teachers
 from ptmst.trajectories.store import TrajectoryStore
 
 PAGE, RESULTS = "report.html", "results.json"

@@ -61,6 +61,23 @@ def _older_names(products: str, convolutions: bool) -> None:
     torch.backends.cudnn.allow_tf32 = convolutions
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def threads(number: int | None, device: torch.device) -> Iterator[None]:
+    """So many threads for each operation on a CPU meanwhile; as many as before for None, and on other devices."""
+    before = torch.get_num_threads()
+    if number is not None and device.type == "cpu":
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor on a device; from the host to CUDA by way of page-locked memory, so that nobody waits for what runs."""
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":

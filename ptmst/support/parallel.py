@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -48,28 +48,38 @@ def completed(function: Callable[[A], R], tasks: Iterable[A], workers: int) -> I
 
 def side_by_side(function: Callable[[A], R], tasks: Mapping[str, A], workers: int) -> dict[str, R]:
     """Results by name, of a few long tasks whose progress is shown, each under its name; else as `completed`."""
+    with progress.bars() as bars:
+        return dict(_named_results(function, tasks, workers, bars.show))
+
+
+def results(
+    function: Callable[[A], R], tasks: Mapping[str, A], workers: int, show: Callable[[progress.Told], object]
+) -> Iterator[R]:
+    """Results as they come, of long tasks by name; `show` gets their progress, on a thread of its own."""
+    for _, result in _named_results(function, tasks, workers, show):
+        yield result
+
+
+def _named_results(
+    function: Callable[[A], R], tasks: Mapping[str, A], workers: int, show: Callable[[progress.Told], object]
+) -> Iterator[tuple[str, R]]:
     told = multiprocessing.get_context("spawn").Queue()
-    with progress.bars() as bars, _pool(workers, told) as pool:
-        showing = threading.Thread(target=_show, args=(told, bars), daemon=True)
+    with _pool(workers, told) as pool:
+        showing = threading.Thread(target=_show, args=(told, show), daemon=True)
         showing.start()
         try:
-            futures = {name: pool.submit(_named, name, function, task) for name, task in tasks.items()}
-            _first_failure(futures.values())
-            return {name: future.result() for name, future in futures.items()}
+            futures = {pool.submit(_named, name, function, task): name for name, task in tasks.items()}
+            for ended in as_completed(futures):
+                yield futures[ended], ended.result()
         finally:
             told.cancel_join_thread()
             told.put(None)
             showing.join(_LAST_WORD_S)  # a worker that was killed may have the queue's lock
 
 
-def _first_failure(futures: Iterable[Future[R]]) -> None:
-    for ended in as_completed(futures):
-        ended.result()
-
-
-def _show(told: multiprocessing.Queue[progress.Told | None], bars: progress.Bars) -> None:
+def _show(told: multiprocessing.Queue[progress.Told | None], show: Callable[[progress.Told], object]) -> None:
     while (one := told.get()) is not None:
-        bars.show(one)
+        show(one)
 
 
 def _named(name: str, function: Callable[[A], R], task: A) -> R:

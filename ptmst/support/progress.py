@@ -106,6 +106,20 @@ class Bars:
         known.advance(doing, done - known._done)
 
 
+class Together:
+    """One bar for what several processes tell of theirs with the same label."""
+
+    def __init__(self, label: str, bar: Bar) -> None:
+        self._label, self._bar, self._done = label, bar, dict[str, int]()
+
+    def show(self, told: Told) -> None:
+        label, done, _, doing = told
+        name, _, own = label.rpartition(": ")
+        if own == self._label and done > (before := self._done.get(name, 0)):
+            self._done[name] = done
+            self._bar.advance(f"{name}, {doing}", done - before)
+
+
 @contextmanager
 def bars() -> Iterator[Bars]:
     """Show what other processes tell."""

@@ -28,6 +28,16 @@ INDEX = "store.json"
 FOLDER = folders.Kind("a trajectory store", (INDEX,), beside=("score file",))
 
 
+@dataclass(frozen=True)
+class Written:
+    """The files of an expert that a process wrote, for whoever keeps the index."""
+
+    entry: dict[str, Any]
+    """The expert's in the index."""
+    hashes: dict[str, str]
+    """SHA-256 of its files."""
+
+
 @dataclass
 class TrajectoryStore:
     """Experts on disk. Parameters at epoch 0 are stored once per content, one file a group.
@@ -162,17 +172,23 @@ class TrajectoryStore:
 
     def add(self, number: int, expert: Expert, record: Mapping[str, Any]) -> None:
         """Write one expert, then the index that names it: a store is whole at every moment."""
-        self.write_expert(number, expert, record)
+        self.adopt(number, self.write_expert(number, expert, record))
+
+    def adopt(self, number: int, written: Written) -> None:
+        """Name an expert, whose files somebody wrote here, in the index."""
+        self.experts[number] = written.entry
+        self.hashes |= written.hashes
         self.save_index()
 
-    def write_expert(self, number: int, expert: Expert, record: Mapping[str, Any]) -> None:
-        """The files of one expert; on disk the store is as it was until `save_index` names it."""
+    def write_expert(self, number: int, expert: Expert, record: Mapping[str, Any]) -> Written:
+        """The files of one expert; on disk the store is as it was until `save_index` or `adopt` names it."""
         bases = self.write_base(expert.base)
         tensors = {"step_norms": expert.step_norms}
         tensors |= coding.packed(expert.displacements, self.layers, self.coding)
         name = f"expert-{number:03d}.safetensors"
         self.hashes[name] = files.write_tensors(self.path / name, tensors)
         self.experts[number] = {"file": name, "bases": bases, **record}
+        return Written(self.experts[number], {file: self.hashes[file] for file in (name, *bases.values())})
 
     def write_base(self, base: Tensor) -> dict[str, str]:
         """The files of θ⁰ [P], by group; those that are there stay."""

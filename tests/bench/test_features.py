@@ -9,9 +9,10 @@ from unittest import mock
 import pytest
 
 from bench import features
-from ptmst import presets, teachers
+from ptmst import presets
 from ptmst.config import EncoderConfig, Experiment, TeachConfig, WriteDataConfig
 from ptmst.data import write_data
+from ptmst.teachers import side_by_side, training
 from tiny import data_config
 
 
@@ -22,8 +23,8 @@ def test_experts_are_the_same_and_the_cache_is_used(tmp_path: Path, monkeypatch:
     encoder = EncoderConfig(image_width=8, text_width=16, freeze_tower=True, head_width=8)
     teach = TeachConfig(data=data_config(tmp_path), encoder=encoder, batch_size=16, lr=0.1, endpoints="all")
     monkeypatch.setattr(presets, "experiment", lambda name: replace(Experiment(), teach=teach))
-    asked = mock.Mock(wraps=teachers._features)
-    monkeypatch.setattr(teachers, "_features", asked)
+    asked = mock.Mock(wraps=training.seen_features)
+    monkeypatch.setattr(side_by_side, "seen_features", asked)
     rows = features.measure(tmp_path / "data", tmp_path, epochs=2, experts=2)
     assert [row["way"] for row in rows] == list(features.WAYS) and asked.call_count == 2
     assert all(row["seconds"] > 0 and row["pairs"] == 48 and row["distance"] < 1e-3 for row in rows)

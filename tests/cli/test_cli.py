@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 import torch
 
-from ptmst import DistilledSet, TrajectoryStore, teachers
+from ptmst import DistilledSet, TrajectoryStore
 from ptmst.cli import COMMANDS, main, parse
 from ptmst.cli.flags import Command
 from ptmst.cli.pipeline import DataCheck, Distill, Evaluate, Subset
 from ptmst.config import EvaluateConfig
 from ptmst.students.image_towers import ConvNet
+from ptmst.teachers import teach
 from tiny import contents, finish, names, python
 
 DISTILL = ["--steps", "2", "--inner-steps", "2", "--batch-size", "4", "--rates.images", "1", "--rates.lr", "1e-8"]
@@ -313,7 +314,7 @@ def test_ctrl_c(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(teachers, "train_teachers", interrupted)
+    monkeypatch.setattr(teach, "train_teachers", interrupted)
     monkeypatch.setattr(TrajectoryStore, "open", interrupted)
     for command, again in (
         ("teach --out s", "the same command continues"),
@@ -510,7 +511,7 @@ def test_remarks_are_lines_on_stderr(
         logger.warning("a warning")
         raise OSError("the end")
 
-    monkeypatch.setattr(teachers, "train_teachers", remarking)
+    monkeypatch.setattr(teach, "train_teachers", remarking)
     for _ in range(2):
         assert mistake(capsys, "teach") == "a remark\na warning\nptmst: the end\n"
     assert mistake(capsys, "teach", "--quiet") == "a warning\nptmst: the end\n"

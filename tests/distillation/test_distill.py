@@ -31,7 +31,6 @@ from ptmst import (
     distill,
     outer_gradient,
     schema,
-    teachers,
 )
 from ptmst.config import TeachConfig
 from ptmst.distillation import distill as distillation
@@ -47,6 +46,7 @@ from ptmst.support.files import read_tensors
 from ptmst.support.signals import interruptible
 from ptmst.synthetic.distilled_set import FOLDER
 from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Similarity
+from ptmst.teachers import teach
 from ptmst.trajectories.spans import Span
 from tiny import DISTILL, ENCODER, RATES, contents, finish, names, python, tiny_store
 
@@ -506,15 +506,15 @@ def test_a_folder_of_another_kind_is_refused_before_anything_is_read(
 
     monkeypatch.setattr(Recipe, "pairs", unexpected)
     monkeypatch.setattr(Recipe, "student", unexpected)
-    monkeypatch.setattr(teachers, "load_split", unexpected)
+    monkeypatch.setattr(teach, "load_split", unexpected)
     for resume in (False, True):
         with pytest.raises(InputError, match="store: holds a trajectory store already; choose another --out"):
             distill(replace(DISTILL, out=taken), store, resume=resume)
     with pytest.raises(InputError, match="run: holds a distillation already"):
         distill(replace(DISTILL, out=run), store)
-    teach = replace(schema.from_json(TeachConfig, {}), out=run, encoder=ENCODER)
+    asked = replace(schema.from_json(TeachConfig, {}), out=run, encoder=ENCODER)
     with pytest.raises(InputError, match="run: holds a distilled set already; choose another --out"):
-        teachers.train_teachers(teach)
+        teach.train_teachers(asked)
     assert {folder: contents(folder, "*") for folder in (taken, run)} == before
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,7 +19,6 @@ from ptmst.students.features import feature_batches, kept_features, kept_feature
 from ptmst.students.heads import ProjectionHead
 from ptmst.students.image_towers import ConvNet
 from ptmst.students.student import Student
-from ptmst.support import parts
 
 CPU = torch.device("cpu")
 

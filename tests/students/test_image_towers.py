@@ -16,7 +16,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import oracles
 from bench.settings import build_tower
-from ptmst import teachers
 from ptmst.config import DataConfig, DistillConfig, EncoderConfig, Keep, KeepOrAuto, LeafRates, Phase, TeachConfig
 from ptmst.data import MEAN, STD, load_split, write_scenes
 from ptmst.distillation.distill import distill
@@ -27,7 +26,8 @@ from ptmst.students.heads import ProjectionHead
 from ptmst.students.image_towers import image_tower, prepared
 from ptmst.students.student import Student
 from ptmst.support.seeds import seeded
-from ptmst.teachers import train_teachers
+from ptmst.teachers import teach
+from ptmst.teachers.teach import train_teachers
 
 pytestmark = pytest.mark.slow  # open_clip and transformers take seconds to import
 
@@ -282,7 +282,7 @@ def test_a_tower_that_cannot_be_differentiated_is_refused_before_teaching(
         assert len(train_teachers(config)) == 1
         return
     message = r"image_tower convnet: expected a tower that can be differentiated twice, .*towers\.md\), or freeze it"
-    monkeypatch.setattr(teachers, "warm_tower", None)  # which takes minutes, and comes later
+    monkeypatch.setattr(teach, "warm_tower", None)  # which takes minutes, and comes later
     with pytest.raises(InputError, match=message):
         train_teachers(config)
     assert not Path(config.out).exists()

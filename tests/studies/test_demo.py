@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ptmst import InputError, Phase, recipe, teachers, write_scenes
+from ptmst import InputError, Phase, recipe, write_scenes
 from ptmst.config import DataConfig, Experiment
 from ptmst.distillation import distill as distillation
 from ptmst.engine.outer_step import OuterStep
@@ -23,6 +23,7 @@ from ptmst.studies import demo
 from ptmst.studies.demo import run_demo
 from ptmst.support import parallel
 from ptmst.support.files import read_json, sha256, write_json
+from ptmst.teachers import side_by_side
 from tiny import ENCODER
 
 pytestmark = pytest.mark.slow
@@ -102,7 +103,7 @@ def test_a_demo_runs_whole_and_is_reused(
     assert not [name for name in _files(tmp_path) if not name.startswith(("out/", "cache/"))]
 
     before = _files(out)
-    monkeypatch.setattr(teachers, "train_on_pairs", _fail)
+    monkeypatch.setattr(side_by_side, "train_on_pairs", _fail)
     monkeypatch.setattr(recipe, "warm_tower", _fail)
     monkeypatch.setattr(OuterStep, "__call__", _fail)
     monkeypatch.setattr(evaluation, "train_students", _fail)
@@ -126,7 +127,11 @@ def test_a_demo_that_was_stopped_goes_on(
 
     monkeypatch.setattr(demo, "experiment", micro)
     monkeypatch.setattr(parallel, "side_by_side", in_turn)
-    for module, name in ((teachers, "train_on_pairs"), (distillation, "outer_update"), (evaluation, "train_students")):
+    for module, name in (
+        (side_by_side, "train_on_pairs"),
+        (distillation, "outer_update"),
+        (evaluation, "train_students"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, interrupted)
             with pytest.raises(KeyboardInterrupt):

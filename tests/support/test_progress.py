@@ -99,7 +99,7 @@ def test_without_the_command_line_only_warnings_are_printed() -> None:
     """By `logging` itself: the library has no handler of its own. And it never imports rich before it shows a bar."""
     code = (
         "import logging, sys\nimport ptmst\nfrom ptmst.engine import outer_step\nfrom ptmst.data import classes\n"
-        "import ptmst.distillation.distill, ptmst.evaluation.evaluate, ptmst.teachers, ptmst.exchange.export\n"
+        "import ptmst.distillation.distill, ptmst.evaluation.evaluate, ptmst.teachers.teach, ptmst.exchange.export\n"
         "classes._LOG.info('unseen')\nclasses._LOG.warning('seen')\n"
         "logging.getLogger('ptmst').setLevel(logging.ERROR)\nclasses._LOG.warning('unseen')\n"
         "print(logging.getLogger('ptmst').handlers, *sorted({'rich', 'tyro', 'ptmst.cli'} & set(sys.modules)))"

@@ -1,32 +1,25 @@
-"""Experts on real pairs; displacement and step norms are recorded as training goes (docs/method.md §1, §2)."""
+"""A store of experts, trained or continued from its settings (docs/method.md §1, §2)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ptmst import kernels, schema
+from ptmst import schema
 from ptmst.config import Coding, TeachConfig
-from ptmst.data import Pairs, image_batches, load_split
-from ptmst.data.augment import Views
+from ptmst.data import load_split
 from ptmst.engine.derivatives import why_not_differentiable
-from ptmst.errors import Diverged, InputError
+from ptmst.errors import InputError
 from ptmst.recipe import TOWER, Recipe
-from ptmst.students.features import feature_batches, kept_features
-from ptmst.students.heads import dropout
 from ptmst.students.image_towers import prepared, warn_of_random_weights
-from ptmst.students.losses import contrastive_logits, hard_label_loss
 from ptmst.students.student import Student
-from ptmst.students.text_towers import TextTower, embed_captions, text_tower
+from ptmst.students.text_towers import text_tower
 from ptmst.students.warmup import warm_tower
-from ptmst.support import devices, folders, progress
-from ptmst.support.seeds import generator
-from ptmst.trajectories.recorder import Recorder
+from ptmst.support import devices, folders
+from ptmst.teachers.side_by_side import train_experts
 from ptmst.trajectories.store import FOLDER, INDEX, TrajectoryStore
 
 _LOG = logging.getLogger(__name__)
@@ -73,7 +66,7 @@ def train_teachers(config: TeachConfig) -> TrajectoryStore:
         store = _restored(found, config, device)
         # An expert that was damaged is made again, though fewer may be asked for.
         if missing := sorted({*_missing(store, config), *(found.experts.keys() - store.experts.keys())}):
-            _train(missing, store, config, pairs, tower, device)
+            train_experts(missing, store, config, pairs, tower, device)
     return store
 
 
@@ -100,107 +93,6 @@ def _restored(store: TrajectoryStore, config: TeachConfig, device: torch.device)
 
 def _missing(store: TrajectoryStore, config: TeachConfig) -> list[int]:
     return [number for number in range(config.experts) if number not in store.experts]
-
-
-def _train(
-    missing: list[int],
-    store: TrajectoryStore,
-    config: TeachConfig,
-    pairs: Pairs,
-    tower: TextTower,
-    device: torch.device,
-) -> None:
-    steps = len(_batches(torch.arange(len(pairs)), config))
-    texts = embed_captions(tower, pairs.captions, device).to(device)
-    done = len(store) * config.epochs
-    features: Tensor | None = None
-    with progress.bar("teach", done + len(missing) * config.epochs, done) as bar:
-        if config.augment:
-            bar.note("augmented: images are decoded, and seen differently, in every epoch; no features are kept")
-        elif not config.encoder.freeze_tower and not pairs.fits_in_memory:
-            bar.note("the decoded images are more than half of the free memory: decoding them again in every epoch")
-        for number in missing:
-            student = store.student((config.seed, "expert", number)).to(device)
-            # The tower is the same for all.
-            features = _features(student, pairs, config, device) if features is None else features
-            recorder = Recorder(student.layers, config.kept_endpoints)
-            losses = []
-            for epoch in train_on_pairs(student, pairs, texts, config, number, features):
-                recorder.record(epoch.theta)
-                if epoch.number == 0:
-                    continue
-                losses.append(epoch.loss)
-                bar.advance(f"expert {number + 1}/{config.experts}, loss {epoch.loss:.3f}, {steps} batches an epoch")
-            store.add(number, recorder.expert(), {"losses": losses, "pairs": len(pairs)})
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The end of a training epoch; epoch 0 is the start."""
-
-    number: int
-    theta: Tensor
-    loss: float
-    """Mean training loss over the epoch's batches; not a number at the start."""
-
-
-def train_on_pairs(
-    student: Student,
-    pairs: Pairs,
-    texts: Tensor,
-    config: TeachConfig,
-    number: int,
-    features: Tensor | None = None,
-) -> Iterator[Epoch]:
-    """Train expert `number` on real pairs with hard labels, plain SGD; yields after every epoch.
-
-    `texts` [T, D] are the pairs' caption embeddings, `features` [I, Z] what a frozen tower sees in their images: None
-    where it is not known yet. θ is updated in place: copy what is to be kept.
-    """
-    theta = student.flatten().to(texts.device)
-    lr = torch.full((student.layers.num_groups,), config.lr, device=theta.device)
-
-    if features is None:
-        features = _features(student, pairs, config, theta.device)
-    seeing = student if features is None else student.heads
-
-    def loss_of(theta: Tensor, images: Tensor, texts: Tensor) -> Tensor:
-        return hard_label_loss(contrastive_logits(*seeing.embed(theta, images, texts), config.temperature))
-
-    yield Epoch(0, theta, float("nan"))
-    for epoch in range(config.epochs):
-        key = (config.seed, "expert", number, epoch)
-        order = _batches(torch.randperm(len(pairs), generator=generator(*key)), config)
-        images_of = [pairs.image_of_text[index] for index in order]
-        if features is not None:
-            batches = feature_batches(features, images_of, theta.device)
-        elif config.augment:
-            batches = image_batches(Views(pairs, *key), order, theta.device)
-        else:
-            batches = image_batches(pairs, images_of, theta.device)
-        losses = []
-        with dropout(seeing.modules, config.dropout, generator(*key, "dropout")):
-            for index, images in zip(order, batches, strict=True):
-                leaf = theta.detach().requires_grad_()
-                loss = loss_of(leaf, images, texts[index.to(theta.device)])
-                (gradient,) = torch.autograd.grad(loss, leaf)
-                kernels.flat_sgd_(theta, gradient, lr, student.layers.offsets, student.layers.groups)
-                losses.append(loss.detach())
-        mean = torch.stack(losses).mean().item()
-        if not torch.isfinite(theta).all():
-            raise Diverged(f"expert {number}, epoch {epoch + 1}: the loss is {mean} at lr {config.lr}; lower teach lr")
-        yield Epoch(epoch + 1, theta, mean)
-
-
-def _features(student: Student, pairs: Pairs, config: TeachConfig, device: torch.device) -> Tensor | None:
-    """What heads behind a frozen tower see in every epoch; None where they see something else each time."""
-    return kept_features(student, pairs, device) if student.frozen is not None and not config.augment else None
-
-
-def _batches(order: Tensor, config: TeachConfig) -> tuple[Tensor, ...]:
-    """The pairs of each step of an epoch."""
-    batches: tuple[Tensor, ...] = order.split(config.batch_size)
-    return batches[:-1] if config.drop_last and len(batches[-1]) < config.batch_size else batches
 
 
 def _new_store(config: TeachConfig, recipe: Recipe, device: torch.device) -> TrajectoryStore:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oracles import relative_error
-from ptmst import teachers
 from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, TeachConfig
 from ptmst.data import Pairs, load_pairs, write_scenes
 from ptmst.data.augment import Views
@@ -37,7 +36,9 @@ from ptmst.students.warmup import caption_words, warm_tower
 from ptmst.support import devices, folders
 from ptmst.support.seeds import generator, seeded
 from ptmst.synthetic.distilled_set import DistilledSet
-from ptmst.teachers import train_on_pairs, train_teachers
+from ptmst.teachers import side_by_side, teach, training
+from ptmst.teachers.teach import train_teachers
+from ptmst.teachers.training import train_on_pairs
 from ptmst.trajectories.recorder import Recorder
 from ptmst.trajectories.store import FOLDER, TrajectoryStore
 
@@ -230,7 +231,7 @@ def test_features_are_looked_up_once_for_all_experts(config: TeachConfig, monkey
         calls.append(len(pairs))
         return original(student, pairs, device)
 
-    monkeypatch.setattr(teachers, "kept_features", counted)
+    monkeypatch.setattr(training, "kept_features", counted)
     train_teachers(replace(config, encoder=replace(ENCODER, freeze_tower=True), experts=3))
     assert len(calls) == 1
 
@@ -391,7 +392,7 @@ def test_what_is_damaged_is_told_and_made_again(
         path.write_bytes(content[:-9] if harm == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
         if harm == "gone":
             path.unlink()
-    taught, train = list[int](), teachers.train_on_pairs
+    taught, train = list[int](), training.train_on_pairs
 
     def watched(
         student: Student, pairs: Pairs, texts: Tensor, config: TeachConfig, number: int, features: Tensor | None
@@ -399,7 +400,7 @@ def test_what_is_damaged_is_told_and_made_again(
         taught.append(number)
         return train(student, pairs, texts, config, number, features)
 
-    monkeypatch.setattr(teachers, "train_on_pairs", watched)
+    monkeypatch.setattr(side_by_side, "train_on_pairs", watched)
     store = train_teachers(config)
     assert [message for message in caplog.messages if "made again" in message] == [
         f"{path}: damaged or missing; made again" for path in hurt
@@ -416,7 +417,7 @@ def test_a_start_that_cannot_be_made_again_is_refused(
     tower = tmp_path / "store" / "tower.safetensors"
     tower.unlink()
     other = {name: value + 1 for name, value in TrajectoryStore.open(warm.out).read_file(tower.name).items()}
-    monkeypatch.setattr(teachers, "warm_tower", lambda *_: other)
+    monkeypatch.setattr(teach, "warm_tower", lambda *_: other)
     with pytest.raises(InputError) as caught:
         train_teachers(replace(warm, out=tmp_path / "store"))
     assert str(caught.value) == (
@@ -523,6 +524,8 @@ def test_where_images_are_held_is_told_and_changes_nothing(
 ) -> None:
     whole = train_teachers(replace(config, out=tmp_path / "whole")).path
     capfd.readouterr()
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("PTMST_CACHE", str(tmp_path / "a file" / "cache"))  # in which they would be held otherwise
     monkeypatch.setattr(devices, "free_bytes", lambda device: 2 * 24 * 3 * IMAGE**2 - (0 if held else 1))
     train_teachers(config)
     said = capfd.readouterr().err

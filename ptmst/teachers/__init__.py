@@ -1,0 +1,1 @@
+"""Experts on real pairs."""

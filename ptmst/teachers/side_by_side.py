@@ -1,0 +1,164 @@
+"""Several experts at a time: processes of a few threads each, on one machine.
+
+An expert is a function of its number and the settings, computed by `threads` threads wherever that is: how many are
+trained at a time, and in which order, changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ptmst.config import Places, TeachConfig
+from ptmst.data import Pairs, load_split
+from ptmst.data.pixels import decoded_once
+from ptmst.students.student import Student
+from ptmst.students.text_towers import TextTower, embed_captions, text_tower
+from ptmst.support import devices, parallel, progress
+from ptmst.teachers.training import epoch_batches, seen_features, train_on_pairs, trial
+from ptmst.trajectories.recorder import Recorder
+from ptmst.trajectories.store import TrajectoryStore, Written
+
+_PAYS_S = 20.0
+"""Seconds of work that are left, beyond which it pays to start processes: each takes some until it begins."""
+_PROCESS_BYTES = 1 << 30
+"""Of a process that has loaded torch and has begun."""
+_OF_FREE = 0.8
+"""Memory that workers may take."""
+_BAR = "teach"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What experts are trained on, on its device."""
+
+    pairs: Pairs
+    texts: Tensor
+    """Embedded captions [T, D]."""
+    features: Tensor | None
+    """What a frozen tower sees in every epoch, [I, Z]."""
+
+    @classmethod
+    def of(
+        cls, store: TrajectoryStore, config: TeachConfig, pairs: Pairs, tower: TextTower, device: torch.device
+    ) -> Lesson:
+        """Captions, features and pixels come from the cache where they are there."""
+        texts = embed_captions(tower, pairs.captions, device).to(device)
+        student = store.student((config.seed, "lesson")).to(device)  # its tower is that of all
+        features = seen_features(student, pairs, config, device)
+        if features is None and not config.augment:
+            pairs = decoded_once(pairs)
+        return cls(pairs, texts, features)
+
+
+def train_experts(
+    numbers: Sequence[int],
+    store: TrajectoryStore,
+    config: TeachConfig,
+    pairs: Pairs,
+    tower: TextTower,
+    device: torch.device,
+) -> None:
+    """Train the experts of these numbers and add them to the store, each as soon as it is there."""
+    done, total = len(store) * config.epochs, (len(store) + len(numbers)) * config.epochs
+    with progress.bar(_BAR, total, done) as bar:
+        lesson = Lesson.of(store, config, pairs, tower, device)
+        if config.augment:
+            bar.note("augmented: images are decoded, and seen differently, in every epoch; no features are kept")
+        elif lesson.features is None and not lesson.pairs.fits_in_memory:
+            bar.note("the decoded images are more than half of the free memory: decoding them again in every epoch")
+        workers = _workers(numbers, store, config, lesson, device)
+        if workers > 1:
+            bar.note(f"{workers} experts at a time, a process each")
+            trained = _side_by_side(numbers, workers, store.recipe.places, config, bar)
+        else:
+            trained = _one_by_one(numbers, store, config, lesson, device, bar)
+        for number, written in trained:
+            store.adopt(number, written)
+
+
+def _side_by_side(
+    numbers: Sequence[int], workers: int, places: Places, config: TeachConfig, bar: progress.Bar
+) -> Iterator[tuple[int, Written]]:
+    """Whichever is there first."""
+    tasks = {_name(number, config): _Task(config, places, number) for number in numbers}
+    return parallel.results(_taught, tasks, workers, progress.Together(_BAR, bar).show)
+
+
+def _one_by_one(
+    numbers: Sequence[int],
+    store: TrajectoryStore,
+    config: TeachConfig,
+    lesson: Lesson,
+    device: torch.device,
+    bar: progress.Bar,
+) -> Iterator[tuple[int, Written]]:
+    with devices.threads(config.threads, device):
+        for number in numbers:
+            yield number, _train(number, store, config, lesson, device, bar, f"{_name(number, config)}, ")
+
+
+def _name(number: int, config: TeachConfig) -> str:
+    return f"expert {number + 1}/{config.experts}"
+
+
+def _workers(
+    numbers: Sequence[int], store: TrajectoryStore, config: TeachConfig, lesson: Lesson, device: torch.device
+) -> int:
+    """How many processes train the experts of these numbers; 1 is this one alone."""
+    if config.workers is not None or device.type == "cuda" or len(numbers) == 1:
+        return min(config.workers or 1, len(numbers))
+    student = store.student((config.seed, "trial")).to(device)
+    with devices.threads(config.threads, device):
+        tried = trial(student, lesson.pairs, lesson.texts, config, lesson.features)
+    batches = len(numbers) * config.epochs * len(epoch_batches(torch.arange(len(lesson.pairs)), config))
+    if batches * tried.seconds < _PAYS_S:
+        return 1
+    room = int(_OF_FREE * devices.free_bytes(device)) // (tried.bytes + _PROCESS_BYTES)
+    return max(1, min(len(numbers), devices.cores() // config.threads, room))
+
+
+@dataclass(frozen=True)
+class _Task:
+    config: TeachConfig
+    places: Places
+    number: int
+
+
+def _taught(task: _Task) -> tuple[int, Written]:
+    """In a worker: train an expert and write its files."""
+    config, device = task.config, devices.pick(task.config.device)
+    with devices.arithmetic(config.precision), devices.threads(config.threads, device):
+        store, lesson = _lesson(config, task.places)
+        with progress.bar(_BAR, config.epochs) as bar:
+            return task.number, _train(task.number, store, config, lesson, device, bar)
+
+
+@lru_cache(1)
+def _lesson(config: TeachConfig, places: Places) -> tuple[TrajectoryStore, Lesson]:
+    """Of a worker, for all its tasks."""
+    store, pairs = TrajectoryStore.open(config.out).at(places), load_split(config.data, "train")
+    return store, Lesson.of(store, config, pairs, text_tower(config.encoder), devices.pick(config.device))
+
+
+def _train(
+    number: int,
+    store: TrajectoryStore,
+    config: TeachConfig,
+    lesson: Lesson,
+    device: torch.device,
+    bar: progress.Bar,
+    name: str = "",
+) -> Written:
+    student: Student = store.student((config.seed, "expert", number)).to(device)
+    recorder, losses = Recorder(student.layers, config.kept_endpoints), list[float]()
+    for epoch in train_on_pairs(student, lesson.pairs, lesson.texts, config, number, lesson.features):
+        recorder.record(epoch.theta)
+        if epoch.number:
+            losses.append(epoch.loss)
+            bar.advance(f"{name}loss {epoch.loss:.3f}")
+    return store.write_expert(number, recorder.expert(), {"losses": losses, "pairs": len(lesson.pairs)})
