@@ -66,9 +66,8 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
         seconds = time.perf_counter() - began
     assert all(bool(torch.isfinite(one).all()) for one in gradient.grads.values())
     stored, groups = len(whole.teach.kept_endpoints), dict(zip(layers.group_names, layers.group_sizes, strict=True))
-    # Experts share the start of a trained tower, and no heads.
-    shared = 0 if frozen else groups["image"]
-    bases = shared + whole.teach.experts * (layers.num_params - shared)
+    # Experts share the start of a trained tower, and those of heads are drawn again.
+    bases = 0 if frozen else groups["image"]
     return {
         "preset": name,
         "tower": whole.teach.encoder.image_tower,

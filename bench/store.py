@@ -1,7 +1,8 @@
 """`python -m bench.store --json FILE`: bytes of a store and seconds to sample an expert from it.
 
 nfnet_l0 and its text head (39.86 M parameters), end points 5 and 7, two experts of random numbers: a store's size does
-not depend on their values. The size of twenty experts is by arithmetic: image towers that start alike are stored once.
+not depend on their values. The size of twenty experts is by arithmetic: image towers that start alike are stored once,
+and heads are drawn again.
 The published layout is measured too: an interpolated trajectory of six timestamps in float32, loaded at every step.
 """
 
@@ -22,7 +23,7 @@ from bench.measure import copy_bandwidth
 from bench.settings import TEXT_WIDTH, build_tower
 from ptmst import LayerTable, TrajectoryStore
 from ptmst.config import Coding
-from ptmst.students.heads import ProjectionHead
+from ptmst.students.heads import ProjectionHead, drawn_head
 from ptmst.trajectories.coding import BLOCK
 from ptmst.trajectories.shortcut import Displacement, Expert, Shortcut
 
@@ -38,13 +39,17 @@ def layer_table() -> LayerTable:
 
 
 def filled(path: Path, layers: LayerTable, coding: Coding, experts: int) -> TrajectoryStore:
-    """All image towers start alike; each text head starts differently."""
+    """All image towers start alike; each text head is drawn by a key of its own, as `ptmst teach` does."""
     store = TrajectoryStore(path, layers, EPOCHS, ENDPOINTS, {}, coding)
-    base = 0.05 * torch.randn(layers.num_params)
+    tower = 0.05 * torch.randn(layers.group_sizes[0])
+    first, end = layers.layers_of_group[1]
     for number in range(experts):
-        base = torch.cat([base[: layers.group_sizes[0]], 0.05 * torch.randn(layers.group_sizes[1])])
+        key = (0, "expert", number)
+        head = drawn_head(layers.shapes[first:end], (*key, "text"))
+        assert head is not None
+        base = torch.cat([tower, head])
         moves = {k: Displacement.encode(0.001 * torch.randn(layers.num_params), layers) for k in ENDPOINTS}
-        store.add(number, Expert(layers, base, moves, torch.rand(EPOCHS, layers.num_layers)), {})
+        store.add(number, Expert(layers, base, moves, torch.rand(EPOCHS, layers.num_layers)), {}, key)
     return store
 
 
@@ -56,7 +61,7 @@ def arithmetic(layers: LayerTable, coding: Coding, experts: int) -> int:
         "int8": layers.num_params + 4 * blocks,
         "int4": sum(-(-size // 2) for size in layers.sizes) + 4 * blocks,
     }[coding]
-    return 4 * layers.group_sizes[0] + experts * (4 * layers.group_sizes[1] + len(ENDPOINTS) * one)
+    return 4 * layers.group_sizes[0] + experts * len(ENDPOINTS) * one
 
 
 def seconds(call: Callable[[], object], rounds: int = _ROUNDS) -> float:

@@ -191,6 +191,8 @@ class TeachConfig:
     coding: Coding = field(default="fp16", metadata=COMPUTE)
     """Data type of displacements on disk: fp16 (relative error 2e-4), or in blocks of 256 int8 (7e-3, half the size) or
     int4 (0.1, a quarter)."""
+    keep_start: bool = field(default=False, metadata=COMPUTE | _PASSING)
+    """Store the heads that experts start from, too, although they can be drawn again to the bit."""
     precision: Literal["fp32", "tf32"] = field(default="fp32", metadata=COMPUTE)
     """Arithmetic of warm-up and experts: fp32, or tf32 (CUDA only), which is faster but rounds to 10 bits."""
     seed: int = field(default=0, metadata=RUN)

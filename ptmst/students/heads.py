@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import sqrt
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ptmst.students.frozen import frozen_tower
 from ptmst.students.image_towers import image_tower
 from ptmst.students.student import Student
 from ptmst.support.devices import sent
-from ptmst.support.seeds import seeded
+from ptmst.support.seeds import uniform
 
 
 class ProjectionHead(nn.Module):
@@ -67,10 +68,37 @@ def make_student(
     """
     if config.freeze_tower:
         frozen, width = frozen_tower(config, image_size, tower_weights)
-        with seeded("heads", *seed_key):
-            embedding = config.head_width or width
-            heads = ProjectionHead(width, embedding), ProjectionHead(text_width, embedding)
+        embedding = config.head_width or width
+        heads = _drawn(width, embedding, (*seed_key, "image")), _drawn(text_width, embedding, (*seed_key, "text"))
         return Student.from_modules(*heads, tower=frozen)
     tower, width = image_tower(config, image_size, tower_weights)
-    with seeded("heads", *seed_key):
-        return Student.from_modules(tower, ProjectionHead(text_width, width))
+    return Student.from_modules(tower, _drawn(text_width, width, (*seed_key, "text")))
+
+
+def _drawn(width: int, out: int, key: tuple[int | str, ...]) -> ProjectionHead:
+    with torch.random.fork_rng(devices=[]):  # of which torch's own draw takes
+        head = ProjectionHead(width, out)
+    named = dict(head.named_parameters())
+    start = drawn_head([tuple(parameter.shape) for parameter in named.values()], key)
+    assert start is not None
+    with torch.no_grad():
+        for parameter, part in zip(named.values(), start.split([p.numel() for p in named.values()]), strict=True):
+            parameter.copy_(part.view_as(parameter))
+    return head
+
+
+def drawn_head(shapes: Sequence[tuple[int, ...]], key: tuple[int | str, ...]) -> Tensor | None:
+    """The parameters [P] of a fresh projection head of these shapes, by their seed key: exact (`uniform` of seeds.py).
+
+    Linear layers of D inputs are uniform in ±1/√D, weights and biases, as torch draws them; the norm is 1 and 0. None
+    for shapes that are not those of a projection head.
+    """
+    if [len(shape) for shape in shapes] != [2, 1, 2, 1, 1, 1]:
+        return None
+    (out, width), square = shapes[0], shapes[2]
+    if square != (out, out) or any(shape != (out,) for shape in (shapes[1], *shapes[3:])):
+        return None
+    numbers = uniform(out * width + out + out * out + out, "heads", *key)
+    projection, fc = numbers.split([out * width + out, out * out + out])
+    ones, zeros = torch.ones(out), torch.zeros(out)
+    return torch.cat([(projection / sqrt(width)).float(), (fc / sqrt(out)).float(), ones, zeros])

@@ -108,13 +108,18 @@ def read_json(path: Path, kind: str, versions: int | tuple[int, ...]) -> dict[st
     known = (versions,) if isinstance(versions, int) else versions
     if value.get("version") not in known:
         raise InputError(
-            f"{path}: expected version {' or '.join(map(str, known))} of the {kind} format, found "
+            f"{path}: expected version {_either(known)} of the {kind} format, found "
             f"{value.get('version')}; use the ptmst release that wrote it"
         )
     inside = value.pop(_JSON_CONTENT, None)
     if inside is not None and inside != _json_hash(value):
         raise InputError(f"{path}: checksum mismatch: the file is damaged; restore it or make it again")
     return value
+
+
+def _either(versions: tuple[int, ...]) -> str:
+    *others, last = map(str, versions)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _json_hash(value: Mapping[str, Any]) -> str:

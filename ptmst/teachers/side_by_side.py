@@ -154,11 +154,13 @@ def _train(
     bar: progress.Bar,
     name: str = "",
 ) -> Written:
-    student: Student = store.student((config.seed, "expert", number)).to(device)
+    draw = (config.seed, "expert", number)
+    student: Student = store.student(draw).to(device)
     recorder, losses = Recorder(student.layers, config.kept_endpoints), list[float]()
     for epoch in train_on_pairs(student, lesson.pairs, lesson.texts, config, number, lesson.features):
         recorder.record(epoch.theta)
         if epoch.number:
             losses.append(epoch.loss)
             bar.advance(f"{name}loss {epoch.loss:.3f}")
-    return store.write_expert(number, recorder.expert(), {"losses": losses, "pairs": len(lesson.pairs)})
+    record = {"losses": losses, "pairs": len(lesson.pairs)}
+    return store.write_expert(number, recorder.expert(), record, None if config.keep_start else draw)

@@ -20,7 +20,7 @@ from ptmst.students.text_towers import text_tower
 from ptmst.students.warmup import warm_tower
 from ptmst.support import devices, folders
 from ptmst.teachers.side_by_side import train_experts
-from ptmst.trajectories.store import FOLDER, INDEX, TrajectoryStore
+from ptmst.trajectories.store import FOLDER, INDEX, TrajectoryStore, base_files
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,9 +80,12 @@ def _restored(store: TrajectoryStore, config: TeachConfig, device: torch.device)
     if TOWER in damaged:
         whole.add_file(TOWER, warm_tower(config.encoder, store.recipe.pairs("warmup"), config.seed, device))
     for number, expert in whole.experts.items():
-        if damaged & set(expert["bases"].values()):
-            whole.write_base(whole.student((config.seed, "expert", number)).flatten())
-    shared = {name for expert in whole.experts.values() for name in expert["bases"].values()} | (damaged & {TOWER})
+        starts = base_files(expert["bases"])
+        if damaged & starts:
+            draw = (config.seed, "expert", number)
+            drawn = draw if len(starts) < len(expert["bases"]) else None
+            whole.write_base(whole.student(draw).flatten(), drawn)
+    shared = {name for expert in whole.experts.values() for name in base_files(expert["bases"])} | (damaged & {TOWER})
     if lost := sorted(name for name in shared if whole.hashes.get(name) != store.hashes[name]):
         raise InputError(
             f"{store.path / lost[0]}: expected to make the damaged file again, found other bits on this machine; "

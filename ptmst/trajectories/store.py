@@ -14,18 +14,25 @@ from torch import Tensor
 from ptmst.config import Coding, Places
 from ptmst.errors import InputError, said_of
 from ptmst.recipe import TOWER, Recipe
+from ptmst.students.heads import drawn_head
 from ptmst.students.layers import LayerTable
 from ptmst.students.student import Student
 from ptmst.support import files, folders
 from ptmst.trajectories import coding
 from ptmst.trajectories.shortcut import Expert
 
-VERSION = 2
-READABLE = (1, 2)
-"""Version 1 knew no coding but fp16."""
+VERSION = 3
+READABLE = (1, 2, 3)
+"""Version 1 knew no coding but fp16, version 2 no starts that are drawn again."""
+SeedKey = tuple[int | str, ...]
 KIND = "trajectory store"
 INDEX = "store.json"
 FOLDER = folders.Kind("a trajectory store", (INDEX,), beside=("score file",))
+
+
+def base_files(bases: Mapping[str, Any]) -> set[str]:
+    """The files among the starts of an expert's groups; the others are drawn."""
+    return {start for start in bases.values() if isinstance(start, str)}
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,11 @@ class TrajectoryStore:
     coding: Coding = "fp16"
     """Storage type of displacements."""
     experts: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """By number: the expert's file, its base files by group, and the training losses of its epochs."""
+    """By number: the expert's file, where its groups start, and the training losses of its epochs."""
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file."""
     _bases: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)
-    """θ⁰ by the files of its groups: one tensor for all experts that start alike."""
+    """θ⁰ by the files, or hashes, of its groups: one tensor for all experts that start alike."""
     _checked: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
     """Files whose hash was compared, with their size and time of change then."""
 
@@ -102,8 +109,13 @@ class TrajectoryStore:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the hashes of all files: names the store's content."""
-        return files.sha256("".join(f"{name}:{self.hashes[name]}\n" for name in sorted(self.hashes)).encode())
+        """SHA-256 over the hashes of all files and of all starts that are drawn: names the store's content."""
+        lines = [f"{name}:{self.hashes[name]}\n" for name in sorted(self.hashes)]
+        for number in sorted(self.experts):
+            starts = self.experts[number].get("bases", {})
+            drawn = {group: start.get("sha256") for group, start in starts.items() if isinstance(start, dict)}
+            lines += [f"{number} {group}:{drawn[group]}\n" for group in sorted(drawn)]
+        return files.sha256("".join(lines).encode())
 
     @property
     def bytes(self) -> int:
@@ -150,7 +162,7 @@ class TrajectoryStore:
         stored_epochs = self.endpoints if endpoints is None else tuple(k for k in self.endpoints if k in endpoints)
         try:
             entry = self.experts[number]
-            base = self._base(tuple(entry["bases"][group] for group in self.layers.group_names))
+            base = self._base([entry["bases"][group] for group in self.layers.group_names])
             needed = coding.needed(self.coding, self.endpoints, stored_epochs)
             wanted = [f"{name}.{k}" for k in needed for name in coding.names(self.coding)]
             tensors = self._read(entry["file"], ["step_norms", *wanted])
@@ -170,9 +182,9 @@ class TrajectoryStore:
             ) from error
         return Expert(self.layers, base, displacements, norms)
 
-    def add(self, number: int, expert: Expert, record: Mapping[str, Any]) -> None:
+    def add(self, number: int, expert: Expert, record: Mapping[str, Any], drawn: SeedKey | None = None) -> None:
         """Write one expert, then the index that names it: a store is whole at every moment."""
-        self.adopt(number, self.write_expert(number, expert, record))
+        self.adopt(number, self.write_expert(number, expert, record, drawn))
 
     def adopt(self, number: int, written: Written) -> None:
         """Name an expert, whose files somebody wrote here, in the index."""
@@ -180,21 +192,30 @@ class TrajectoryStore:
         self.hashes |= written.hashes
         self.save_index()
 
-    def write_expert(self, number: int, expert: Expert, record: Mapping[str, Any]) -> Written:
-        """The files of one expert; on disk the store is as it was until `save_index` or `adopt` names it."""
-        bases = self.write_base(expert.base)
+    def write_expert(
+        self, number: int, expert: Expert, record: Mapping[str, Any], drawn: SeedKey | None = None
+    ) -> Written:
+        """The files of one expert; on disk the store is as it was until `save_index` or `adopt` names it.
+
+        Groups that start as the seed key `drawn` draws heads are not written: they are drawn again.
+        """
+        bases = self.write_base(expert.base, drawn)
         tensors = {"step_norms": expert.step_norms}
         tensors |= coding.packed(expert.displacements, self.layers, self.coding)
         name = f"expert-{number:03d}.safetensors"
         self.hashes[name] = files.write_tensors(self.path / name, tensors)
         self.experts[number] = {"file": name, "bases": bases, **record}
-        return Written(self.experts[number], {file: self.hashes[file] for file in (name, *bases.values())})
+        return Written(self.experts[number], {file: self.hashes[file] for file in (name, *base_files(bases))})
 
-    def write_base(self, base: Tensor) -> dict[str, str]:
-        """The files of θ⁰ [P], by group; those that are there stay."""
-        bases = {}
+    def write_base(self, base: Tensor, drawn: SeedKey | None = None) -> dict[str, Any]:
+        """Where θ⁰ [P] starts, by group: a file, of which those that are there stay, or how it is drawn."""
+        bases: dict[str, Any] = {}
         for group, part in zip(self.layers.group_names, base.split(self.layers.group_sizes), strict=True):
-            name = f"base-{group}-{files.sha256(part.cpu().numpy().tobytes())[:12]}.safetensors"
+            content = files.sha256(part.cpu().numpy().tobytes())
+            if drawn is not None and self._drawn(group, key := (*drawn, group))[1] == content:
+                bases[group] = {"drawn": list(key), "sha256": content}
+                continue
+            name = f"base-{group}-{content[:12]}.safetensors"
             if name not in self.hashes:
                 self.hashes[name] = files.write_tensors(self.path / name, {"base": part})
             bases[group] = name
@@ -244,20 +265,44 @@ class TrajectoryStore:
             },
         )
 
-    def _base(self, names: tuple[str, ...]) -> Tensor:
+    def _base(self, starts: list[Any]) -> Tensor:
+        names = tuple(start if isinstance(start, str) else start["sha256"] for start in starts)
         if names not in self._bases:
             base = torch.empty(self.layers.num_params)
-            for name, part in zip(names, base.split(self.layers.group_sizes), strict=True):
-                read = self._read(name, ["base"], {"base": part})["base"]
-                if read.shape != part.shape:
-                    raise InputError(
-                        f"{self.path / name}: expected the layers of {INDEX}, found different ones ({len(read)} "
-                        f"parameters instead of {len(part)}); run `ptmst teach` again"
-                    )
-                if read is not part:
-                    part.copy_(read)
+            parts = zip(starts, self.layers.group_names, base.split(self.layers.group_sizes), strict=True)
+            for start, group, part in parts:
+                if isinstance(start, str):
+                    self._read_base(start, part)
+                else:
+                    part.copy_(self._drawn_again(group, start))
             self._bases[names] = base
         return self._bases[names]
+
+    def _read_base(self, name: str, part: Tensor) -> None:
+        read = self._read(name, ["base"], {"base": part})["base"]
+        if read.shape != part.shape:
+            raise InputError(
+                f"{self.path / name}: expected the layers of {INDEX}, found different ones ({len(read)} "
+                f"parameters instead of {len(part)}); run `ptmst teach` again"
+            )
+        if read is not part:
+            part.copy_(read)
+
+    def _drawn_again(self, group: str, start: Mapping[str, Any]) -> Tensor:
+        drawn, found = self._drawn(group, tuple(start["drawn"]))
+        if drawn is None or found != start["sha256"]:
+            raise InputError(
+                f"{self.path / INDEX}: expected the {group} group to start with SHA-256 {start['sha256'][:12]}…, drawn "
+                f"by {start['drawn']}, found {found[:12] or 'no such head'}…; use the ptmst release that wrote it, or "
+                "run `ptmst teach` again"
+            )
+        return drawn
+
+    def _drawn(self, group: str, key: SeedKey) -> tuple[Tensor | None, str]:
+        """A head's parameters as its seed key draws them, with their SHA-256; None where the group is no head."""
+        first, end = self.layers.layers_of_group[self.layers.group_names.index(group)]
+        drawn = drawn_head(self.layers.shapes[first:end], key)
+        return drawn, "" if drawn is None else files.sha256(drawn.numpy().tobytes())
 
     def _read(
         self, name: str, wanted: Collection[str] | None = None, into: Mapping[str, Tensor] | None = None

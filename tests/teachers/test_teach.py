@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from oracles import relative_error
 from ptmst.config import DataConfig, EncoderConfig, EvaluateConfig, TeachConfig
-from ptmst.data import Pairs, load_pairs, write_scenes
+from ptmst.data import Pairs, load_pairs, pixels, write_scenes
 from ptmst.data.augment import Views
 from ptmst.data.sampling import random_subset
 from ptmst.errors import Diverged, InputError
@@ -363,7 +363,7 @@ def test_a_killed_run_continues(
 @pytest.fixture(scope="module")
 def warm(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> TeachConfig:
     """A whole store with a warmed-up tower, which no test changes."""
-    config = teach_config(scenes, tmp_path_factory.mktemp("warm") / "store", encoder=WARM)
+    config = teach_config(scenes, tmp_path_factory.mktemp("warm") / "store", encoder=WARM, keep_start=True)
     train_teachers(config)
     return config
 
@@ -524,8 +524,7 @@ def test_where_images_are_held_is_told_and_changes_nothing(
 ) -> None:
     whole = train_teachers(replace(config, out=tmp_path / "whole")).path
     capfd.readouterr()
-    (tmp_path / "a file").touch()
-    monkeypatch.setenv("PTMST_CACHE", str(tmp_path / "a file" / "cache"))  # in which they would be held otherwise
+    monkeypatch.setattr(pixels.SHELF, "most_bytes", 0)  # where they would be held otherwise
     monkeypatch.setattr(devices, "free_bytes", lambda device: 2 * 24 * 3 * IMAGE**2 - (0 if held else 1))
     train_teachers(config)
     said = capfd.readouterr().err
@@ -668,8 +667,26 @@ def test_all_experts_start_from_the_warm_tower(config: TeachConfig) -> None:
     expected = torch.cat([p.detach().flatten() for p in tower.parameters()])
     for number in range(2):
         assert torch.equal(store.expert(number).base[:image], expected)
-    assert len(list(store.path.glob("base-image-*"))) == 1 and len(list(store.path.glob("base-text-*"))) == 2
+    assert len(list(store.path.glob("base-image-*"))) == 1 and not list(store.path.glob("base-text-*"))
     assert torch.equal(store.student((9, "another")).flatten()[:image], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [False, True])
+def test_starts_are_stored_where_they_are_asked_for(config: TeachConfig, frozen: bool, tmp_path: Path) -> None:
+    config = replace(config, encoder=replace(ENCODER, freeze_tower=frozen))
+    drawn = train_teachers(config)
+    kept = train_teachers(replace(config, out=tmp_path / "kept", keep_start=True))
+    for number in range(2):
+        start = make_student(config.encoder, IMAGE, TEXT_WIDTH, (config.seed, "expert", number)).flatten()
+        for store in (drawn, kept):
+            found = TrajectoryStore.open(store.path).expert(number)
+            assert torch.equal(found.base, start)
+            assert torch.equal(found.displacements[3].values, store.expert(number).displacements[3].values)
+    files = [len(list(store.path.glob("base-*"))) for store in (drawn, kept)]
+    assert files == ([0, 4] if frozen else [1, 3])
+    # What the other store lacks or has decides nothing: either may grow.
+    assert len(train_teachers(replace(config, experts=3, keep_start=True))) == 3
 
 
 def test_a_store_without_warm_up_keeps_no_tower(config: TeachConfig) -> None:

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from ptmst.config import Coding
 from ptmst.errors import InputError
+from ptmst.students.heads import drawn_head
 from ptmst.students.layers import LayerTable
 from ptmst.support import folders
 from ptmst.trajectories import coding
 from ptmst.trajectories.recorder import Recorder
 from ptmst.trajectories.shortcut import Displacement, Expert
-from ptmst.trajectories.store import FOLDER, TrajectoryStore
+from ptmst.trajectories.store import FOLDER, TrajectoryStore, base_files
 from tiny import RECIPE
 
 TABLE = LayerTable(("image.a", "image.b", "text.c"), ((5, 3), (), (7,)), (0, 0, 1))
@@ -119,6 +120,54 @@ def test_equal_starts_are_stored_once_group_by_group(path: Path) -> None:
     assert not torch.equal(again.expert(0).base, base)
 
 
+HEADS = LayerTable(
+    tuple(f"{group}.{layer}" for group in ("image", "text") for layer in ("pw", "pb", "fw", "fb", "nw", "nb")),
+    ((4, 5), (4,), (4, 4), (4,), (4,), (4,), (4, 7), (4,), (4, 4), (4,), (4,), (4,)),
+    (0,) * 6 + (1,) * 6,
+)
+
+
+def drawn(key: tuple[int | str, ...], group: str) -> Tensor:
+    first, end = HEADS.layers_of_group[HEADS.group_names.index(group)]
+    start = drawn_head(HEADS.shapes[first:end], (*key, group))
+    assert start is not None
+    return start
+
+
+def test_heads_that_were_drawn_are_drawn_again(tmp_path: Path) -> None:
+    """Group by group, and only where they are what their key draws."""
+    key = (3, "expert", 0)
+    starts = [torch.cat([drawn(key, "image"), drawn(key, "text")])]
+    starts.append(torch.cat([starts[0][: HEADS.group_sizes[0]] + 1, drawn(key, "text")]))
+    store = new_store(tmp_path, HEADS)
+    for number, start in enumerate(starts):
+        store.add(number, expert(start, HEADS), {}, key)
+    store.add(2, expert(starts[0], HEADS), {})
+    again = TrajectoryStore.open(tmp_path)
+    for number, start in enumerate([*starts, starts[0]]):
+        assert torch.equal(again.expert(number).base, start)
+    files = [sorted(base_files(again.experts[number]["bases"])) for number in range(3)]
+    assert [len(found) for found in files] == [0, 1, 2] and not again.damaged()
+    assert len(names(tmp_path, "base-*")) == 3
+    text = {"drawn": [*key, "text"], "sha256": hashlib.sha256(drawn(key, "text").numpy().tobytes()).hexdigest()}
+    assert again.experts[1]["bases"]["text"] == again.experts[0]["bases"]["text"] == text
+
+
+@pytest.mark.parametrize(
+    "change", [{"drawn": [4, "expert", 0, "text"]}, {"sha256": "0" * 64}, {"drawn": [3, "expert", 0, "image"]}]
+)
+def test_a_start_that_does_not_come_back_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    key = (3, "expert", 0)
+    store = new_store(tmp_path, HEADS)
+    store.add(0, expert(torch.cat([drawn(key, "image"), drawn(key, "text")]), HEADS), {}, key)
+    before = store.fingerprint
+    mend(tmp_path, lambda index: index["experts"]["0"]["bases"]["text"].update(change))
+    again = TrajectoryStore.open(tmp_path)
+    with pytest.raises(InputError, match=r"store.json: expected the text group to start with SHA-256 \w{12}…"):
+        again.expert(0)
+    assert ("sha256" in change) == (again.fingerprint != before)
+
+
 def test_the_disk_holds_two_bytes_a_parameter_and_end_point(tmp_path: Path) -> None:
     layers = LayerTable(("image.a", "text.b"), ((300, 500), (200, 250)), (0, 1))
     base, count = torch.randn(layers.num_params), layers.num_params
@@ -206,10 +255,13 @@ def test_a_folder_without_an_index_is_no_store(path: Path) -> None:
         ("[]", "expected a trajectory store, found something else; check the path"),
         ('{"format": "ptmst-distilled-set", "version": 1}', "expected a trajectory store, found something else"),
         (
-            '{"format": "ptmst-trajectory-store", "version": 3}',
-            "expected version 1 or 2 of the trajectory store format, found 3; use the ptmst release that wrote it",
+            '{"format": "ptmst-trajectory-store", "version": 4}',
+            "expected version 1, 2 or 3 of the trajectory store format, found 4; use the ptmst release that wrote it",
         ),
-        ('{"format": "ptmst-trajectory-store"}', "expected version 1 or 2 of the trajectory store format, found None"),
+        (
+            '{"format": "ptmst-trajectory-store"}',
+            "expected version 1, 2 or 3 of the trajectory store format, found None",
+        ),
     ],
 )
 def test_another_index_is_refused(path: Path, content: str, message: str) -> None:
