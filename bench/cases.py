@@ -106,6 +106,9 @@ GROWTH: dict[str, tuple[Case, ...]] = {
 PLAIN, COMPILED, OPEN_CLIP, OURS_KERNEL = "plain torch", "torch.compile", "open_clip", "ptmst"
 """Who runs a kernel. ptmst: native C++ on the CPU, Triton on CUDA."""
 
+PLAIN_PROCESS, INTO, KEPT = "plain process", "plain process, out=", "ptmst.keep_freed_memory()"
+"""Whose memory the results of flat kernels are."""
+
 _BYTES = {"shortcut_point": 10, "matching_residual": 14, "vector_residual": 16, "flat_sgd_": 12, "sgd_ema_": 28}
 """Read and written, a parameter."""
 

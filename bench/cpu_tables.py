@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from bench import presets
-from bench.cases import CLEAN, COMPILED, OPEN_CLIP, OURS_KERNEL, PLAIN, PUBLISHED
+from bench.cases import CLEAN, COMPILED, INTO, KEPT, OPEN_CLIP, OURS_KERNEL, PLAIN, PLAIN_PROCESS, PUBLISHED
 from bench.result import RESULTS, Result, Row, read
 from bench.tables import NOT_YET, Table, source
 
@@ -113,6 +113,24 @@ def features_table(name: str, folder: str) -> str:
         f"{about['experts']} experts of {about['epochs']} epochs, {about['pairs']:,} pairs. {same} "
         f"{source(result, raw=f'{folder}/{name}.json')}"
     )
+
+
+def allocator_table(name: str, folder: str) -> str:
+    """Milliseconds of flat kernels in processes that differ in their memory, and how many times the floor that is."""
+    result = measured(name)
+    ways = (PLAIN_PROCESS, INTO, KEPT)
+    by: dict[str, dict[str, Row]] = {}
+    for row in result["rows"]:
+        by.setdefault(row["kernel"], {})[row["process"]] = row
+
+    def cell(row: Row | None) -> str:
+        return "–" if row is None else f"{_milliseconds(row['seconds'])}, {row['times the floor']:.2f} ×"
+
+    table = Table(["call", *ways])
+    for kernel, of in by.items():
+        table.add(kernel if " " in kernel else f"`{kernel}`", *(cell(of.get(way)) for way in ways))
+    parameters = result["rows"][0]["parameters"] // 1_000_000
+    return table.markdown(f"{parameters} M parameters; times the floor. {source(result, raw=f'{folder}/{name}.json')}")
 
 
 def kernels_flat_table(name: str, folder: str) -> str:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ptmst.students.layers import LayerTable as LayerTable
     from ptmst.students.losses import SoftContrastiveLoss as SoftContrastiveLoss
     from ptmst.students.student import Student as Student
+    from ptmst.support.memory import keep_freed_memory as keep_freed_memory
     from ptmst.support.progress import progress as progress
     from ptmst.synthetic.distilled_set import DistilledSet as DistilledSet
     from ptmst.synthetic.pairs import SyntheticPairs as SyntheticPairs
@@ -91,6 +92,7 @@ _HOME = {
     "export": "exchange.export",
     "import_buffers": "exchange.replay_buffers",
     "import_set": "exchange.distilled_sets",
+    "keep_freed_memory": "support.memory",
     "load_pairs": "data",
     "outer_gradient": "engine.outer_step",
     "progress": "support.progress",

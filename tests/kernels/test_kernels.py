@@ -468,3 +468,78 @@ def test_inputs_stay_as_they_were() -> None:
     theta = kernels.shortcut_point(*point)
     theta.zero_()
     assert all(torch.equal(a, b) for a, b in zip(point, before, strict=True))
+
+
+# Results in a tensor of the caller's
+
+INTO = ("shortcut_point", "matching_residual", "vector_residual")
+
+
+@each_lane
+@pytest.mark.parametrize("name", INTO)
+@pytest.mark.parametrize("place", ["whole", "strided", "shifted"])
+def test_results_in_a_given_tensor_are_the_same(lane: str, name: str, place: str) -> None:
+    """Bit by bit, wherever it lies; and that it was written is known to autograd."""
+    with running(lane) as device:
+        inputs = into_arguments(name, device)
+        expected = flat_outputs(getattr(kernels, name)(*inputs))
+        parameters = len(expected[0])
+        out = {
+            "whole": torch.full((parameters,), torch.nan, device=device),
+            "strided": torch.full((2 * parameters,), torch.nan, device=device)[::2],
+            "shifted": torch.full((parameters + 1,), torch.nan, device=device)[1:],
+        }[place]
+        version = out._version
+        found = flat_outputs(getattr(kernels, name)(*inputs, out=out))
+        assert found[0] is out and out._version > version
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", INTO)
+def test_a_given_tensor_is_checked_and_not_differentiated(name: str) -> None:
+    inputs = into_arguments(name, torch.device("cpu"))
+    parameters = len(inputs[0])
+    for wrong in (torch.empty(parameters - 1), torch.empty(parameters, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=rf"^out: expected torch.float32 of shape \({parameters},\), found "):
+            getattr(kernels, name)(*inputs, out=wrong)
+    leaf = [inputs[0].clone().requires_grad_(), *inputs[1:]]
+    with pytest.raises(RuntimeError, match=rf"^{name}_into: expected tensors without gradient"):
+        getattr(kernels, name)(*leaf, out=torch.empty(parameters))
+    double = [v.double() if isinstance(v, Tensor) and v.dtype == torch.float32 else v for v in inputs]
+    out = torch.empty(parameters, dtype=torch.float64)
+    expected = flat_outputs(getattr(kernels, name)(*double))
+    assert all(map(torch.equal, flat_outputs(getattr(kernels, name)(*double, out=out)), expected))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INTO)
+def test_a_given_tensor_is_filled_by_compiled_code(name: str) -> None:
+    inputs = into_arguments(name, torch.device("cpu"))
+
+    def function(out: Tensor, *args: Any) -> list[Tensor]:
+        return [v + 1 for v in flat_outputs(getattr(kernels, name)(*args, out=out))]
+
+    expected = [v + 1 for v in flat_outputs(getattr(kernels, name)(*inputs))]
+    out = torch.empty_like(inputs[0])
+    found = torch.compile(function, fullgraph=True, backend="aot_eager")(out, *inputs)
+    torch.compiler.reset()
+    assert all(map(torch.equal, found, expected)) and torch.equal(out + 1, expected[0])
+
+
+def flat_outputs(found: Any) -> list[Tensor]:
+    return [found] if isinstance(found, Tensor) else list(found)
+
+
+def into_arguments(name: str, device: torch.device) -> list[Any]:
+    draw = torch.Generator().manual_seed(3)
+    sizes, groups = (300, 0, 41, 1700), torch.tensor([0, 0, 1, 1])
+    offsets, parameters = torch.tensor([0, *accumulate(sizes)]), sum(sizes)
+    a, b, c = (torch.randn(parameters, generator=draw).to(device) for _ in range(3))
+    half = torch.randn(parameters, generator=draw).half().to(device)
+    scale, start, target = (torch.rand(4, generator=draw).to(device) for _ in range(3))
+    arguments: dict[str, list[Any]] = {
+        "shortcut_point": [a, half, scale, offsets, target],
+        "matching_residual": [a, b, half, scale, offsets, groups, start, target, 2],
+        "vector_residual": [a, b, c, offsets, groups, 2],
+    }
+    return arguments[name]

@@ -23,10 +23,19 @@ _CHOICES = ("reference", "native", "triton")
 
 
 class Implementation(Protocol):
-    """The kernels over flat vectors. `reference` defines each; arguments have been checked and are contiguous."""
+    """The kernels over flat vectors. `reference` defines each; arguments have been checked and are contiguous.
+
+    The result [P] is `out` where that is given.
+    """
 
     def shortcut_point(
-        self, base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor
+        self,
+        base: Tensor,
+        displacement: Tensor,
+        scale: Tensor,
+        offsets: Tensor,
+        beta: Tensor,
+        out: Tensor | None = None,
     ) -> Tensor: ...
 
     def matching_residual(
@@ -40,6 +49,7 @@ class Implementation(Protocol):
         beta_start: Tensor,
         beta_target: Tensor,
         num_groups: int | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
     def vector_residual(
@@ -50,6 +60,7 @@ class Implementation(Protocol):
         offsets: Tensor,
         groups: Tensor,
         num_groups: int | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
     def flat_sgd_(self, theta: Tensor, grad: Tensor, lr: Tensor, offsets: Tensor, groups: Tensor) -> Tensor | None: ...

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ptmst.kernels.dispatch import implementation
 from ptmst.kernels.layout import check, cut, precision
-from ptmst.kernels.ops import below_autograd, once, register
+from ptmst.kernels.ops import below_autograd, filling, once, register
 from ptmst.kernels.shortcut import shortcut_point
 
 
@@ -25,6 +25,7 @@ def matching_residual(
     beta_start: Tensor,
     beta_target: Tensor,
     num_groups: int | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """θ against the shortcut's point at `beta_target` (docs/method.md §4) → residual [P], squared, progress [G].
 
@@ -32,24 +33,37 @@ def matching_residual(
     theta, base float32 [P], displacement float16 [P], scale, beta_start, beta_target float32 [L], offsets int64
     [L+1], groups int64 [L], the layers of a group adjacent. The target is never formed: 14 bytes of memory traffic per
     parameter. Without `num_groups` G is groups[-1] + 1, which under torch.compile is a data-dependent size.
-    Differentiable once, in theta. Float64 runs in plain torch. Raises ValueError for shapes or types that do not match.
+    Differentiable once, in theta; with `out` [P], which then is the residual, not at all. Float64 runs in plain torch.
+    Raises ValueError for shapes or types that do not match.
     """
-    residual, squared, progress = _SHORTCUT_OP(
-        theta, base, displacement, scale, offsets, groups, beta_start, beta_target, num_groups
-    )
+    inputs = theta, base, displacement, scale, offsets, groups, beta_start, beta_target, num_groups
+    if out is not None:
+        squared, progress = _SHORTCUT_INTO(*inputs, out)
+        return out, squared, progress
+    residual, squared, progress = _SHORTCUT_OP(*inputs)
     return residual, squared, progress
 
 
 def vector_residual(
-    theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor, groups: Tensor, num_groups: int | None = None
+    theta: Tensor,
+    start: Tensor,
+    target: Tensor,
+    offsets: Tensor,
+    groups: Tensor,
+    num_groups: int | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Like matching_residual, between plain vectors → residual [P], squared, progress, distance [G].
 
     theta, start, target float32 [P]; distance_g = Σ (target − start)², the squared length of the span. 16 bytes of
-    memory traffic per parameter. Differentiable once, in theta. Raises ValueError for shapes or types that do not
-    match.
+    memory traffic per parameter. Differentiable once, in theta; with `out` [P], which then is the residual, not at all.
+    Raises ValueError for shapes or types that do not match.
     """
-    residual, squared, progress, distance = _VECTOR_OP(theta, start, target, offsets, groups, num_groups)
+    inputs = theta, start, target, offsets, groups, num_groups
+    if out is not None:
+        squared, progress, distance = _VECTOR_INTO(*inputs, out)
+        return out, squared, progress, distance
+    residual, squared, progress, distance = _VECTOR_OP(*inputs)
     return residual, squared, progress, distance
 
 
@@ -91,22 +105,40 @@ def _check_vectors(theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor
     )
 
 
-def _run_shortcut(*args: Any) -> Any:
+def _run_shortcut(*args: Any, out: Tensor | None = None) -> Any:
     *tensors, num_groups = args
     _check_shortcut(*tensors)
     theta, _, _, _, offsets, groups = tensors[:6]
     cut(theta.numel(), offsets, groups, num_groups)
-    arguments = [*(v.contiguous() for v in tensors), num_groups]
+    arguments = [*(v.contiguous() for v in tensors), num_groups, out]
     return implementation(theta).matching_residual(*arguments)
 
 
-def _run_vectors(*args: Any) -> Any:
+def _run_vectors(*args: Any, out: Tensor | None = None) -> Any:
     *tensors, num_groups = args
     _check_vectors(*tensors)
     theta, _, _, offsets, groups = tensors
     cut(theta.numel(), offsets, groups, num_groups)
-    arguments = [*(v.contiguous() for v in tensors), num_groups]
+    arguments = [*(v.contiguous() for v in tensors), num_groups, out]
     return implementation(theta).vector_residual(*arguments)
+
+
+def _into_shortcut(*args: Any) -> Any:
+    *inputs, out = args
+    _check_out(inputs[0], out)
+    with filling(out) as whole:
+        return _run_shortcut(*inputs, out=whole)[1:]
+
+
+def _into_vectors(*args: Any) -> Any:
+    *inputs, out = args
+    _check_out(inputs[0], out)
+    with filling(out) as whole:
+        return _run_vectors(*inputs, out=whole)[1:]
+
+
+def _check_out(theta: Tensor, out: Tensor) -> None:
+    check({name: (tensor, theta.dtype, tuple(theta.shape)) for name, tensor in (("theta", theta), ("out", out))})
 
 
 def _fake_shortcut(*args: Any) -> Any:
@@ -125,6 +157,18 @@ def _fakes(theta: Tensor, num_groups: int | None, sums: int) -> Any:
     count = torch.library.get_ctx().new_dynamic_size() if num_groups is None else num_groups
     residual = torch.empty_like(theta, memory_format=torch.contiguous_format)
     return residual, *(theta.new_empty(count) for _ in range(sums))
+
+
+def _fake_into_shortcut(*args: Any) -> Any:
+    *inputs, out = args
+    _check_out(inputs[0], out)
+    return _fake_shortcut(*inputs)[1:]
+
+
+def _fake_into_vectors(*args: Any) -> Any:
+    *inputs, out = args
+    _check_out(inputs[0], out)
+    return _fake_vectors(*inputs)[1:]
 
 
 class _ShortcutResidual(torch.autograd.Function):
@@ -217,4 +261,16 @@ _VECTOR_OP = register(
     _run_vectors,
     _fake_vectors,
     _VectorResidual.apply,
+)
+_SHORTCUT_INTO = register(
+    "matching_residual_into(Tensor theta, Tensor base, Tensor displacement, Tensor scale, Tensor offsets, "
+    "Tensor groups, Tensor beta_start, Tensor beta_target, int? num_groups, Tensor(a!) out) -> (Tensor, Tensor)",
+    _into_shortcut,
+    _fake_into_shortcut,
+)
+_VECTOR_INTO = register(
+    "vector_residual_into(Tensor theta, Tensor start, Tensor target, Tensor offsets, Tensor groups, int? num_groups, "
+    "Tensor(a!) out) -> (Tensor, Tensor, Tensor)",
+    _into_vectors,
+    _fake_into_vectors,
 )

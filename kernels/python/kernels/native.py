@@ -85,9 +85,11 @@ def choose(instruction_set: str) -> bool:
     return bool(_library().ptmst_choose(instruction_set.encode()))
 
 
-def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
+def shortcut_point(
+    base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor, out: Tensor | None = None
+) -> Tensor:
     table = cut(base.numel(), offsets)
-    theta = torch.empty_like(base)
+    theta = torch.empty_like(base) if out is None else out
     _call("shortcut_point", theta, base, displacement, scale, beta, table.offsets, len(scale))
     return theta
 
@@ -102,9 +104,10 @@ def matching_residual(
     beta_start: Tensor,
     beta_target: Tensor,
     num_groups: int | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     table = cut(base.numel(), offsets, groups, num_groups)
-    residual = torch.empty_like(theta)
+    residual = torch.empty_like(theta) if out is None else out
     squared, progress = (torch.empty(table.num_groups) for _ in range(2))
     tensors = (residual, squared, progress, theta, base, displacement, scale, beta_start, beta_target)
     _call("match_shortcut", *tensors, table.offsets, table.groups, len(scale), table.num_groups)
@@ -112,10 +115,16 @@ def matching_residual(
 
 
 def vector_residual(
-    theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor, groups: Tensor, num_groups: int | None = None
+    theta: Tensor,
+    start: Tensor,
+    target: Tensor,
+    offsets: Tensor,
+    groups: Tensor,
+    num_groups: int | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     table = cut(theta.numel(), offsets, groups, num_groups)
-    residual = torch.empty_like(theta)
+    residual = torch.empty_like(theta) if out is None else out
     squared, progress, distance = (torch.empty(table.num_groups) for _ in range(3))
     _call(
         "match_vectors", residual, squared, progress, distance, theta, start, target, table.group_offsets,

@@ -6,7 +6,8 @@ refuses function transforms, in which a kernel's tangents would silently be zero
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("ptmst", "DEF")
+_ALIGNMENT = 16
+"""Bytes."""
 
 
 def register(
@@ -104,6 +107,24 @@ def once(name: str, gradients: Sequence[Tensor | None], inputs: Sequence[Tensor 
         return list(gradients)
     present = [v for v in inputs if v is not None]
     return [None if g is None else _Once.apply(name, g, *present) for g in gradients]
+
+
+@contextmanager
+def filling(out: Tensor) -> Iterator[Tensor]:
+    """A contiguous tensor like `out`, or `out` itself where it is one, whose values `out` has after the block."""
+    # Kernels on CUDA sum in another order where a vector begins elsewhere.
+    fits = out.is_contiguous() and out.data_ptr() % _ALIGNMENT == 0
+    whole = out if fits else torch.empty_like(out, memory_format=torch.contiguous_format)
+    yield whole
+    written(out, whole)
+
+
+def written(tensor: Tensor, copy: Tensor) -> None:
+    """Tell autograd and torch.compile of the change, after copying it to a tensor that is not contiguous itself."""
+    if copy.data_ptr() != tensor.data_ptr():
+        tensor.copy_(copy)
+    elif not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
 
 
 def _tensors(args: tuple[Any, ...]) -> list[Tensor]:

@@ -26,9 +26,12 @@ LOG_FLOOR = -100.0
 """torch's binary cross-entropy, and so the published one, clamps logarithms there."""
 
 
-def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
-    """θ = base + β · scale · displacement, layer by layer (docs/method.md §2) → float32 [P]."""
-    return base + _per_parameter(beta * scale, offsets) * displacement.to(base.dtype)
+def shortcut_point(
+    base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """θ = base + β · scale · displacement, layer by layer (docs/method.md §2) → float32 [P], or into `out`."""
+    theta = base + _per_parameter(beta * scale, offsets) * displacement.to(base.dtype)
+    return theta if out is None else out.copy_(theta)
 
 
 def matching_residual(
@@ -41,24 +44,32 @@ def matching_residual(
     beta_start: Tensor,
     beta_target: Tensor,
     num_groups: int | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """θ against the shortcut's point at `beta_target` (docs/method.md §4) → residual [P], squared [G], progress [G].
 
-    residual = θ − target; squared_g = Σ residual²; progress_g = Σ residual · (θ − start), from which ∂L/∂η follows.
+    residual = θ − target, into `out` where it is given; squared_g = Σ residual²; progress_g = Σ residual · (θ − start),
+    from which ∂L/∂η follows.
     """
     start = shortcut_point(base, displacement, scale, offsets, beta_start)
     target = shortcut_point(base, displacement, scale, offsets, beta_target)
-    return vector_residual(theta, start, target, offsets, groups, num_groups)[:3]
+    return vector_residual(theta, start, target, offsets, groups, num_groups, out)[:3]
 
 
 def vector_residual(
-    theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor, groups: Tensor, num_groups: int | None = None
+    theta: Tensor,
+    start: Tensor,
+    target: Tensor,
+    offsets: Tensor,
+    groups: Tensor,
+    num_groups: int | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Like matching_residual, between plain vectors [P] → residual [P], squared, progress, distance [G].
 
     distance_g = Σ (target − start)², the squared length of the span.
     """
-    residual = theta - target
+    residual = theta - target if out is None else out.copy_(theta - target)
     sizes = _group_sizes(offsets, groups, num_groups)
 
     def dot(a: Tensor, b: Tensor) -> Tensor:

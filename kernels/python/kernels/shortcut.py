@@ -9,17 +9,23 @@ from torch import Tensor
 
 from ptmst.kernels.dispatch import implementation
 from ptmst.kernels.layout import check, cut, precision
-from ptmst.kernels.ops import below_autograd, once, register
+from ptmst.kernels.ops import below_autograd, filling, once, register
 
 
-def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
+def shortcut_point(
+    base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor, out: Tensor | None = None
+) -> Tensor:
     """θ = base + β · scale · displacement, layer by layer (docs/method.md §2).
 
     base float32 [P], displacement float16 [P], scale and beta float32 [L], offsets int64 [L+1] → float32 [P].
     All implementations return the same bits. 10 bytes of memory traffic per parameter. `offsets` may stay on the
-    host, which avoids a synchronisation with CUDA. Differentiable once, in base, scale and beta. Float64 runs in plain
-    torch. Raises ValueError for shapes or types that do not match.
+    host, which avoids a synchronisation with CUDA. Differentiable once, in base, scale and beta; with `out` [P], which
+    is then filled and returned, not at all. Float64 runs in plain torch. Raises ValueError for shapes or types that do
+    not match.
     """
+    if out is not None:
+        _INTO(base, displacement, scale, offsets, beta, out)
+        return out
     theta: Tensor = _OP(base, displacement, scale, offsets, beta)
     return theta
 
@@ -44,6 +50,19 @@ def _run(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, bet
     tensors = (v.contiguous() for v in (base, displacement, scale, offsets, beta))
     theta: Tensor = implementation(base).shortcut_point(*tensors)
     return theta
+
+
+def _check_into(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor, out: Tensor) -> None:
+    _checked(base, displacement, scale, offsets, beta)
+    check({"base": (base, base.dtype, tuple(base.shape)), "out": (out, base.dtype, tuple(base.shape))})
+
+
+def _run_into(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor, out: Tensor) -> None:
+    _check_into(base, displacement, scale, offsets, beta, out)
+    cut(base.numel(), offsets)
+    with filling(out) as whole:
+        tensors = (v.contiguous() for v in (base, displacement, scale, offsets, beta, whole))
+        implementation(base).shortcut_point(*tensors)
 
 
 class _Point(torch.autograd.Function):
@@ -84,4 +103,10 @@ _OP = register(
     _run,
     _checked,
     _Point.apply,
+)
+_INTO = register(
+    "shortcut_point_into(Tensor base, Tensor displacement, Tensor scale, Tensor offsets, Tensor beta, Tensor(a!) out) "
+    "-> ()",
+    _run_into,
+    _check_into,
 )

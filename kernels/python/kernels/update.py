@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ptmst.kernels.dispatch import implementation
 from ptmst.kernels.layout import check, cut
-from ptmst.kernels.ops import register
+from ptmst.kernels.ops import register, written
 
 
 def flat_sgd_(theta: Tensor, grad: Tensor, lr: Tensor, offsets: Tensor, groups: Tensor) -> Tensor:
@@ -61,26 +61,18 @@ def _run_flat(theta: Tensor, grad: Tensor, lr: Tensor, offsets: Tensor, groups: 
     whole = theta.contiguous()
     others = (v.contiguous() for v in (grad, lr, offsets, groups))
     implementation(theta).flat_sgd_(whole, *others)
-    _written(theta, whole)
+    written(theta, whole)
 
 
 def _run_leaf(
     param: Tensor, grad: Tensor, momentum_buffer: Tensor, ema: Tensor, lr: float, momentum: float, decay: float
 ) -> None:
     _check_leaf(param, grad, momentum_buffer, ema, lr, momentum, decay)
-    written = param, momentum_buffer, ema
-    whole, buffer, average = (v.contiguous() for v in written)
+    changed = param, momentum_buffer, ema
+    whole, buffer, average = (v.contiguous() for v in changed)
     implementation(param).sgd_ema_(whole, grad.contiguous(), buffer, average, lr, momentum, decay)
-    for tensor, copy in zip(written, (whole, buffer, average), strict=True):
-        _written(tensor, copy)
-
-
-def _written(tensor: Tensor, copy: Tensor) -> None:
-    """Tell autograd and torch.compile of the change, after copying it to a tensor that is not contiguous itself."""
-    if copy.data_ptr() != tensor.data_ptr():
-        tensor.copy_(copy)
-    elif not tensor.is_inference():
-        torch.autograd.graph.increment_version(tensor)
+    for tensor, copy in zip(changed, (whole, buffer, average), strict=True):
+        written(tensor, copy)
 
 
 _FLAT_SGD = register(

@@ -193,9 +193,11 @@ def matching_residual(
     beta_start: Tensor,
     beta_target: Tensor,
     num_groups: int | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = cut(theta.numel(), offsets, groups, num_groups)
-    table, residual, sums = tables(layout, theta.device), torch.empty_like(theta), _sums(layout, theta, 2)
+    table, sums = tables(layout, theta.device), _sums(layout, theta, 2)
+    residual = torch.empty_like(theta) if out is None else out
     launch(
         shortcut_residual_kernel,
         p_residual=residual,
@@ -218,10 +220,17 @@ def matching_residual(
 
 
 def vector_residual(
-    theta: Tensor, start: Tensor, target: Tensor, offsets: Tensor, groups: Tensor, num_groups: int | None = None
+    theta: Tensor,
+    start: Tensor,
+    target: Tensor,
+    offsets: Tensor,
+    groups: Tensor,
+    num_groups: int | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layout = cut(theta.numel(), offsets, groups, num_groups)
-    table, residual, sums = tables(layout, theta.device), torch.empty_like(theta), _sums(layout, theta, 3)
+    table, sums = tables(layout, theta.device), _sums(layout, theta, 3)
+    residual = torch.empty_like(theta) if out is None else out
     launch(
         vector_residual_kernel,
         p_residual=residual,

@@ -37,8 +37,10 @@ def point_kernel(
             tl.store(p_theta + begin + o, b_base + b_factor * b_moved, mask=m)
 
 
-def shortcut_point(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor) -> Tensor:
-    theta = torch.empty_like(base)
+def shortcut_point(
+    base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor, out: Tensor | None = None
+) -> Tensor:
+    theta = torch.empty_like(base) if out is None else out
     table = tables(cut(base.numel(), offsets), base.device)
     launch(
         point_kernel,
