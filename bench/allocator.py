@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from bench import result
-from bench.cases import INTO, KEPT, PLAIN_PROCESS, Flat
+from bench.cases import INTO, KEPT, OURS_KERNEL, PLAIN_PROCESS, Flat
 from bench.command import bare_parser
 
 PARAMETERS = 40_000_000
@@ -35,14 +35,14 @@ def measure(kept: bool) -> list[dict[str, Any]]:
     import torch
 
     from bench.measure import copy_bandwidth
-    from bench.providers import OURS_KERNEL, flat_call, vectors
+    from bench.providers import flat_call, vectors
     from ptmst import LayerTable, TrajectoryMatchingLoss
 
     cpu, rows = torch.device("cpu"), []
     for kernel in KERNELS:
         case = Flat(kernel, PARAMETERS)
         v = vectors(case, cpu)
-        call = flat_call(case, OURS_KERNEL, v)
+        call: Callable[..., object] = flat_call(case, OURS_KERNEL, v)
         ways: dict[str, Callable[[], object]] = {KEPT if kept else PLAIN_PROCESS: call}
         if not kept:
             ways[INTO] = partial(call, out=torch.empty(PARAMETERS))
