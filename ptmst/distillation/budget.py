@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,9 @@ from ptmst.engine.compilation import compiles
 from ptmst.engine.derivatives import Batch, derivatives, why_not_differentiable
 from ptmst.errors import InputError
 from ptmst.students.student import Student
+from ptmst.support import devices
 from ptmst.support.devices import arithmetic
+from ptmst.support.live import LiveTensors
 from ptmst.trajectories.store import TrajectoryStore
 
 _LOG = logging.getLogger(__name__)
@@ -81,9 +83,9 @@ def ways(config: DistillConfig, parameters: int, frozen: bool, memory_of: Mappin
 def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> DistillConfig:
     """`config` with `keep` and `chunk` chosen where they are `auto`.
 
-    On CUDA by the fastest way that fits into a share of the device's memory, measured with a few images there and told
-    in a line: a function of the device, the student and the settings, not of what else runs. On a CPU, where memory is
-    the user's other programs' too, it is the path and whole batches. Where a tower has no forward mode it is primals.
+    By the fastest way that fits into a share of the device's memory, or the machine's, measured with a few images and
+    told in a line: a function of the device, the student and the settings, not of what else runs. Where a tower has no
+    forward mode it is primals.
 
     Raises InputError for a tower that cannot be differentiated in any way that is left open.
     """
@@ -92,23 +94,27 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
     keeps: tuple[Keep, ...] = either if config.keep == "auto" else (config.keep,)
     derivable = _derivable(keeps, config, store, student)
     first, device = next(derivable), student.device
-    if device.type != "cuda" or "auto" not in (config.keep, config.chunk):
+    if "auto" not in (config.keep, config.chunk):
         return replace(config, keep=first, chunk=None if config.chunk == "auto" else config.chunk)
     memory_of = {keep: _measured(keep, config, store, student) for keep in (first, *derivable)}
     if compiles(config.compile, device):
         memory_of |= {keep: replace(m, most=_COMPILED * m.most) for keep, m in memory_of.items() if keep != "primals"}
-    total = torch.cuda.get_device_properties(device).total_memory
+    total = devices.total_bytes(device)
     candidates = list(ways(config, student.layers.num_params, student.frozen is not None, memory_of))
     chosen = next((way for way in candidates if way.need <= _SHARE * total), candidates[-1])
     _LOG.info(
-        "distill: keep %s, chunk %s; the inner steps need about %.1f GiB of the device's %.1f "
-        "(--keep and --chunk set others)",
+        "distill: keep %s, chunk %s; the inner steps need about %s of the %s's %s (--keep and --chunk set others)",
         chosen.keep,
         chosen.chunk or "none",
-        chosen.need / _GIB,
-        total / _GIB,
+        _size(chosen.need),
+        "machine" if device.type == "cpu" else "device",
+        _size(total),
     )
     return replace(config, keep=chosen.keep, chunk=chosen.chunk)
+
+
+def _size(count: float) -> str:
+    return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{1024 * count / _GIB:.0f} MiB"
 
 
 def _derivable(
@@ -140,6 +146,10 @@ def _measured(keep: Keep, config: DistillConfig, store: TrajectoryStore, student
     if config.precision == "bf16":
         student = student.in_bf16()
     bytes_of: dict[int, tuple[int, int]] = {}
+    if student.device.type == "cpu":
+        for images in _FEW:
+            bytes_of[images] = _counted(keep, config.adjoint > 0, student, *_few(images, store, student))
+        return Memory.line(_FEW, *zip(*bytes_of.values(), strict=True))
     with arithmetic(config.precision):
         # The first one also takes what libraries keep for good. Then the most of some: what was held before may be
         # freed late, by another thread, and counts against the next.
@@ -151,10 +161,15 @@ def _measured(keep: Keep, config: DistillConfig, store: TrajectoryStore, student
     return Memory.line(_FEW, kept_bytes, most_bytes)
 
 
+def _counted(keep: Keep, in_theta: bool, student: Student, images: Tensor, texts: Tensor) -> tuple[int, int]:
+    """As `_bytes`, on a CPU, where the tensors are counted: the system would tell of its allocator's habits as well."""
+    with LiveTensors() as live:
+        return _step(keep, in_theta, student, images, texts, lambda: live.now), live.most
+
+
 def _bytes(keep: Keep, in_theta: bool, student: Student, images: Tensor, texts: Tensor) -> tuple[int, int]:
     """On CUDA: what is kept of an inner step on these images, and the most that it and its gradient take, eager."""
     gc.collect()  # what is only about to be freed would be counted
-    theta, eye = student.flatten(), torch.eye(len(images), device=images.device)
     torch.cuda.reset_peak_memory_stats(images.device)
 
     def requested(which: str) -> int:
@@ -162,16 +177,23 @@ def _bytes(keep: Keep, in_theta: bool, student: Student, images: Tensor, texts: 
         return int(torch.cuda.memory_stats(images.device)[f"requested_bytes.all.{which}"])
 
     before = requested("current")
+    kept_bytes = _step(keep, in_theta, student, images, texts, lambda: requested("current") - before)
+    return kept_bytes, requested("peak") - before
+
+
+def _step(keep: Keep, in_theta: bool, student: Student, images: Tensor, texts: Tensor, held: Callable[[], int]) -> int:
+    """Take an inner step on these images and then its gradient; what was `held` between the two."""
     if student.frozen is not None:
         leaf = images.requires_grad_()
         out = student.features(leaf)
-        kept_bytes = requested("current") - before
+        kept_bytes = held()
         torch.autograd.grad(out.sum(), leaf)
-    else:
-        implementation = derivatives(student, "wbce", 1.0, in_theta=in_theta, keep=keep, chunk=None, compiler=None)
-        lr = torch.ones(student.layers.num_groups, device=images.device)
-        with torch.no_grad():
-            step = implementation.step(theta, lr, lambda: Batch(images, texts, eye))
-            kept_bytes = requested("current") - before
-            step.along(torch.ones_like(theta))
-    return kept_bytes, requested("peak") - before
+        return kept_bytes
+    theta, eye = student.flatten(), torch.eye(len(images), device=images.device)
+    implementation = derivatives(student, "wbce", 1.0, in_theta=in_theta, keep=keep, chunk=None, compiler=None)
+    lr = torch.ones(student.layers.num_groups, device=images.device)
+    with torch.no_grad():
+        step = implementation.step(theta, lr, lambda: Batch(images, texts, eye))
+        kept_bytes = held()
+        step.along(torch.ones_like(theta))
+    return kept_bytes

@@ -14,6 +14,7 @@ from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.scorer import RetrievalScorer
 from ptmst.evaluation.students import train_students
 from ptmst.students.student import Student
+from ptmst.support import devices
 from ptmst.synthetic.distilled_set import DistilledSet
 
 _LOG = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def students_at_once(
     student = distilled.student((config.seed, "student", 0)).to(device)
     for split in splits:
         split.hold(student)
-    total = torch.cuda.get_device_properties(device).total_memory
+    total = devices.total_bytes(device)
     room = int(_SHARE * total) - torch.cuda.memory_allocated(device)
     one = _stack_bytes(1, student, distilled, config)
     two = _stack_bytes(2, student, distilled, config) if 2 * one <= room else 2 * one

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from ptmst.distillation.distill import distill
 from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import InputError
 from ptmst.students.student import Student
+from ptmst.support import devices
 from ptmst.support.files import read_json
 from ptmst.trajectories.store import TrajectoryStore
 from tiny import DISTILL, tiny_store
@@ -72,12 +72,58 @@ def test_a_chunk_that_is_set_stays(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", ["auto", "path", "nothing", "primals"])
-@pytest.mark.parametrize("chunk", ["auto", None])
-def test_on_a_cpu_it_is_the_path_and_whole_batches(store: TrajectoryStore, keep: KeepOrAuto, chunk: Chunk) -> None:
-    student = store.student((0,))
-    found = settled(replace(OPEN, keep=keep, chunk=chunk), store, student)
-    assert found == replace(OPEN, keep="path" if keep == "auto" else keep, chunk=None)
+@pytest.mark.parametrize("keep", ["path", "nothing", "primals"])
+def test_what_is_set_stays(store: TrajectoryStore, keep: KeepOrAuto) -> None:
+    config = replace(OPEN, keep=keep, chunk=None)
+    assert settled(config, store, store.student((0,))) == config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keep", "room", "expected"),
+    [
+        ("auto", 1e9, ("primals", None)),
+        ("auto", 0.99, ("path", None)),
+        ("auto", 1e-3, ("path", 1)),
+        ("nothing", 1e9, ("nothing", None)),
+        ("nothing", 1e-3, ("nothing", 1)),
+    ],
+)
+def test_on_a_cpu_it_is_what_fits(
+    store: TrajectoryStore,
+    keep: KeepOrAuto,
+    room: float,
+    expected: tuple[Keep, int | None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`room` is in what the primals need, of which the machine's share is 45 %."""
+    student, config = store.student((0,)), replace(OPEN, keep=keep, batch_size=12, inner_steps=30)
+    memory = budget._measured("primals", config, store, student)
+    [primals, *_] = ways(replace(config, keep="auto"), student.layers.num_params, False, {"primals": memory})
+    monkeypatch.setattr(devices, "total_bytes", lambda _: int(room * primals.need / 0.45))
+    with caplog.at_level(logging.INFO, "ptmst"):
+        found = settled(config, store, student)
+    assert (found.keep, found.chunk) == expected
+    [told] = caplog.messages
+    assert told.startswith(f"distill: keep {expected[0]}, chunk {expected[1] or 'none'}; ") and "the machine's" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["path", "primals"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_memory_on_a_cpu_is_that_of_a_whole_step(
+    tmp_path_factory: pytest.TempPathFactory, keep: Keep, frozen: bool
+) -> None:
+    """What the line through two and four images says of twelve, beside twelve."""
+    small = tiny_store(tmp_path_factory, frozen)
+    student = small.student((0,))
+    line = budget._measured(keep, OPEN, small, student)
+    kept, most = budget._counted(keep, False, student, *budget._few(12, small, student))
+    assert line.fixed + 12 * line.most == pytest.approx(most, rel=0.02)
+    if keep == "primals":
+        kept_of_two, _ = budget._counted(keep, False, student, *budget._few(2, small, student))
+        assert kept - kept_of_two == pytest.approx(10 * line.kept, rel=0.02)
 
 
 @pytest.fixture
@@ -96,8 +142,7 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, set[Keep]], Non
         monkeypatch.setattr(budget, "_few", lambda *_: ())
         monkeypatch.setattr(budget, "_measured", measure)
         monkeypatch.setattr(Student, "device", torch.device("cuda"))
-        total = SimpleNamespace(total_memory=int(gigabytes * 1e9))
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: total)
+        monkeypatch.setattr(devices, "total_bytes", lambda _: int(gigabytes * 1e9))
 
     return put
 
@@ -205,7 +250,7 @@ def test_what_was_settled_is_recorded_and_stays_on_resuming(
         "keep": "primals",
         "chunk": None,
     }
-    monkeypatch.setattr(distillation, "settled", original_settled)  # on a CPU, the path where it is left open
+    monkeypatch.setattr(distillation, "settled", original_settled)
     found = distill(replace(config, out=tmp_path / "out"), store, resume=True)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.images, other.images)
