@@ -1,4 +1,4 @@
-"""The commands that run the whole flow: demo, ablate."""
+"""The commands of the whole flow: demo, ablate, estimate."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from ptmst.cli.flags import CONTINUES, Command, typed
-from ptmst.config import RUN, AblateConfig, DataConfig
+from ptmst.config import COMPUTE, RUN, AblateConfig, DataConfig, Device
 from ptmst.support.progress import result, table
 
 
@@ -68,3 +68,33 @@ class Ablate(Command):
         for suffix in (".csv", ".json", ".md", ".tex"):
             write_table(self.settings.out / f"recalls{suffix}", rows, about)
         result(f"{self.settings.out}: recalls.csv, .json, .md and .tex, and every run in ablation.json")
+
+
+@dataclass(frozen=True)
+class Estimate(Command):
+    """Tell the seconds, memory and disk that an experiment will take here, from a few measured steps."""
+
+    examples: ClassVar = ("ptmst estimate demo", "ptmst estimate flickr30k-500 --root data/flickr30k --device cuda")
+
+    preset: Annotated[Positional[str], arg(metavar="NAME[,NAME]")]
+    """EXPERIMENT[,METHOD], such as coco-200,lors; `ptmst presets` lists them."""
+    config: Annotated[Path | None, arg(metavar="FILE")] = field(default=None, metadata=RUN)
+    """TOML file with a table for each command, which overrides the preset."""
+    root: Path | None = None
+    """Folder of the data; none = that of the preset, or data/NAME."""
+    device: Device = field(default="auto", metadata=COMPUTE)
+    """Device to measure on; auto = CUDA if there is one."""
+
+    def run(self) -> None:
+        from rich.table import Table
+
+        from ptmst.presets import experiment
+        from ptmst.studies.estimate import estimate, on, shown
+
+        settings = on(experiment(self.preset, self.config), self.root, self.device)
+        rows, stages = Table("command", "time", "memory", "disk", "of"), []
+        for stage in estimate(settings):
+            stages.append(stage)
+            rows.add_row(stage.name, *shown(stage), stage.what)
+        table(rows)
+        result(f"{self.preset}: measured on a few steps, eager; if nothing is cached and nothing else runs")

@@ -113,6 +113,15 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
     return replace(config, keep=chosen.keep, chunk=chosen.chunk)
 
 
+def needed(config: DistillConfig, store: TrajectoryStore, student: Student) -> float:
+    """Bytes that the inner steps of a settled configuration need, eager."""
+    keep, chunk = config.keep, config.chunk
+    assert keep != "auto" and chunk != "auto"
+    memory_of = {keep: _measured(keep, config, store, student)}
+    [way, *_] = ways(config, student.layers.num_params, student.frozen is not None, memory_of)
+    return way.need
+
+
 def _size(count: float) -> str:
     return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{1024 * count / _GIB:.0f} MiB"
 

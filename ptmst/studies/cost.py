@@ -1,4 +1,5 @@
-"""What experts, outer steps and students take on this machine: measured on a few, in CPU seconds of this process."""
+"""What experts, outer steps and students take on this machine: measured on a few, in CPU seconds of this process
+unless another clock is given."""
 
 from __future__ import annotations
 
@@ -22,12 +23,12 @@ from ptmst.students.student import Student
 from ptmst.students.text_towers import text_tower
 from ptmst.support import devices
 from ptmst.support.seeds import generator
-from ptmst.teachers.training import train_on_pairs
+from ptmst.teachers.training import trial
 from ptmst.trajectories.recorder import Recorder
 from ptmst.trajectories.store import TrajectoryStore
 
-_BATCHES = 2
-"""That an epoch is measured with."""
+Clock = Callable[[], float]
+"""Tells seconds."""
 _LR = 1e-4
 """Student learning rate that no student diverges at."""
 _NO_RATES = LeafRates(images=0.0, texts=0.0, lr=0.0, similarity=0.0)
@@ -69,16 +70,16 @@ def total(numbers: Iterable[Between]) -> Between:
     return sum(numbers, Between(0, 0))
 
 
-def teaching(config: TeachConfig) -> float:
-    """CPU seconds of the experts of one store, from a few batches. `config.data` must have an image size."""
+def teaching(config: TeachConfig, clock: Clock = time.process_time) -> float:
+    """Seconds of the experts of one store, one by one, from a few batches. `config.data` must have an image size."""
     pairs, tower = load_split(config.data, "train"), text_tower(config.encoder)
     student = Recipe.of(config.data, config.encoder, pairs, tower, config).student((0,))
-    experts = config.experts * config.epochs * len(pairs) * _per_pair(student, pairs, tower.width, config)
+    experts = config.experts * config.epochs * len(pairs) * _per_pair(student, pairs, tower.width, config, clock)
     if config.encoder.warmup_epochs:
         trained = replace(config, encoder=replace(config.encoder, freeze_tower=False))
         whole = Recipe.of(config.data, trained.encoder, pairs, tower, trained).student((0,))
         seen = config.encoder.warmup_epochs * len(load_split(config.data, "warmup").image_names)
-        experts += seen * _per_pair(whole, pairs, tower.width, trained)
+        experts += seen * _per_pair(whole, pairs, tower.width, trained, clock)
     return experts
 
 
@@ -93,50 +94,64 @@ def store_of_noise(config: TeachConfig, folder: Path) -> TrajectoryStore:
     for _ in range(config.epochs + 1):
         recorder.record(theta)
         theta = theta + 0.01 * torch.randn(theta.shape, generator=noise)
-    store.add(0, recorder.expert(), {"losses": []})
+    store.add(0, recorder.expert(), {"losses": []}, None if config.keep_start else (0,))
     return store
 
 
-def distilling(config: DistillConfig, store: TrajectoryStore) -> float:
-    """CPU seconds of a distillation, from a few eager outer steps of every phase."""
+def distilling(config: DistillConfig, store: TrajectoryStore, clock: Clock = time.process_time) -> float:
+    """Seconds of a distillation, from a few eager outer steps of every phase."""
     # The same work, but nothing moves: settings that diverge can be measured too.
     config = replace(config, compile="off", rates=_NO_RATES)
     student = store.student((config.seed, "student")).to(devices.pick(config.device))
     config = settled(config, store, student)
     step = OuterStep.of(student, config)
-    return _extrapolated(lambda steps: distill_with(step, replace(config, steps=steps), store), config.steps)
+    return _extrapolated(lambda steps: distill_with(step, replace(config, steps=steps), store), config.steps, clock)
 
 
-def students(num_pairs: int, config: EvaluateConfig, store: TrajectoryStore) -> float:
-    """CPU seconds of `config.students` students, trained one by one on `num_pairs` pairs and scored on the split."""
+def distilling_by_parts(config: DistillConfig, store: TrajectoryStore, clock: Clock) -> float:
+    """As `distilling`, from shorter outer steps: of one and two inner steps, on batches of two and four images."""
+
+    def of_a_step(inner: int, batch: int) -> float:
+        short = replace(config, inner_steps=inner, batch_size=batch, chunk=None, steps=2)
+        # What comes before the first step is in both.
+        return distilling(short, store, clock) - distilling(replace(short, steps=1), store, clock)
+
+    least, larger, longer = of_a_step(1, 2), of_a_step(1, 4), of_a_step(2, 2)
+    an_image, an_inner_step = max(0.0, larger - least) / 2, max(0.0, longer - least)
+    inner = an_inner_step + an_image * (config.batch_size - 2)
+    # Of all phases.
+    return config.steps * (max(0.0, least - an_inner_step) + config.inner_steps * inner)
+
+
+def students(num_pairs: int, config: EvaluateConfig, store: TrajectoryStore, clock: Clock = time.process_time) -> float:
+    """Seconds of `config.students` students, trained one by one on `num_pairs` pairs and scored on the split."""
     pairs = random_pairs(store, num_pairs, _LR, 0)
     one = replace(config, students=1)
     evaluate(pairs, replace(one, epochs=0))  # what is kept of the split from now on
-    return config.students * _extrapolated(lambda epochs: evaluate(pairs, replace(one, epochs=epochs - 1)), one.epochs)
+    return config.students * _extrapolated(
+        lambda epochs: evaluate(pairs, replace(one, epochs=epochs - 1)), one.epochs, clock
+    )
 
 
-def _per_pair(student: Student, pairs: Pairs, text_width: int, config: TeachConfig) -> float:
-    """CPU seconds of an expert's training, for each pair of an epoch."""
-    few = min(len(pairs), _BATCHES * config.batch_size)
-    some = replace(pairs, captions=pairs.captions[:few], image_of_text=pairs.image_of_text[:few])
+def _per_pair(student: Student, pairs: Pairs, text_width: int, config: TeachConfig, clock: Clock) -> float:
+    """Seconds of an expert's training, for each pair of an epoch."""
     student, features = student.to(device := devices.pick(config.device)), None
     if student.frozen is not None and not config.augment:
         seen = student.features(torch.zeros(1, 3, pairs.image_size, pairs.image_size, device=device))
         features = seen.detach().cpu().expand(len(pairs.image_names), -1)
-    texts = torch.randn(few, text_width, generator=generator("cost")).to(device)
-    epochs = train_on_pairs(student, some, texts, replace(config, epochs=2), 0, features)
-    next(epochs), next(epochs)  # images are decoded in the first epoch
-    return _seconds(lambda: next(epochs)) / few
+    texts = torch.randn(len(pairs), text_width, generator=generator("cost")).to(device)
+    with devices.threads(config.threads, device):
+        return trial(student, pairs, texts, config, features, clock).seconds / min(len(pairs), config.batch_size)
 
 
-def _extrapolated(work: Callable[[int], object], steps: int) -> float:
-    """CPU seconds of `work(steps)`, from that of one step and of three."""
+def _extrapolated(work: Callable[[int], object], steps: int, clock: Clock) -> float:
+    """Seconds of `work(steps)`, from that of one step and of three."""
     work(1)
-    one, three = (_seconds(partial(work, count)) for count in (1, 3))
+    one, three = (_seconds(partial(work, count), clock) for count in (1, 3))
     return one + max(0.0, three - one) / 2 * (steps - 1)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.process_time()
+def _seconds(work: Callable[[], object], clock: Clock) -> float:
+    began = clock()
     work()
-    return time.process_time() - began
+    return clock() - began

@@ -6,6 +6,7 @@ trained at a time, and in which order, changes no bit.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,13 +20,13 @@ from ptmst.data.pixels import decoded_once
 from ptmst.students.student import Student
 from ptmst.students.text_towers import TextTower, embed_captions, text_tower
 from ptmst.support import devices, parallel, progress
-from ptmst.teachers.training import epoch_batches, seen_features, train_on_pairs, trial
+from ptmst.teachers.training import Trial, epoch_batches, seen_features, train_on_pairs, trial
 from ptmst.trajectories.recorder import Recorder
 from ptmst.trajectories.store import TrajectoryStore, Written
 
 _PAYS_S = 20.0
 """Seconds of work that are left, beyond which it pays to start processes: each takes some until it begins."""
-_PROCESS_BYTES = 1 << 30
+PROCESS_BYTES = 1 << 30
 """Of a process that has loaded torch and has begun."""
 _OF_FREE = 0.8
 """Memory that workers may take."""
@@ -54,6 +55,12 @@ class Lesson:
             pairs = decoded_once(pairs)
         return cls(pairs, texts, features)
 
+    def trial(self, store: TrajectoryStore, config: TeachConfig, device: torch.device) -> Trial:
+        """What an expert takes, by a few batches."""
+        with devices.threads(config.threads, device):
+            student = store.student((config.seed, "trial")).to(device)
+            return trial(student, self.pairs, self.texts, config, self.features)
+
 
 def train_experts(
     numbers: Sequence[int],
@@ -71,7 +78,7 @@ def train_experts(
             bar.note("augmented: images are decoded, and seen differently, in every epoch; no features are kept")
         elif lesson.features is None and not lesson.pairs.fits_in_memory:
             bar.note("the decoded images are more than half of the free memory: decoding them again in every epoch")
-        workers = _workers(numbers, store, config, lesson, device)
+        workers = _workers(len(numbers), store, config, lesson, device)
         if workers > 1:
             bar.note(f"{workers} experts at a time, a process each")
             trained = _side_by_side(numbers, workers, store.recipe.places, config, bar)
@@ -106,20 +113,21 @@ def _name(number: int, config: TeachConfig) -> str:
     return f"expert {number + 1}/{config.experts}"
 
 
-def _workers(
-    numbers: Sequence[int], store: TrajectoryStore, config: TeachConfig, lesson: Lesson, device: torch.device
-) -> int:
-    """How many processes train the experts of these numbers; 1 is this one alone."""
-    if config.workers is not None or device.type == "cuda" or len(numbers) == 1:
-        return min(config.workers or 1, len(numbers))
-    student = store.student((config.seed, "trial")).to(device)
-    with devices.threads(config.threads, device):
-        tried = trial(student, lesson.pairs, lesson.texts, config, lesson.features)
-    batches = len(numbers) * config.epochs * len(epoch_batches(torch.arange(len(lesson.pairs)), config))
+def _workers(experts: int, store: TrajectoryStore, config: TeachConfig, lesson: Lesson, device: torch.device) -> int:
+    # A process that works for another leaves it to that one how many there are.
+    alone = device.type == "cuda" or experts == 1 or multiprocessing.parent_process() is not None
+    if config.workers is not None or alone:
+        return min(config.workers or 1, experts)
+    return at_once(experts, lesson.trial(store, config, device), len(lesson.pairs), config, device)
+
+
+def at_once(experts: int, tried: Trial, pairs: int, config: TeachConfig, device: torch.device) -> int:
+    """How many processes train so many experts on a CPU, by what a trial took; 1 is this one alone."""
+    batches = experts * config.epochs * len(epoch_batches(torch.arange(pairs), config))
     if batches * tried.seconds < _PAYS_S:
         return 1
-    room = int(_OF_FREE * devices.free_bytes(device)) // (tried.bytes + _PROCESS_BYTES)
-    return max(1, min(len(numbers), devices.cores() // config.threads, room))
+    room = int(_OF_FREE * devices.free_bytes(device)) // (tried.bytes + PROCESS_BYTES)
+    return max(1, min(experts, devices.cores() // config.threads, room))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -105,7 +105,14 @@ class Trial:
     """Memory beside what was there before; 0 where the system does not tell."""
 
 
-def trial(student: Student, pairs: Pairs, texts: Tensor, config: TeachConfig, features: Tensor | None) -> Trial:
+def trial(
+    student: Student,
+    pairs: Pairs,
+    texts: Tensor,
+    config: TeachConfig,
+    features: Tensor | None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Trial:
     """Train for a few batches, of which nothing stays, to see what they take."""
     few = min(len(pairs), _TRIED * config.batch_size)
     some = replace(pairs, captions=pairs.captions[:few], image_of_text=pairs.image_of_text[:few])
@@ -116,8 +123,8 @@ def trial(student: Student, pairs: Pairs, texts: Tensor, config: TeachConfig, fe
     with peak_memory() as peak:
         for _ in islice(epochs, 2):  # the start, and an epoch in which images are decoded
             pass
-        began = time.perf_counter()
+        began = clock()
         next(epochs)
-        seconds = time.perf_counter() - began
+        seconds = clock() - began
     taken = max(0, peak[0] - before[0]) if peak and before else 0
     return Trial(seconds / len(epoch_batches(torch.arange(few), config)), taken)

@@ -6,12 +6,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from ptmst import TrajectoryStore, schema
-from ptmst.config import AblateConfig, EvaluateConfig, Experiment, LeafRates, TeachConfig, WriteDataConfig
+from ptmst.config import (
+    AblateConfig,
+    DistillConfig,
+    EvaluateConfig,
+    Experiment,
+    LeafRates,
+    TeachConfig,
+    WriteDataConfig,
+)
 from ptmst.data import write_data
 from ptmst.students.image_towers import prepared
 from ptmst.studies import ablation, cost
@@ -34,7 +42,7 @@ def test_numbers_that_are_not_known_exactly_add_and_multiply_end_by_end() -> Non
     assert f"{Between(1, 2):.0f} and {Between.exactly(3):.0f}" == "1 to 2 and 3"
 
 
-def test_seconds_of_many_steps_come_from_one_and_three(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_of_many_steps_come_from_one_and_three() -> None:
     seconds, done = 0.0, list[int]()
 
     def work(steps: int) -> None:
@@ -42,9 +50,21 @@ def test_seconds_of_many_steps_come_from_one_and_three(monkeypatch: pytest.Monke
         seconds += (100.0 if not done else 5.0) + 2 * steps  # the first time takes longest
         done.append(steps)
 
-    monkeypatch.setattr(time, "process_time", lambda: seconds)
-    assert cost._extrapolated(work, 50) == pytest.approx(5 + 2 * 50)
+    assert cost._extrapolated(work, 50, lambda: seconds) == pytest.approx(5 + 2 * 50)
     assert sum(done) <= 5
+
+
+def test_a_long_step_is_put_together_from_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3 s, and for each of 8 inner steps 0.5 s and 0.25 s for each of 40 images; two phases, and 7 s before them."""
+
+    def distilling(config: DistillConfig, *_: Any) -> float:
+        of_a_step = 3 + config.inner_steps * (0.5 + 0.25 * config.batch_size)
+        return 7 + 2 * config.steps * of_a_step
+
+    monkeypatch.setattr(cost, "distilling", distilling)
+    config, store = replace(DISTILL, steps=100, inner_steps=8, batch_size=40, chunk=10), cast(TrajectoryStore, None)
+    expected = 2 * 100 * (3 + 8 * (0.5 + 0.25 * 40))
+    assert cost.distilling_by_parts(config, store, time.perf_counter) == pytest.approx(expected)
 
 
 @pytest.fixture

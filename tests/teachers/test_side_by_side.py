@@ -136,7 +136,7 @@ def test_as_many_at_a_time_as_pay(
     monkeypatch.setattr(devices, "cores", lambda: 4)
     store, lesson = lesson_of(config)
     config = replace(config, **changed)
-    assert side_by_side._workers(range(missing), store, config, lesson, torch.device(device)) == expected
+    assert side_by_side._workers(missing, store, config, lesson, torch.device(device)) == expected
 
 
 def lesson_of(config: TeachConfig) -> tuple[TrajectoryStore, Lesson]:
