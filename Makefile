@@ -1,6 +1,7 @@
 # Two commands: `make demo` runs the main job, `make test` the checks and tests. Both make .venv first.
 # `make quick` runs lint, types and the quick tests; `make slow` what does not fit into `make test`.
 # `make test-oldest` runs the tests on the oldest versions that pyproject.toml allows, in .venv-oldest.
+# `make bench-quick` measures what users wait for, and names what became slower than the committed file.
 # `make bundle PYTHON=3.12` makes the wheels that a machine without a network lacks, for its Python.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 AT_ONCE := --numprocesses 2 --dist worksteal
 BUILD_INPUTS := pyproject.toml $(wildcard constraints*.txt) CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: demo test quick slow test-oldest check bundle clean
+.PHONY: demo test quick slow test-oldest check bench-quick bundle clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ptmst demo $(ARGS)
@@ -34,6 +35,11 @@ check: $(VENV)/.installed-dev
 	rm -rf build/types && mkdir -p build/types/ptmst
 	ln -s $(CURDIR)/ptmst/* build/types/ptmst/ && ln -s $(CURDIR)/kernels/python/kernels build/types/ptmst/kernels
 	$(BIN)/mypy build/types/ptmst tests bench
+
+bench-quick: $(VENV)/.installed-dev
+	mkdir -p build
+	$(BIN)/python -m bench.waits --json build/waits.json
+	$(BIN)/python -m bench.slower bench/results/waits-cpu.json build/waits.json
 
 PLATFORMS := $(foreach glibc,2_28 2_27 2_17,manylinux_$(glibc)_x86_64) manylinux2014_x86_64
 bundle:
