@@ -37,7 +37,8 @@ def train_students(
     """Train K students from θ [K, P] on the phases in order; yields (epoch, θ [K, P]) after every epoch of all phases.
 
     `student` has the functions that all share; each draws batches of its own. An epoch is ceil(N/batch) batches, each
-    the first pairs of a fresh permutation. Raises Diverged for a non-finite θ.
+    the first pairs of a fresh permutation. θ is updated in place: copy what is to be kept. Raises Diverged for a
+    non-finite θ.
     """
     layers, device = student.layers, thetas.device
     schedule = _per_phase_rates if config.protocol == "per-phase" else _reference_rates
@@ -46,20 +47,23 @@ def train_students(
     gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
     phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
     features = [_features(student, pairs.images) for pairs in phases]
-    momentum = torch.zeros_like(thetas)
+    # Vectors of all students are large: none is made anew at a step.
+    thetas, momentum, scratch = thetas.clone(), torch.zeros_like(thetas), torch.empty_like(thetas)
     for epoch, (phase, rates, restart) in enumerate(schedule(distilled, config)):
         pairs, images = phases[phase], features[phase]
         rate = layers.expand(rates.to(device))
-        momentum = torch.zeros_like(thetas) if restart else momentum
+        if restart:
+            momentum.zero_()
         generators = [generator(*seed_key, "epoch", epoch) for seed_key in seed_keys]
         batches = [_epoch_batches(len(pairs), config.batch_size, rng) for rng in generators]
         # At once, since a copy waits for the device.
         for index in torch.stack(batches, dim=1).to(device):
             similarity = torch.stack([pairs.similarity.batch(chosen) for chosen in index])
             g = gradient(thetas, images[index], pairs.texts[index], similarity)
-            momentum = config.momentum * momentum + g + config.weight_decay * thetas
-            thetas = thetas - rate * momentum
-        for seed_key, finite in zip(seed_keys, torch.isfinite(thetas).all(1).tolist(), strict=True):
+            momentum.mul_(config.momentum).add_(g).add_(torch.mul(thetas, config.weight_decay, out=scratch))
+            thetas.sub_(torch.mul(rate, momentum, out=scratch))
+        ends = torch.stack([torch.stack(torch.aminmax(theta)) for theta in thetas])
+        for seed_key, finite in zip(seed_keys, torch.isfinite(ends).all(1).tolist(), strict=True):
             if not finite:
                 eta = ", ".join(f"{r:.3g}" for r in rates.tolist())
                 raise Diverged(
