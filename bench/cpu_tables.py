@@ -133,6 +133,21 @@ def allocator_table(name: str, folder: str) -> str:
     return table.markdown(f"{parameters} M parameters; times the floor. {source(result, raw=f'{folder}/{name}.json')}")
 
 
+def waits_table(name: str, folder: str) -> str:
+    """Everything that a user waits for, beside what it was measured with."""
+    result = measured(name)
+    table = Table(["what", "ptmst", "beside it", "ratio", "goal"], left=(0, 2, 4))
+
+    def seconds(value: float) -> str:
+        return f"{value / 60:.1f} min" if value >= 120 else f"{value:.1f} s" if value >= 1 else _milliseconds(value)
+
+    for row in result["rows"]:
+        beside = f"{row['beside']}, {seconds(row['seconds beside'])}" if "ratio" in row else "–"
+        ratio = f"{row['ratio']:.2f}" if "ratio" in row else "–"
+        table.add(row["wait"], seconds(row["seconds"]), beside, ratio, row["goal"])
+    return table.markdown(f"The best of three turns. {source(result, raw=f'{folder}/{name}.json')}")
+
+
 def kernels_flat_table(name: str, folder: str) -> str:
     """Milliseconds of the flat kernels by provider, and how many times the floor that is."""
     result = measured(name)

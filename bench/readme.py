@@ -178,6 +178,7 @@ TABLES: dict[str, Make] = {
     "students": partial(cpu.students_table, "students-cpu"),
     "features": partial(cpu.features_table, "features-cpu"),
     "kernels-flat": partial(cpu.kernels_flat_table, "kernels-flat-cpu"),
+    "waits": partial(cpu.waits_table, "waits-cpu"),
     "kernels-allocator": partial(cpu.allocator_table, "kernels-allocator-cpu"),
     "kernels-contrastive": partial(cpu.kernels_contrastive_table, "kernels-contrastive-cpu"),
     "store": partial(cpu.store_table, "store-cpu"),

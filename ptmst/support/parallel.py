@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, TypeVar
 
 from ptmst.errors import InputError
@@ -29,7 +31,9 @@ class Workers:
 
     def completed(self, function: Callable[[A], R], tasks: Iterable[A]) -> Iterator[R]:
         """Results as they come, in any order. `function` is one of a module; tasks and results can be pickled."""
-        for ended in as_completed([self._pool.submit(function, task) for task in tasks]):
+        with _started_without_main(function):
+            futures = [self._pool.submit(function, task) for task in tasks]
+        for ended in as_completed(futures):
             yield ended.result()
 
 
@@ -68,7 +72,8 @@ def _named_results(
         showing = threading.Thread(target=_show, args=(told, show), daemon=True)
         showing.start()
         try:
-            futures = {pool.submit(_named, name, function, task): name for name, task in tasks.items()}
+            with _started_without_main(function):
+                futures = {pool.submit(_named, name, function, task): name for name, task in tasks.items()}
             for ended in as_completed(futures):
                 yield futures[ended], ended.result()
         finally:
@@ -93,6 +98,21 @@ def _named(name: str, function: Callable[[A], R], task: A) -> R:
 
 _told: multiprocessing.Queue[progress.Told] | None = None
 """Of a worker: where its progress goes."""
+
+
+@contextmanager
+def _started_without_main(function: Callable[[A], R]) -> Iterator[None]:
+    """Let processes that start here not run the program's main file again, unless the function is of that.
+
+    It may be a user's script, which calls us without asking first whether it is the main one.
+    """
+    main = sys.modules["__main__"]
+    if function.__module__ != "__main__":
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

@@ -63,6 +63,25 @@ def test_all_end_at_once_where_the_caller_stops(tmp_path: Path) -> None:
     assert not any(running(int(pid)) for _, pid in begun)
 
 
+SCRIPT = """
+from pathlib import Path
+from test_parallel import squared
+from ptmst.support.parallel import completed, results
+print("main runs")
+print(sorted(completed(squared, range(3), 2)), list(results(squared, {"a": 3}, 1, print)))
+"""
+
+
+def test_a_script_need_not_ask_whether_it_is_the_main_one(tmp_path: Path) -> None:
+    """As README's is: processes that start do not run it again."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["main runs", "[0, 1, 4] [9]"]
+
+
 PARENT = """
 import sys
 from pathlib import Path
