@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Coding = Literal["fp16", "int8", "int4"]
 LossKind = Literal["wbce", "bce", "infonce", "kl", "mse", "cwcl", "siglip"]
@@ -564,6 +564,8 @@ class Experiment:
     """Settings of `ptmst distill`."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Settings of `ptmst evaluate`."""
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By method, what it changes besides on these data and at this size: tables by command, as a study chose them."""
 
 
 def _positive(config: object, *names: str) -> Iterator[str]:

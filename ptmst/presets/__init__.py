@@ -118,7 +118,8 @@ def _unknown(name: str) -> InputError:
 def applied(name: str, to: Experiment, *, published: bool = False) -> Experiment:
     """The experiment `to` with a method applied, at the same cost: as many pairs and, in all, as many outer steps.
 
-    `published` also applies the numbers that were published with the method (rates, steps, ranks).
+    What the experiment has tuned for the method is applied too; `published` instead applies the numbers that were
+    published with it (rates, steps, ranks).
     """
     method = methods()[name]
     base = replace(to, distill=in_one_phase(to.distill)) if method.phases == "one" else to
@@ -126,6 +127,8 @@ def applied(name: str, to: Experiment, *, published: bool = False) -> Experiment
     if published:
         sizes = sorted(int(size) for size in method.at if int(size) >= to.distill.pairs)
         changes += [method.published, *([method.at[str(sizes[0])]] if sizes else [])]
+    elif name in to.tuned:
+        changes.append(to.tuned[name])
     values = schema.to_json(base)
     for change in changes:
         values = schema.merged(values, change)

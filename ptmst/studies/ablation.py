@@ -299,7 +299,8 @@ def _on_data(config: AblateConfig, base: Experiment) -> Experiment:
         made = _rendered(config, base)
         size = made.image_size if made.is_drawn_by_us else None
         data = replace(data, root=made.root, image_size=data.image_size or size)
-    return replace(base, teach=replace(base.teach, data=prepared(data, base.teach.encoder)))
+    # Methods are tuned here, alike.
+    return replace(base, teach=replace(base.teach, data=prepared(data, base.teach.encoder)), tuned={})
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def test_a_method_is_what_its_paper_says_and_costs_the_same(name: str, base: str
     before = experiment(base)
     # Whatever the experiment did, the method decides what makes it itself.
     odd = replace(before.distill, adjoint=0.5, blend=2.0, trajectory="shortcut", similarity="full")
-    found = applied(name, replace(before, distill=odd))
+    found = applied(name, replace(before, distill=odd, tuned={}))
     settings = found.distill
     check(settings)
     trajectory, phases, loss, similarity, fixed, adjoint, blend, averaged, frozen = IS[name]
@@ -152,6 +152,19 @@ def test_methods_join_and_stand_alone() -> None:
     assert experiment("demo,repblend").distill.rates == demo.distill.rates
     assert experiment("coco-200,lors").distill.steps == 2 * coco.distill.steps
     assert experiment() == experiment(None, None) and experiment().distill == DistillConfig()
+
+
+def test_what_a_study_tuned_is_applied_with_the_method() -> None:
+    demo = replace(experiment("demo"), tuned={"lors": {"distill": {"batch_size": 7, "rates": {"texts": 0.5}}}})
+    found, plain = applied("lors", demo).distill, applied("lors", replace(demo, tuned={})).distill
+    assert found == replace(plain, batch_size=7, rates=replace(plain.rates, texts=0.5))
+    assert applied("base", demo).distill.batch_size == demo.distill.batch_size
+    assert applied("lors", demo, published=True).distill.batch_size == demo.distill.batch_size
+    for entry in catalogue():
+        own = experiment(entry.name)
+        for method in own.tuned:
+            assert method in methods()
+            check(applied(method, own))
 
 
 def test_a_file_changes_a_preset(tmp_path: Path) -> None:
