@@ -37,6 +37,10 @@ class ImageBytes(NamedTuple):
     size: int = -1
     """Bytes from `offset` on; -1 = to the end."""
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.file,)
+
     def read(self) -> bytes:
         with open(self.file, "rb") as file:
             file.seek(self.offset)
@@ -48,7 +52,12 @@ class Place(Protocol):
 
     @property
     def file(self) -> Path:
-        """The file that they are in."""
+        """The file that they are in, or that names it."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that decide them."""
         ...
 
     def read(self) -> bytes:

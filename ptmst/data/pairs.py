@@ -8,9 +8,11 @@ import logging
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ from ptmst.support import devices
 from ptmst.support.files import sha256
 
 _LOG = logging.getLogger(__name__)
+_HASHES: dict[tuple[Any, ...], str] = {}
+"""Of the images that this process has hashed."""
 _SHARE = 0.5
 """Of the host's free memory that the decoded images of a split may take."""
 
@@ -77,13 +81,29 @@ class Pairs:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def content_hash(self) -> str:
-        """SHA-256 of the bytes of all images, in their order, which are read each time. Raises InputError."""
-        with ThreadPoolExecutor(DECODERS) as pool:
-            try:
-                hashes = list(pool.map(lambda place: hashlib.sha256(place.read()).digest(), self.places))
-            except OSError as error:
-                raise InputError(f"{error.filename}: cannot be read ({error.strerror}); restore the file") from error
-        return sha256(b"".join(hashes))
+        """SHA-256 of the bytes of all images, in their order.
+
+        They are read once in a process, as long as size and time of change of their files stay. Raises InputError.
+        """
+        try:
+            seen = self._as_it_is()
+            if seen not in _HASHES:
+                with ThreadPoolExecutor(DECODERS) as pool:
+                    hashes = list(pool.map(lambda place: hashlib.sha256(place.read()).digest(), self.places))
+                _HASHES[seen] = sha256(b"".join(hashes))
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); restore the file") from error
+        return _HASHES[seen]
+
+    def take_content_hash(self, value: str) -> None:
+        """Let `content_hash` return what another process has just computed."""
+        with suppress(OSError):  # which it tells itself
+            _HASHES[self._as_it_is()] = value
+
+    def _as_it_is(self) -> tuple[Any, ...]:
+        """Names the bytes of all images without reading them."""
+        stats = [path.stat() for path in dict.fromkeys(path for place in self.places for path in place.files)]
+        return self.places, tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
 
     def answers_hash(self) -> str:
         """SHA-256 of what retrieval is scored on: the bytes of all images, the captions and whose they are."""

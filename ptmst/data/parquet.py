@@ -61,6 +61,10 @@ class Cell(NamedTuple):
         content: bytes | None = self.field.of(_group(self.file, self.field, self.group)[self.row].as_py())
         return content
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.file,) if self.named is None or not os.path.isfile(self.named) else (self.file, self.named)
+
     def read(self) -> bytes:
         content = self.held()
         if content is not None:

@@ -150,6 +150,8 @@ def _taught(task: _Task) -> tuple[int, Written]:
 def _lesson(config: TeachConfig, places: Places) -> tuple[TrajectoryStore, Lesson]:
     """Of a worker, for all its tasks."""
     store, pairs = TrajectoryStore.open(config.out).at(places), load_split(config.data, "train")
+    if (content := store.recipe.fingerprints.images) is not None:
+        pairs.take_content_hash(content)
     return store, Lesson.of(store, config, pairs, text_tower(config.encoder), devices.pick(config.device))
 
 

@@ -39,6 +39,7 @@ class Bytes(NamedTuple):
 
     content: bytes
     file: Path = PATH
+    files: tuple[Path, ...] = (PATH,)
 
     def read(self) -> bytes:
         return self.content

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from ptmst.data import Pairs, denormalize, load_pairs, normalize
+from ptmst.data.annotations import ImageBytes
 from ptmst.errors import InputError
 from ptmst.support import devices
 
@@ -273,3 +275,29 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path: Path, name: str, s
 def test_sizes_must_be_positive(three: Path, setting: str) -> None:
     with pytest.raises(InputError, match=rf"{setting}: expected a positive number, found 0; raise it"):
         load_pairs("flickr30k", three, **{setting: 0})  # type: ignore[arg-type]
+
+
+def test_content_is_read_once_in_a_process_as_long_as_it_stays(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = list[Path]()
+    original = ImageBytes.read
+
+    def watched(place: ImageBytes) -> bytes:
+        read.append(place.file)
+        return original(place)
+
+    monkeypatch.setattr(ImageBytes, "read", watched)
+    names = ("a.png", "sub/b.png", "sub/c.png")
+    digests = [hashlib.sha256((three / name).read_bytes()).digest() for name in names]
+    expected = hashlib.sha256(b"".join(digests)).hexdigest()
+    for _ in range(2):
+        assert pairs_of(three, *names).content_hash() == expected and len(read) == 3
+    assert pairs_of(three, *names[::-1]).content_hash() != expected and len(read) == 6
+    (three / "a.png").write_bytes((three / "sub/b.png").read_bytes() + b" ")
+    assert pairs_of(three, *names).content_hash() != expected and len(read) == 9
+    pairs_of(three, *names).take_content_hash("told")
+    assert pairs_of(three, *names).content_hash() == "told" and len(read) == 9
+    pairs = pairs_of(three, *names)
+    (three / "a.png").unlink()
+    pairs.take_content_hash("of nothing")
+    with pytest.raises(InputError, match=r"a\.png: cannot be read"):
+        pairs.content_hash()
