@@ -47,7 +47,7 @@ def train_students(
     gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
     phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
     features = [_features(student, pairs.images) for pairs in phases]
-    # Vectors of all students are large: none is made anew at a step.
+    # Vectors of all students are large: no step makes new ones.
     thetas, momentum, scratch = thetas.clone(), torch.zeros_like(thetas), torch.empty_like(thetas)
     for epoch, (phase, rates, restart) in enumerate(schedule(distilled, config)):
         pairs, images = phases[phase], features[phase]
