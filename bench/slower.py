@@ -38,6 +38,9 @@ def main() -> int:
     parser.add_argument("after", type=Path)
     parser.add_argument("--by", type=float, default=BY, help="times that a ratio may grow")
     asked = parser.parse_args()
+    for file in (asked.before, asked.after):
+        if not file.is_file():
+            parser.error(f"{file}: expected results of bench.waits, found no such file; measure them first")
     found = slower(result.rows(asked.before), result.rows(asked.after), asked.by)
     print("\n".join(found) or "nothing became slower")
     return 1 if found else 0

@@ -92,9 +92,8 @@ class Estimate(Command):
         from ptmst.studies.estimate import estimate, on, shown
 
         settings = on(experiment(self.preset, self.config), self.root, self.device)
-        rows, stages = Table("command", "time", "memory", "disk", "of"), []
+        rows = Table("command", "time", "memory", "disk", "of")
         for stage in estimate(settings):
-            stages.append(stage)
             rows.add_row(stage.name, *shown(stage), stage.what)
         table(rows)
         result(f"{self.preset}: measured on a few steps, eager; if nothing is cached and nothing else runs")

@@ -15,14 +15,15 @@ from ptmst.engine.compilation import compiles
 from ptmst.engine.derivatives import Batch, derivatives, why_not_differentiable
 from ptmst.errors import InputError
 from ptmst.students.student import Student
-from ptmst.support import devices
+from ptmst.support import devices, parallel
 from ptmst.support.devices import arithmetic
 from ptmst.support.live import LiveTensors
 from ptmst.trajectories.store import TrajectoryStore
 
 _LOG = logging.getLogger(__name__)
 _SHARE = 0.45
-"""Of the device's memory, for the inner steps; experts may take half of what is free (trajectories/prefetch.py)."""
+"""Of the device's memory, for the inner steps of all processes that work side by side; experts may take half of what
+is free (trajectories/prefetch.py)."""
 _COMPILED = 0.35
 """Of an eager gradient's activations, what a compiled one needs at most where primals are not kept: 0.29 with nfnet_l0
 (docs/outer-step.md)."""
@@ -89,6 +90,7 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
 
     Raises InputError for a tower that cannot be differentiated in any way that is left open.
     """
+    config = _whole(config)
     # In chunks there are no primals to keep.
     either: tuple[Keep, ...] = ("path",) if isinstance(config.chunk, int) else ("path", "primals")
     keeps: tuple[Keep, ...] = either if config.keep == "auto" else (config.keep,)
@@ -101,7 +103,8 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
         memory_of |= {keep: replace(m, most=_COMPILED * m.most) for keep, m in memory_of.items() if keep != "primals"}
     total = devices.total_bytes(device)
     candidates = list(ways(config, student.layers.num_params, student.frozen is not None, memory_of))
-    chosen = next((way for way in candidates if way.need <= _SHARE * total), candidates[-1])
+    share = _SHARE / parallel.at_once()
+    chosen = next((way for way in candidates if way.need <= share * total), candidates[-1])
     _LOG.info(
         "distill: keep %s, chunk %s; the inner steps need about %s of the %s's %s (--keep and --chunk set others)",
         chosen.keep,
@@ -115,11 +118,17 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
 
 def needed(config: DistillConfig, store: TrajectoryStore, student: Student) -> float:
     """Bytes that the inner steps of a settled configuration need, eager."""
+    config = _whole(config)
     keep, chunk = config.keep, config.chunk
     assert keep != "auto" and chunk != "auto"
     memory_of = {keep: _measured(keep, config, store, student)}
     [way, *_] = ways(config, student.layers.num_params, student.frozen is not None, memory_of)
     return way.need
+
+
+def _whole(config: DistillConfig) -> DistillConfig:
+    """A chunk of all images of a batch is none."""
+    return replace(config, chunk=None) if config.chunk == config.batch_size else config
 
 
 def _size(count: float) -> str:

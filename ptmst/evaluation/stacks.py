@@ -12,7 +12,7 @@ import torch
 from ptmst.config import EvaluateConfig
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.scorer import RetrievalScorer
-from ptmst.evaluation.students import train_students
+from ptmst.evaluation.students import see, train_students
 from ptmst.students.student import Student
 from ptmst.support import devices
 from ptmst.synthetic.distilled_set import DistilledSet
@@ -37,6 +37,8 @@ def students_at_once(
     student = distilled.student((config.seed, "student", 0)).to(device)
     for split in splits:
         split.hold(student)
+    for pairs in distilled:
+        see(student, pairs.images.to(device))  # what the tower takes for it is no student's
     total = devices.total_bytes(device)
     room = int(_SHARE * total) - torch.cuda.memory_allocated(device)
     one = _stack_bytes(1, student, distilled, config)

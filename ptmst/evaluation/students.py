@@ -46,7 +46,7 @@ def train_students(
     assert config.loss is not None and config.temperature is not None
     gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
     phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
-    features = [_features(student, pairs.images) for pairs in phases]
+    features = [see(student, pairs.images) for pairs in phases]
     # Vectors of all students are large: no step makes new ones.
     thetas, momentum, scratch = thetas.clone(), torch.zeros_like(thetas), torch.empty_like(thetas)
     for epoch, (phase, rates, restart) in enumerate(schedule(distilled, config)):
@@ -93,7 +93,7 @@ def _gradient(loss_of: StudentLoss) -> Callable[..., Tensor]:
     return gradient
 
 
-def _features(student: Student, images: Tensor) -> Tensor:
+def see(student: Student, images: Tensor) -> Tensor:
     """What the heads see of images: their features, where a tower is frozen."""
     return images if student.frozen is None else kept_features_of(student, images).to(images.device)
 

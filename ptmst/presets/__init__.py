@@ -105,7 +105,14 @@ def experiment(preset: str | None = None, file: Path | None = None) -> Experimen
             )
         else:
             raise _unknown(name)
-    return settings if file is None else schema.from_toml(Experiment, file, schema.to_json(settings))
+    if file is None:
+        return settings
+    changed = schema.from_toml(Experiment, file, schema.to_json(settings))
+    if changed.tuned != settings.tuned:
+        raise InputError(
+            f"{file}: expected settings of commands, found tuned ones of methods; name them under a command"
+        )
+    return changed
 
 
 def _unknown(name: str) -> InputError:

@@ -66,9 +66,15 @@ def _key(student: Student, images: list[Any], size: int, device: torch.device) -
         "images": images,
         "tower": student.frozen.identity(size),
         # Results do not depend on what another kind of device left here.
-        "arithmetic": ["fp32", device.type],
+        "arithmetic": ["fp32", *_kind(device)],
     }
     return files.sha256(json.dumps(parts_of_it).encode())
+
+
+def _kind(device: torch.device) -> list[str]:
+    return (
+        [device.type] if device.type == "cpu" else [device.type, torch.cuda.get_device_name(device), torch.__version__]
+    )
 
 
 def _computed(student: Student, pairs: Pairs, device: torch.device) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmst.config import EncoderConfig
+from ptmst.errors import InputError
 from ptmst.students.folding import folded
 from ptmst.students.image_towers import image_tower
 from ptmst.students.packages import weights_file
@@ -16,6 +17,9 @@ from ptmst.students.weights import weights_hash
 from ptmst.support import devices, files
 from ptmst.support.remembered import remembered, surroundings
 from ptmst.support.seeds import generator
+
+_VERSION = 1
+"""To be raised where the same settings make another tower than before."""
 
 
 class Forms(NamedTuple):
@@ -81,8 +85,7 @@ class FrozenTower:
             parameter = next(tower.parameters(), None)
             with devices.arithmetic("fp32"):
                 seen = self(noise if parameter is None else noise.to(parameter)).float().cpu().contiguous()
-            parts = (str(tower), weights_hash(tower.state_dict()), files.sha256(seen.numpy().tobytes()))
-            self._identity = files.sha256("\n".join(parts).encode())
+            self._identity = files.sha256(f"{_made_of(tower)}\n{files.sha256(seen.numpy().tobytes())}".encode())
         return self._identity
 
 
@@ -98,22 +101,32 @@ def frozen_tower(
 
     def build() -> Forms:
         tower, _ = image_tower(config, image_size, weights)
+        if _made_of(tower) != made_of:
+            raise InputError(
+                f"image_tower {config.image_tower}: expected the tower that the cache remembers, found another of that "
+                "name; run `ptmst cache --clear facts`"
+            )
         return Forms(tower, folded(tower, image_size))
 
-    def found() -> tuple[int, str]:
+    def found() -> tuple[int, str, str]:
         tower, width = image_tower(config, image_size, weights)
         at_once.append(FrozenTower.of(tower, folded(tower, image_size)))
-        return width, at_once[0].identity(image_size)
+        return width, at_once[0].identity(image_size), _made_of(tower)
 
     key = {
         "what": "frozen tower",
+        "version": _VERSION,
         "tower": [config.image_tower, config.image_width, image_size],
         "weights": None if file is None else files.known_hash(file) or "unreadable",
         "warmed up": None if weights is None else weights_hash(weights),
         **surroundings("timm", "open_clip_torch"),
     }
-    width, identity = remembered(key, found)
+    width, identity, made_of = remembered(key, found)
     return at_once[0] if at_once else FrozenTower(build, identity), width
+
+
+def _made_of(tower: nn.Module) -> str:
+    return files.sha256(f"{tower}\n{weights_hash(tower.state_dict())}".encode())
 
 
 def _is_depthwise(module: nn.Module) -> bool:

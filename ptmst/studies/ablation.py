@@ -112,7 +112,9 @@ class _Grid:
         self._workers, self._device = workers, devices.pick(config.device).type
         grids = {"factors": tuning.FACTORS, "losses": tuning.REAL_LOSSES, "rates": tuning.REAL_LR}
         how = {name: schema.to_json(methods()[name]) for name in config.methods if name in methods()}
-        asked_for = replace(base, teach=replace(base.teach, data=replace(base.teach.data, **_columns(config))))
+        asked_for = replace(
+            base, teach=replace(base.teach, data=replace(base.teach.data, **_columns(config))), tuned={}
+        )
         asked = {"data": config.data, "settings": schema.to_json(asked_for), "methods": how, "tried": grids}
         asked["device"] = self._device
         asked |= {"tuned": {"axes": config.tune, "seeds": config.tuning_seeds}, "split": config.split}

@@ -57,6 +57,8 @@ def run_demo(source: DataConfig, out: Path, quick: bool, command: str) -> list[R
     val or test split, for a tower that is not installed, and where `out` holds another demo, or cannot be written.
     """
     settings = experiment(preset_of(source.name, quick))
+    if source.name != settings.teach.data.name:
+        settings = replace(settings, tuned={})  # on other data
     _refuse_missing_tower(settings)
     with folders.claimed(out, FOLDER), _timed(out, source.name, settings) as seconds:
         rows = _rows(source, out, settings)

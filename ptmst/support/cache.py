@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ptmst.support import folders
+from ptmst.support import folders, parts
 
 Kind = Literal["texts", "features", "pixels", "facts", "compiled"]
 _WHAT: dict[Kind, tuple[str, str]] = {
@@ -48,7 +48,8 @@ def contents() -> Iterator[Kept]:
 
 
 def clear(kind: Kind) -> None:
-    """Remove all files of a kind. Raises OSError for one that cannot be removed."""
+    """Remove all files of a kind, and what killed processes left. Raises OSError for one that cannot be removed."""
+    parts.sweep(folders.cache_folder())
     for path in folders.cache_folder().glob(_WHAT[kind][0]):
         if path.is_dir():
             shutil.rmtree(path)

@@ -84,6 +84,7 @@ class Shelf:
     def _remove_oldest(self, but: Path) -> None:
         """Keep within the bound."""
         with suppress(OSError):
+            parts.sweep(but.parent)  # of processes that were killed
             kept = sorted(but.parent.glob(self.pattern), key=lambda path: path.stat().st_mtime, reverse=True)
             room = self.most_bytes
             for path in kept:

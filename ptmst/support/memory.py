@@ -33,7 +33,17 @@ def keep_freed_memory() -> bool:
         return False
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _GROW_BY))
-    return bool(sum(mallopt(name, value) for name, value in settings) == len(settings))
+    global _kept
+    _kept = bool(sum(mallopt(name, value) for name, value in settings) == len(settings))
+    return _kept
+
+
+def is_kept() -> bool:
+    """Whether this process keeps freed memory by `keep_freed_memory`."""
+    return _kept
+
+
+_kept = False
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from ptmst.errors import InputError
-from ptmst.support import progress
+from ptmst.support import memory, progress
 
 _LAST_WORD_S = 1.0
 A = TypeVar("A")
@@ -117,7 +117,8 @@ def _started_without_main(function: Callable[[A], R]) -> Iterator[None]:
 
 @contextmanager
 def _pool(workers: int, told: multiprocessing.Queue[Any] | None = None) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (told,))
+    how = told, workers, memory.is_kept()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, how)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -134,10 +135,20 @@ def _pool(workers: int, told: multiprocessing.Queue[Any] | None = None) -> Itera
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(told: multiprocessing.Queue[Any] | None) -> None:
-    global _told
-    _told = told
+def at_once() -> int:
+    """How many processes, this one among them, work side by side for one that started them."""
+    return _at_once
+
+
+_at_once = 1
+
+
+def _begin(told: multiprocessing.Queue[Any] | None, workers: int, keep_memory: bool) -> None:
+    global _told, _at_once
+    _told, _at_once = told, workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if keep_memory:
+        memory.keep_freed_memory()
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair

@@ -35,5 +35,5 @@ def remembered(key: Mapping[str, Any], found: Callable[[], Any]) -> Any:
 
 def surroundings(*packages: str) -> dict[str, str]:
     """What decides how a tower is built and what it computes here, besides its settings: for keys."""
-    releases = {name: metadata.version(name) for name in ("torch", *packages)}
+    releases = {name: metadata.version(name) for name in ("ptmst", "torch", *packages)}
     return {**releases, "cpu": f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"}

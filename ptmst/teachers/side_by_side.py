@@ -1,14 +1,16 @@
 """Several experts at a time: processes of a few threads each, on one machine.
 
 An expert is a function of its number and the settings, computed by `threads` threads wherever that is: how many are
-trained at a time, and in which order, changes no bit.
+trained at a time, and in which order, changes no bit. Features of a frozen tower come from the cache; where that cannot
+be written, each process computes them by itself.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -24,6 +26,7 @@ from ptmst.teachers.training import Trial, epoch_batches, seen_features, train_o
 from ptmst.trajectories.recorder import Recorder
 from ptmst.trajectories.store import TrajectoryStore, Written
 
+_LOG = logging.getLogger(__name__)
 _PAYS_S = 20.0
 """Seconds of work that are left, beyond which it pays to start processes: each takes some until it begins."""
 PROCESS_BYTES = 1 << 30
@@ -59,7 +62,8 @@ class Lesson:
         """What an expert takes, by a few batches."""
         with devices.threads(config.threads, device):
             student = store.student((config.seed, "trial")).to(device)
-            return trial(student, self.pairs, self.texts, config, self.features)
+            tried = trial(student, self.pairs, self.texts, config, self.features)
+        return replace(tried, bytes=tried.bytes + _held(self.pairs, config, self.features))
 
 
 def train_experts(
@@ -113,21 +117,37 @@ def _name(number: int, config: TeachConfig) -> str:
     return f"expert {number + 1}/{config.experts}"
 
 
+def _held(pairs: Pairs, config: TeachConfig, features: Tensor | None) -> int:
+    """Bytes of decoded images that each process holds for itself."""
+    if features is not None or config.augment or pairs.decoded is not None:
+        return 0
+    return 3 * len(pairs.image_names) * pairs.image_size**2
+
+
 def _workers(experts: int, store: TrajectoryStore, config: TeachConfig, lesson: Lesson, device: torch.device) -> int:
     # A process that works for another leaves it to that one how many there are.
-    alone = device.type == "cuda" or experts == 1 or multiprocessing.parent_process() is not None
+    alone = device.type == "cuda" or multiprocessing.parent_process() is not None
     if config.workers is not None or alone:
         return min(config.workers or 1, experts)
-    return at_once(experts, lesson.trial(store, config, device), len(lesson.pairs), config, device)
+    tried = lesson.trial(store, config, device)
+    workers = at_once(experts, tried, len(lesson.pairs), config, device)
+    if workers * config.threads < devices.cores() and _seconds(experts, tried, len(lesson.pairs), config) > _PAYS_S:
+        used = f"{workers * config.threads} of {devices.cores()} cores"
+        _LOG.info("teach: %s, %d at a time; --threads and --workers set others", used, workers)
+    return workers
 
 
 def at_once(experts: int, tried: Trial, pairs: int, config: TeachConfig, device: torch.device) -> int:
     """How many processes train so many experts on a CPU, by what a trial took; 1 is this one alone."""
-    batches = experts * config.epochs * len(epoch_batches(torch.arange(pairs), config))
-    if batches * tried.seconds < _PAYS_S:
+    if _seconds(experts, tried, pairs, config) < _PAYS_S:
         return 1
     room = int(_OF_FREE * devices.free_bytes(device)) // (tried.bytes + PROCESS_BYTES)
     return max(1, min(experts, devices.cores() // config.threads, room))
+
+
+def _seconds(experts: int, tried: Trial, pairs: int, config: TeachConfig) -> float:
+    """Of all, one by one."""
+    return tried.seconds * experts * config.epochs * len(epoch_batches(torch.arange(pairs), config))
 
 
 @dataclass(frozen=True)

@@ -503,8 +503,10 @@ def test_a_given_tensor_is_checked_and_not_differentiated(name: str) -> None:
         with pytest.raises(ValueError, match=rf"^out: expected torch.float32 of shape \({parameters},\), found "):
             getattr(kernels, name)(*inputs, out=wrong)
     leaf = [inputs[0].clone().requires_grad_(), *inputs[1:]]
-    with pytest.raises(RuntimeError, match=rf"^{name}_into: expected tensors without gradient"):
+    with pytest.raises(RuntimeError, match=rf"^{name}: expected tensors without gradient"):
         getattr(kernels, name)(*leaf, out=torch.empty(parameters))
+    with pytest.raises(ValueError, match=r"^out: expected memory of its own, found that of an input"):
+        getattr(kernels, name)(*inputs, out=inputs[0])
     double = [v.double() if isinstance(v, Tensor) and v.dtype == torch.float32 else v for v in inputs]
     out = torch.empty(parameters, dtype=torch.float64)
     expected = flat_outputs(getattr(kernels, name)(*double))

@@ -154,12 +154,18 @@ def test_methods_join_and_stand_alone() -> None:
     assert experiment() == experiment(None, None) and experiment().distill == DistillConfig()
 
 
-def test_what_a_study_tuned_is_applied_with_the_method() -> None:
+def test_what_a_study_tuned_is_applied_with_the_method(tmp_path: Path) -> None:
     demo = replace(experiment("demo"), tuned={"lors": {"distill": {"batch_size": 7, "rates": {"texts": 0.5}}}})
     found, plain = applied("lors", demo).distill, applied("lors", replace(demo, tuned={})).distill
     assert found == replace(plain, batch_size=7, rates=replace(plain.rates, texts=0.5))
     assert applied("base", demo).distill.batch_size == demo.distill.batch_size
     assert applied("lors", demo, published=True).distill.batch_size == demo.distill.batch_size
+    file = tmp_path / "mine.toml"
+    file.write_text("[tuned.lors.distill]\nsteps = 7\n")
+    with pytest.raises(
+        InputError, match=r"mine.toml: expected settings of commands, found tuned ones of methods; name"
+    ):
+        experiment("demo,lors", file)
     for entry in catalogue():
         own = experiment(entry.name)
         for method in own.tuned:

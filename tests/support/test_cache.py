@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from ptmst import cli
+from ptmst.data import pixels
+from ptmst.students import features
 from ptmst.students.text_towers import HashedText, embed_captions
-from ptmst.support import cache
+from ptmst.support import cache, remembered
 
 
 @pytest.fixture
@@ -39,6 +41,12 @@ def test_contents_by_kind(folder: Path) -> None:
     assert found() == {"texts": (2, texts), "features": (1, 30), "pixels": (0, 0), "facts": (1, 9), "compiled": (1, 7)}
     os.utime(folder / "features-1.safetensors", (5, 5))
     assert {kept.kind: kept.used for kept in cache.contents()}["features"] == 5
+
+
+def test_what_is_listed_is_what_is_kept() -> None:
+    """The patterns are named twice, since a light command does not load what writes the files."""
+    kept = {"features": features.SHELF.pattern, "pixels": pixels.SHELF.pattern, "facts": remembered.PATTERN}
+    assert {kind: cache._WHAT[kind][0] for kind in kept} == kept  # type: ignore[index]
 
 
 def test_a_kind_is_removed_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

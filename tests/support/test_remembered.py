@@ -57,7 +57,7 @@ def test_nothing_is_kept_of_what_fails() -> None:
 
 def test_surroundings_name_releases_and_processor() -> None:
     found = surroundings("numpy")
-    assert found.keys() == {"torch", "numpy", "cpu"} and all(found.values())
+    assert found.keys() == {"ptmst", "torch", "numpy", "cpu"} and all(found.values())
 
 
 def test_a_known_hash_follows_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

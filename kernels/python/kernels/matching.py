@@ -33,7 +33,8 @@ def matching_residual(
     theta, base float32 [P], displacement float16 [P], scale, beta_start, beta_target float32 [L], offsets int64
     [L+1], groups int64 [L], the layers of a group adjacent. The target is never formed: 14 bytes of memory traffic per
     parameter. Without `num_groups` G is groups[-1] + 1, which under torch.compile is a data-dependent size.
-    Differentiable once, in theta; with `out` [P], which then is the residual, not at all. Float64 runs in plain torch.
+    Differentiable once, in theta. With `out` [P], which shares no memory with an input, that becomes the residual, and
+    nothing is differentiated. Float64 runs in plain torch.
     Raises ValueError for shapes or types that do not match.
     """
     inputs = theta, base, displacement, scale, offsets, groups, beta_start, beta_target, num_groups
@@ -56,7 +57,8 @@ def vector_residual(
     """Like matching_residual, between plain vectors → residual [P], squared, progress, distance [G].
 
     theta, start, target float32 [P]; distance_g = Σ (target − start)², the squared length of the span. 16 bytes of
-    memory traffic per parameter. Differentiable once, in theta; with `out` [P], which then is the residual, not at all.
+    memory traffic per parameter. Differentiable once, in theta. With `out` [P], which shares no memory with an input,
+    that becomes the residual, and nothing is differentiated.
     Raises ValueError for shapes or types that do not match.
     """
     inputs = theta, start, target, offsets, groups, num_groups
@@ -126,14 +128,14 @@ def _run_vectors(*args: Any, out: Tensor | None = None) -> Any:
 def _into_shortcut(*args: Any) -> Any:
     *inputs, out = args
     _check_out(inputs[0], out)
-    with filling(out) as whole:
+    with filling(out, inputs[:-1]) as whole:
         return _run_shortcut(*inputs, out=whole)[1:]
 
 
 def _into_vectors(*args: Any) -> Any:
     *inputs, out = args
     _check_out(inputs[0], out)
-    with filling(out) as whole:
+    with filling(out, inputs[:-1]) as whole:
         return _run_vectors(*inputs, out=whole)[1:]
 
 

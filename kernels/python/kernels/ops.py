@@ -6,7 +6,7 @@ refuses function transforms, in which a kernel's tangents would silently be zero
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,13 +33,15 @@ def register(
     torch.library.register_fake(f"ptmst::{name}", fake, lib=_LIBRARY)
     op = getattr(torch.ops.ptmst, name)
 
+    shown = name.removesuffix("_into")  # which is called with `out`
+
     def guard(*args: Any) -> Any:
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-            refuse_transforms(name, args)
+            refuse_transforms(shown, args)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args)):
             if gradient is None:
                 raise RuntimeError(
-                    f"{name}: expected tensors without gradient, since it has none; "
+                    f"{shown}: expected tensors without gradient, since it has none; "
                     "detach them, or call it under torch.no_grad()"
                 )
             return gradient(*args)
@@ -110,13 +112,31 @@ def once(name: str, gradients: Sequence[Tensor | None], inputs: Sequence[Tensor 
 
 
 @contextmanager
-def filling(out: Tensor) -> Iterator[Tensor]:
-    """A contiguous tensor like `out`, or `out` itself where it is one, whose values `out` has after the block."""
+def filling(out: Tensor, inputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    """A contiguous tensor like `out`, or `out` itself where it is one, whose values `out` has after the block.
+
+    Raises ValueError where `out` has memory of an input.
+    """
+    if any(_overlap(out, tensor) for tensor in inputs):
+        raise ValueError("out: expected memory of its own, found that of an input; give another tensor")
     # Kernels on CUDA sum in another order where a vector begins elsewhere.
     fits = out.is_contiguous() and out.data_ptr() % _ALIGNMENT == 0
     whole = out if fits else torch.empty_like(out, memory_format=torch.contiguous_format)
     yield whole
     written(out, whole)
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether some bytes between the first and the last of one are between those of the other."""
+    (a_first, a_end), (b_first, b_end) = map(_extent, (a, b))
+    return a.device == b.device and a_first < b_end and b_first < a_end
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    if not tensor.numel():
+        return 0, 0
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (steps + 1) * tensor.element_size()
 
 
 def written(tensor: Tensor, copy: Tensor) -> None:

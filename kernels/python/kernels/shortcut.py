@@ -19,9 +19,9 @@ def shortcut_point(
 
     base float32 [P], displacement float16 [P], scale and beta float32 [L], offsets int64 [L+1] → float32 [P].
     All implementations return the same bits. 10 bytes of memory traffic per parameter. `offsets` may stay on the
-    host, which avoids a synchronisation with CUDA. Differentiable once, in base, scale and beta; with `out` [P], which
-    is then filled and returned, not at all. Float64 runs in plain torch. Raises ValueError for shapes or types that do
-    not match.
+    host, which avoids a synchronisation with CUDA. Differentiable once, in base, scale and beta. With `out` [P], which
+    shares no memory with an input, it is filled and returned, and nothing is differentiated. Float64 runs in plain
+    torch. Raises ValueError for shapes or types that do not match.
     """
     if out is not None:
         _INTO(base, displacement, scale, offsets, beta, out)
@@ -60,7 +60,7 @@ def _check_into(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tens
 def _run_into(base: Tensor, displacement: Tensor, scale: Tensor, offsets: Tensor, beta: Tensor, out: Tensor) -> None:
     _check_into(base, displacement, scale, offsets, beta, out)
     cut(base.numel(), offsets)
-    with filling(out) as whole:
+    with filling(out, (base, displacement, scale, beta)) as whole:
         tensors = (v.contiguous() for v in (base, displacement, scale, offsets, beta, whole))
         implementation(base).shortcut_point(*tensors)
 
