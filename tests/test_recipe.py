@@ -43,7 +43,12 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "earlier"
 
 
+NOW = (56.25, 625 / 12)
+"""Mean recall of the set's two students as this release draws and trains them."""
+
+
 def test_what_an_earlier_release_wrote_can_be_scored(earlier: Path) -> None:
+    """Experts as it did; fresh students start elsewhere, since their heads are drawn by numbers of our own."""
     config = EvaluateConfig(students=2, epochs=5, every=5, batch_size=6, device="cpu")
     # Another instruction set rounds otherwise, and may turn one of 8 images or 16 captions.
     near = 0.0 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 12.5
@@ -52,9 +57,11 @@ def test_what_an_earlier_release_wrote_can_be_scored(earlier: Path) -> None:
         (evaluate(DistilledSet.load("set"), config), "set/scores.json"),
     ):
         expected = read_scores(Path(path))
-        # Fresh students start elsewhere since their heads are drawn by numbers of our own.
-        for one, other in zip(found.students, expected.students, strict=True):
-            assert one == pytest.approx(other, abs=near if path.startswith("store") else 25)
+        if path.startswith("store"):
+            for one, other in zip(found.students, expected.students, strict=True):
+                assert one == pytest.approx(other, abs=near)
+        else:
+            assert [student["mean"] for student in found.students] == pytest.approx(NOW, abs=near or 6.25)
         told = ("versions", "seconds", "ties", "config", "scored")
         assert {k: v for k, v in found.provenance.items() if k not in told} == {
             k: v for k, v in expected.provenance.items() if k not in told

@@ -96,4 +96,4 @@ class Estimate(Command):
         for stage in estimate(settings):
             rows.add_row(stage.name, *shown(stage), stage.what)
         table(rows)
-        result(f"{self.preset}: measured on a few steps, eager; if nothing is cached and nothing else runs")
+        result(f"{self.preset}: from a few steps, without compilation; if nothing is cached and nothing else runs")

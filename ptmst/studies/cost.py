@@ -72,15 +72,23 @@ def total(numbers: Iterable[Between]) -> Between:
 
 def teaching(config: TeachConfig, clock: Clock = time.process_time) -> float:
     """Seconds of the experts of one store, one by one, from a few batches. `config.data` must have an image size."""
+    return warming_up(config, clock) + config.experts * an_expert(config, clock)
+
+
+def an_expert(config: TeachConfig, clock: Clock) -> float:
+    """Seconds of one of them."""
     pairs, tower = load_split(config.data, "train"), text_tower(config.encoder)
     student = Recipe.of(config.data, config.encoder, pairs, tower, config).student((0,))
-    experts = config.experts * config.epochs * len(pairs) * _per_pair(student, pairs, tower.width, config, clock)
-    if config.encoder.warmup_epochs:
-        trained = replace(config, encoder=replace(config.encoder, freeze_tower=False))
-        whole = Recipe.of(config.data, trained.encoder, pairs, tower, trained).student((0,))
-        seen = config.encoder.warmup_epochs * len(load_split(config.data, "warmup").image_names)
-        experts += seen * _per_pair(whole, pairs, tower.width, trained, clock)
-    return experts
+    return config.epochs * len(pairs) * _per_pair(student, pairs, tower.width, config, clock)
+
+
+def warming_up(config: TeachConfig, clock: Clock) -> float:
+    """Seconds of the warm-up of their image tower."""
+    if not config.encoder.warmup_epochs:
+        return 0.0
+    trained = replace(config, encoder=replace(config.encoder, freeze_tower=False))
+    seen = trained.encoder.warmup_epochs * len(load_split(config.data, "warmup").image_names)
+    return seen * an_expert(replace(trained, epochs=1), clock) / len(load_split(config.data, "train"))
 
 
 def store_of_noise(config: TeachConfig, folder: Path) -> TrajectoryStore:

@@ -17,6 +17,7 @@ from ptmst.data import Pairs, load_split
 from ptmst.distillation.budget import needed, settled
 from ptmst.students.image_towers import prepared
 from ptmst.students.student import Student
+from ptmst.students.text_towers import text_tower
 from ptmst.studies import cost
 from ptmst.support import devices, progress
 from ptmst.teachers.side_by_side import PROCESS_BYTES, Lesson, at_once
@@ -27,7 +28,7 @@ from ptmst.trajectories.store import TrajectoryStore
 _QUICK_S = 1.0
 """Seconds, of an outer step or of a student's epoch, up to which whole ones are measured."""
 _FEW = 64
-"""Images that a frozen tower's seconds are measured with."""
+"""Images, and captions, that seconds are measured with."""
 _OF_FORWARD = 1 / 3
 """Of a training step, the share of its forward pass."""
 
@@ -38,11 +39,11 @@ class Stage:
 
     name: str
     seconds: float
-    """On the clock, if nothing is there yet and nothing else runs."""
+    """On the clock, if nothing is there yet, in the cache neither, and nothing else runs."""
     memory: float
     """Bytes that all its processes hold at most; of a CUDA device and the host together."""
     disk: float
-    """Bytes that it writes."""
+    """Bytes that it writes, images in the cache included."""
     what: str
 
 
@@ -95,22 +96,53 @@ def _trial(config: TeachConfig, store: TrajectoryStore, student: Student, pairs:
 
 
 def _teaching(config: TeachConfig, store: TrajectoryStore, student: Student, pairs: Pairs, tried: Trial) -> Stage:
-    seconds = cost.teaching(config, time.perf_counter)
-    one_by_one = config.workers is None and student.device.type != "cuda"
-    workers = at_once(config.experts, tried, len(pairs), config, student.device) if one_by_one else config.workers or 1
-    seconds /= workers
-    if student.frozen is not None and not config.augment:
-        seconds += _seconds_an_image(student, pairs.image_size) * len(pairs.image_names)
+    device, images = student.device, len(pairs.image_names)
+    warm_up, an_expert = cost.warming_up(config, time.perf_counter), cost.an_expert(config, time.perf_counter)
+    workers = config.workers or 1
+    if config.workers is None and device.type != "cuda":
+        workers = at_once(config.experts, tried, len(pairs), config, device)
+    workers = min(workers, config.experts)
+    seconds = warm_up + an_expert * -(-config.experts // workers) + _seconds_of_captions(config, pairs, device)
     sizes = {name: (store.path / name).stat().st_size for name in store.hashes}
-    experts = config.experts * sum(size for name, size in sizes.items() if name.startswith("expert-"))
-    shared = sum(size for name, size in sizes.items() if not name.startswith("expert-"))
+    disk = config.experts * sum(size for name, size in sizes.items() if name.startswith("expert-"))
+    disk += sum(size for name, size in sizes.items() if not name.startswith("expert-"))
+    if not config.augment:
+        # What the cache keeps: features, or pixels.
+        kept = 3 * pairs.image_size**2 if student.frozen is None else 4 * _width(student, pairs.image_size)
+        seconds += images * (_seconds_an_image(student, pairs.image_size) + _seconds_a_picture(pairs))
+        disk += images * kept
     memory = _held() + tried.bytes + (workers - 1) * (PROCESS_BYTES + tried.bytes)
     what = f"{config.experts} experts × {config.epochs} epochs" + f", {workers} at a time" * (workers > 1)
-    return Stage("teach", seconds, memory, experts + shared, what)
+    return Stage("teach", seconds, memory, disk, what)
+
+
+def _width(student: Student, size: int) -> int:
+    """Of the frozen tower's features."""
+    with torch.no_grad():
+        return int(student.features(torch.zeros(1, 3, size, size, device=student.device)).shape[1])
+
+
+def _seconds_of_captions(config: TeachConfig, pairs: Pairs, device: torch.device) -> float:
+    """Of all captions in the text tower."""
+    tower, some = text_tower(config.encoder), pairs.captions[:_FEW]
+    tower.embed(some[:2], device)
+    began = time.perf_counter()
+    tower.embed(some, device)
+    return (time.perf_counter() - began) * len(pairs.captions) / len(some)
+
+
+def _seconds_a_picture(pairs: Pairs) -> float:
+    """Of reading and decoding it."""
+    some = torch.arange(min(_FEW, len(pairs.image_names)))
+    began = time.perf_counter()
+    pairs.decode(some)
+    return (time.perf_counter() - began) / len(some)
 
 
 def _seconds_an_image(student: Student, size: int) -> float:
-    """Of the frozen tower."""
+    """Of the frozen tower; none where it is trained."""
+    if student.frozen is None:
+        return 0.0
     few = torch.zeros(_FEW, 3, size, size, device=student.device)
     with torch.no_grad():
         student.features(few[:2])

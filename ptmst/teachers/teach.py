@@ -87,9 +87,11 @@ def _restored(store: TrajectoryStore, config: TeachConfig, device: torch.device)
             whole.write_base(whole.student(draw).flatten(), drawn)
     shared = {name for expert in whole.experts.values() for name in base_files(expert["bases"])} | (damaged & {TOWER})
     if lost := sorted(name for name in shared if whole.hashes.get(name) != store.hashes[name]):
+        for name in whole.hashes.keys() - store.hashes.keys():
+            (store.path / name).unlink(missing_ok=True)
         raise InputError(
-            f"{store.path / lost[0]}: expected to make the damaged file again, found other bits on this machine; "
-            "restore the file, or choose another --out"
+            f"{store.path / lost[0]}: expected to make the damaged file again, found other bits on this machine, or by "
+            "this release; restore the file, or choose another --out"
         )
     return whole
 

@@ -421,8 +421,8 @@ def test_a_start_that_cannot_be_made_again_is_refused(
     with pytest.raises(InputError) as caught:
         train_teachers(replace(warm, out=tmp_path / "store"))
     assert str(caught.value) == (
-        f"{tower}: expected to make the damaged file again, found other bits on this machine; restore the file, or "
-        "choose another --out"
+        f"{tower}: expected to make the damaged file again, found other bits on this machine, or by this "
+        "release; restore the file, or choose another --out"
     )
 
 
