@@ -177,6 +177,7 @@ TABLES: dict[str, Make] = {
     "corrections": partial(cpu.corrections_table, "corrections"),
     "students": partial(cpu.students_table, "students-cpu"),
     "features": partial(cpu.features_table, "features-cpu"),
+    "features-kept": partial(cpu.features_table, "features-kept-cpu"),
     "kernels-flat": partial(cpu.kernels_flat_table, "kernels-flat-cpu"),
     "waits": partial(cpu.waits_table, "waits-cpu"),
     "kernels-allocator": partial(cpu.allocator_table, "kernels-allocator-cpu"),
