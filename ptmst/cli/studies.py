@@ -72,11 +72,11 @@ class Ablate(Command):
 
 @dataclass(frozen=True)
 class Estimate(Command):
-    """Tell the seconds, memory and disk that an experiment will take here, from a few measured steps."""
+    """Tell the time, memory and disk that an experiment will take here."""
 
     examples: ClassVar = ("ptmst estimate demo", "ptmst estimate flickr30k-500 --root data/flickr30k --device cuda")
 
-    preset: Annotated[Positional[str], arg(metavar="NAME[,NAME]")]
+    preset: Annotated[Positional[str], arg(metavar="PRESET")]
     """EXPERIMENT[,METHOD], such as coco-200,lors; `ptmst presets` lists them."""
     config: Annotated[Path | None, arg(metavar="FILE")] = field(default=None, metadata=RUN)
     """TOML file with a table for each command, which overrides the preset."""

@@ -125,8 +125,8 @@ def _unknown(name: str) -> InputError:
 def applied(name: str, to: Experiment, *, published: bool = False) -> Experiment:
     """The experiment `to` with a method applied, at the same cost: as many pairs and, in all, as many outer steps.
 
-    What the experiment has tuned for the method is applied too, at whatever cost; `published` instead applies the numbers that were
-    published with it (rates, steps, ranks).
+    What the experiment has tuned for the method is applied too, at whatever cost; `published` instead applies the
+    numbers that were published with it (rates, steps, ranks).
     """
     method = methods()[name]
     base = replace(to, distill=in_one_phase(to.distill)) if method.phases == "one" else to

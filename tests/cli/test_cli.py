@@ -174,7 +174,7 @@ def test_settings_come_from_a_file_and_flags_override_them(here: Path, capsys: p
         phases = [{ pairs = 9, endpoint = 3, start = [1, 3] }]
         steps = 1
         batch_size = 4
-        rates = { images = 2.0, lr = 0.001 }
+        rates = { images = 2.0, lr = 0.0001 }
         """
     )
     assert run(capsys, "data", "--config", "ours.toml")[0] == 0
@@ -186,7 +186,7 @@ def test_settings_come_from_a_file_and_flags_override_them(here: Path, capsys: p
     made = DistilledSet.load(here / "a").provenance["config"]
     assert made["phases"] == [{"pairs": 9, "endpoint": 3, "start": [1, 3]}]
     assert (made["steps"], made["batch_size"], made["inner_steps"]) == (1, 3, 8)
-    assert made["rates"] == {"images": 2.0, "texts": 7.0, "lr": 0.001, "similarity": 10.0}
+    assert made["rates"] == {"images": 2.0, "texts": 7.0, "lr": 0.0001, "similarity": 10.0}
     assert run(capsys, *common, "--out", "b", "--phases", "5:2:0-1")[0] == 0
     assert DistilledSet.load(here / "b").num_pairs == 5
 
@@ -544,7 +544,7 @@ def _flags(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, Any
 
 
 POSITIONAL = {"distill": "store", "subset": "store", "evaluate": "set", "export": "set", "report": "sets"}
-POSITIONAL |= {"inspect": "path", "data check": "name"}
+POSITIONAL |= {"inspect": "path", "data check": "name", "estimate": "preset"}
 HELPED: dict[str, type[Command]] = {**COMMANDS, "data check": DataCheck}
 
 

@@ -405,9 +405,10 @@ def test_a_run_says_that_it_compiles(
         return as_it_is if mode == "on" else None
 
     monkeypatch.setattr("ptmst.engine.outer_step.compiler", compiler)
-    expected = distill(DISTILL, store)
+    config = replace(DISTILL, keep="path", chunk=None)
+    expected = distill(config, store)
     assert capsys.readouterr().err == "" and not compiled
-    found = distill(replace(DISTILL, compile="on"), store)
+    found = distill(replace(config, compile="on"), store)
     assert compiled == ["step", "along"]
     assert capsys.readouterr().err.splitlines() == [
         "distill: compiling the outer step: once, for minutes with a big tower"
@@ -829,7 +830,9 @@ def test_ctrl_c_ends_between_steps_and_resume_goes_on(
     process.send_signal(signal.SIGINT)
     code, said, complained = finish(process)
     assert code == 130 and said == ""
-    assert complained.splitlines() == ["ptmst: stopped; the same command with --resume continues"]
+    chosen, stopped = complained.splitlines()
+    assert chosen.startswith("distill: keep primals, chunk none; the inner steps need about ")
+    assert stopped == "ptmst: stopped; the same command with --resume continues"
     newest = sorted(out.glob("checkpoint-*"))[-1]
     step, tensors = int(newest.stem.split("-")[2]), read_tensors(newest)
     assert 0 < step < SLOW.steps
