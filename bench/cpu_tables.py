@@ -194,22 +194,25 @@ def ptx_table(name: str, folder: str) -> str:
 def store_table(name: str, folder: str) -> str:
     """Bytes of a store of twenty experts, and seconds to sample one."""
     result = measured(name)
-    columns = ["layout", "20 experts", "against 79.7 GB", "open", "first sample, hash compared", "sample"]
+    columns = ["layout", "bits", "error", "20 experts", "against 79.7 GB", "open", "first sample", "sample"]
     table = Table(columns)
     for row in result["rows"]:
         sample = _short_time(row["sample s"])
         if "open s" not in row:
-            table.add(row["layout"], None, None, None, None, sample)
+            table.add(row["layout"], "32", *[None] * 5, sample)
             continue
         size = f"{row['bytes of 20 experts by arithmetic'] / 1e9:.2f} GB"
         smaller = f"{row['times smaller than published']:.1f} × smaller"
-        table.add(row["layout"], size, smaller, *map(_short_time, (row["open s"], row["first sample s"])), sample)
+        error = f"{max(row['relative errors']):.1g}"
+        times = (_short_time(row["open s"]), _short_time(row["first sample s"]), sample)
+        table.add(row["layout"], f"{row['bits a parameter']:.2f}", error, size, smaller, *times)
     first = result["rows"][0]
     excess = first["bytes of 2 experts"] / first["bytes of 2 experts by arithmetic"] - 1
     return table.markdown(
-        f"nfnet_l0 and text head, {result['parameters'] / 1e6:.2f} M parameters, end points 5 and 7; sizes by "
-        f"arithmetic, which a written store of two experts exceeds by {100 * excess:.2f} %; files in the page cache. "
-        + source(result, raw=f"{folder}/{name}.json")
+        "Bits for each parameter and end point; error of a displacement, relative to its length; the first sample "
+        f"compares the hash. nfnet_l0 and text head, {result['parameters'] / 1e6:.2f} M parameters, end points 5 and 7; "
+        f"sizes by arithmetic, which a written store of two experts exceeds by {100 * excess:.2f} %; files in the page "
+        "cache. " + source(result, raw=f"{folder}/{name}.json")
     )
 
 

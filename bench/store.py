@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from bench.command import bare_parser, report
 from bench.measure import copy_bandwidth
@@ -48,9 +49,25 @@ def filled(path: Path, layers: LayerTable, coding: Coding, experts: int) -> Traj
         head = drawn_head(layers.shapes[first:end], (*key, "text"))
         assert head is not None
         base = torch.cat([tower, head])
-        moves = {k: Displacement.encode(0.001 * torch.randn(layers.num_params), layers) for k in ENDPOINTS}
+        moves = {k: Displacement.encode(delta, layers) for k, delta in _deltas(layers, number).items()}
         store.add(number, Expert(layers, base, moves, torch.rand(EPOCHS, layers.num_layers)), {}, key)
     return store
+
+
+def _deltas(layers: LayerTable, number: int) -> dict[int, Tensor]:
+    """θ^K − θ⁰ [P] of an expert: to the first end point, and a further move from there."""
+    draw = torch.Generator().manual_seed(number)
+    first, further = (0.001 * torch.randn(layers.num_params, generator=draw) for _ in ENDPOINTS)
+    return dict(zip(ENDPOINTS, (first, first + further / 2), strict=True))
+
+
+def errors(store: TrajectoryStore) -> dict[int, float]:
+    """How far the first expert's displacements are from what was stored, relative to their lengths."""
+    kept = store.expert(0).displacements
+    return {
+        k: float((kept[k].decode(store.layers) - delta).norm() / delta.norm())
+        for k, delta in _deltas(store.layers, 0).items()
+    }
 
 
 def arithmetic(layers: LayerTable, coding: Coding, experts: int) -> int:
@@ -91,6 +108,7 @@ def main() -> int:
         store = filled(asked.work / coding, layers, coding, 2)
         whole = arithmetic(layers, coding, EXPERTS)
         again = TrajectoryStore.open(store.path)
+        expert = (store.path / store.experts[0]["file"]).stat().st_size
         rows.append(
             {
                 "layout": f"store, {coding}",
@@ -98,6 +116,8 @@ def main() -> int:
                 "bytes of 2 experts by arithmetic": arithmetic(layers, coding, 2),
                 "bytes of 20 experts by arithmetic": whole,
                 "times smaller than published": PUBLISHED / whole,
+                "bits a parameter": 8 * expert / (layers.num_params * len(ENDPOINTS)),
+                "relative errors": list(errors(TrajectoryStore.open(store.path)).values()),
                 "open s": seconds(partial(TrajectoryStore.open, store.path)),
                 "first sample s": seconds(partial(sample, again), 1),
                 "sample s": seconds(partial(sample, again)),
