@@ -210,7 +210,7 @@ def store_table(name: str, folder: str) -> str:
     excess = first["bytes of 2 experts"] / first["bytes of 2 experts by arithmetic"] - 1
     return table.markdown(
         "Bits for each parameter and end point; error of a displacement, relative to its length; the first sample "
-        f"compares the hash. nfnet_l0 and text head, {result['parameters'] / 1e6:.2f} M parameters, end points 5 and 7; "
+        f"compares the hash. nfnet_l0 and text head, {result['parameters'] / 1e6:.2f} M parameters, end points 5, 7; "
         f"sizes by arithmetic, which a written store of two experts exceeds by {100 * excess:.2f} %; files in the page "
         "cache. " + source(result, raw=f"{folder}/{name}.json")
     )
