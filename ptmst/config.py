@@ -383,6 +383,8 @@ class DistillConfig(Places):
     """Seed of all random draws."""
     device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
     """Device to run on; auto = CUDA if there is one."""
+    threads: int | None = field(default=None, metadata=COMPUTE | _PASSING)
+    """Threads on a CPU; none = as many as torch takes, and on resuming as many as before."""
 
     @property
     def pairs(self) -> int:
@@ -392,6 +394,7 @@ class DistillConfig(Places):
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "expert_epochs", "steps", "inner_steps", "batch_size", "temperature", "rank")
         yield from _positive(self, "student_lr")
+        yield from _positive_or_none(self, "threads")
         yield from _at_least(self, 0, "blend", "momentum", "ema", "checkpoint_minutes", "seed")
         if not self.phases:
             yield "phases: expected at least one, found none; name one, such as 99:5:0-2"
@@ -465,6 +468,8 @@ class EvaluateConfig(Places):
     """Seed of all random draws."""
     device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
     """Device to run on; auto = CUDA if there is one."""
+    threads: int | None = field(default=None, metadata=COMPUTE | _PASSING)
+    """Threads on a CPU; none = as many as torch takes."""
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "students", "every", "batch_size")
@@ -474,7 +479,7 @@ class EvaluateConfig(Places):
         for name in ("on_root", "on_image_column", "on_caption_column"):
             if getattr(self, name) is not None and self.on is None:
                 yield f"{name}: expected the data that it belongs to, found none; name them with on"
-        yield from _positive_or_none(self, "together")
+        yield from _positive_or_none(self, "together", "threads")
         yield from _at_least(self, 0, "epochs", "lr_drop", "momentum", "weight_decay", "seed")
         yield from _below(self, 1, "momentum")
 

@@ -186,8 +186,8 @@ PASSING = {
     DataConfig: {"root"},
     EncoderConfig: {"image_weights", "text_weights"},
     TeachConfig: {"out", "device", "workers", "threads", "keep_start"},
-    DistillConfig: {"out", *PLACES, "device", "checkpoint_minutes"},
-    Evaluation: {*PLACES, "on_root", "device"},
+    DistillConfig: {"out", *PLACES, "device", "threads", "checkpoint_minutes"},
+    Evaluation: {*PLACES, "on_root", "device", "threads"},
     Experiment: {"about", "source"},
 }
 

@@ -82,7 +82,7 @@ def ways(config: DistillConfig, parameters: int, frozen: bool, memory_of: Mappin
 
 
 def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> DistillConfig:
-    """`config` with `keep` and `chunk` chosen where they are `auto`.
+    """`config` with `keep` and `chunk` chosen where they are `auto`, and on a CPU the number of threads.
 
     By the fastest way that fits into a share of the device's memory, or the machine's, measured with a few images and
     told in a line: a function of the device, the student and the settings, not of what else runs. Where a tower has no
@@ -91,6 +91,8 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
     Raises InputError for a tower that cannot be differentiated in any way that is left open.
     """
     config = _whole(config)
+    if student.device.type == "cpu":
+        config = replace(config, threads=config.threads or torch.get_num_threads())
     # In chunks there are no primals to keep.
     either: tuple[Keep, ...] = ("path",) if isinstance(config.chunk, int) else ("path", "primals")
     keeps: tuple[Keep, ...] = either if config.keep == "auto" else (config.keep,)

@@ -54,12 +54,15 @@ class Checkpoints:
                 f"{folder}: expected a run of these settings and this store, found another; resume with the "
                 "settings it began with, or choose another --out"
             )
-        self.settled = replace(config, **record.get("settled", {}))
+        before = record.get("settled", {})
+        if config.threads is not None:
+            before = {**before, "threads": config.threads}
+        self.settled = replace(config, **before)
 
     def begin(self, settled: DistillConfig) -> None:
         """Write what the folder is for, before anything else is written there."""
         if self._folder is not None and not (self._folder / RUN).exists():
-            what = {"keep": settled.keep, "chunk": settled.chunk}
+            what = {"keep": settled.keep, "chunk": settled.chunk, "threads": settled.threads}
             files.write_json(self._folder / RUN, {**self._record, "settled": what})
 
     @property

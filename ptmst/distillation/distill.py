@@ -57,7 +57,8 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
         config = settled(checkpoints.settled or config, store, student)
         starts = _starts(config, student, real)
         checkpoints.begin(config)
-        states = _distill_phases(config, store, OuterStep.of(student, config), starts, checkpoints)
+        with devices.threads(config.threads, student.device):
+            states = _distill_phases(config, store, OuterStep.of(student, config), starts, checkpoints)
         distilled = _averaged(states, config, store, real)
         if out is not None:
             distilled.save(out)

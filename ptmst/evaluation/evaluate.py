@@ -57,7 +57,12 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
 
     students: list[dict[str, float]] = []
     epochs = (config.epochs + 1) * len(distilled)
-    with arithmetic("fp32"), room_for(at_once), progress.bar("evaluate", config.students * epochs) as bar:
+    with (
+        arithmetic("fp32"),
+        devices.threads(config.threads, device),
+        room_for(at_once),
+        progress.bar("evaluate", config.students * epochs) as bar,
+    ):
         for numbers in groups(config.students, at_once):
             seed_keys = [(config.seed, "student", number) for number in numbers]
             fresh = [distilled.student(seed_key) for seed_key in seed_keys]

@@ -607,12 +607,12 @@ def test_flags_are_shown_in_groups(capsys: pytest.CaptureFixture[str], monkeypat
     assert list(distill) == ["input", "method", "compute", "run"]
     assert distill["input"] == ["STORE"]
     assert {"--phases", "--steps", "--loss", "--adjoint", "--rates.images", "--ema"} < {*distill["method"]}
-    assert distill["compute"] == ["--precision", "--keep", "--chunk", "--compile", "--device"]
+    assert distill["compute"] == ["--precision", "--keep", "--chunk", "--compile", "--device", "--threads"]
     assert distill["run"][:3] == ["--preset", "--config", "--out"] and distill["run"][-2:] == ["--quiet", "-h"]
     assert {"--root", "--seed", "--resume", "--checkpoint-minutes"} < {*distill["run"]}
     assert list(_groups(_help(capsys, monkeypatch, "teach"))) == ["method", "data", "encoder", "compute", "run"]
     evaluate = _groups(_help(capsys, monkeypatch, "evaluate"))
-    assert evaluate["compute"] == ["--together", "--device"]
+    assert evaluate["compute"] == ["--together", "--device", "--threads"]
     # A few flags need no groups.
     assert _groups(_help(capsys, monkeypatch, "export")) == {
         "input": ["SET"],

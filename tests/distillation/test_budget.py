@@ -14,6 +14,7 @@ from ptmst.config import Chunk, Compile, DistillConfig, Keep, KeepOrAuto, Phase
 from ptmst.distillation import budget
 from ptmst.distillation import distill as distillation
 from ptmst.distillation.budget import Memory, settled, ways
+from ptmst.distillation.checkpoints import Checkpoints
 from ptmst.distillation.distill import distill
 from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import InputError
@@ -75,7 +76,9 @@ def test_a_chunk_that_is_set_stays(
 @pytest.mark.parametrize("keep", ["path", "nothing", "primals"])
 def test_what_is_set_stays(store: TrajectoryStore, keep: KeepOrAuto) -> None:
     config = replace(OPEN, keep=keep, chunk=None)
-    assert settled(config, store, store.student((0,))) == config
+    expected = replace(config, threads=torch.get_num_threads())
+    assert settled(config, store, store.student((0,))) == expected
+    assert settled(replace(config, threads=7), store, store.student((0,))).threads == 7
 
 
 @pytest.mark.slow
@@ -233,28 +236,41 @@ def test_what_was_settled_is_recorded_and_stays_on_resuming(
 ) -> None:
     """On a device that would choose another way by now."""
     config = replace(DISTILL, keep="auto", chunk="auto", checkpoint_minutes=0.0)
-    expected, original_settled = distill(replace(config, keep="primals", chunk=None), store), settled
-    monkeypatch.setattr(distillation, "settled", lambda config, *_: replace(config, keep="primals", chunk=None))
-    original, calls = OuterStep.__call__, iter(range(1 << 30))
+    expected, original_settled = distill(replace(config, keep="path", chunk=None, threads=3), store), settled
+    monkeypatch.setattr(distillation, "settled", lambda config, *_: replace(config, keep="path", chunk=None, threads=3))
+    original, threads = OuterStep.__call__, list[int]()
 
     def stopping(step: OuterStep, *inputs: object) -> object:
-        if next(calls) == 3:
+        threads.append(torch.get_num_threads())
+        if len(threads) == 4:
             raise KeyboardInterrupt
         return original(step, *inputs)  # type: ignore[arg-type]
 
+    before = torch.get_num_threads()
     with monkeypatch.context() as patch:
         patch.setattr(OuterStep, "__call__", stopping)
         with pytest.raises(KeyboardInterrupt):
             distill(replace(config, out=tmp_path / "out"), store)
     assert read_json(tmp_path / "out" / "run.json", "distillation run", 1)["settled"] == {
-        "keep": "primals",
+        "keep": "path",
         "chunk": None,
+        "threads": 3,
     }
     monkeypatch.setattr(distillation, "settled", original_settled)
+    monkeypatch.setattr(OuterStep, "__call__", stopping)
     found = distill(replace(config, out=tmp_path / "out"), store, resume=True)
+    assert set(threads) == {3} and torch.get_num_threads() == before
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.images, other.images)
-    assert found.provenance["config"]["keep"] == "primals"
+    assert found.provenance["config"]["keep"] == "path"
+
+
+def test_threads_that_are_asked_for_are_taken_on_resuming(store: TrajectoryStore, tmp_path: Path) -> None:
+    config = replace(DISTILL, keep="path", chunk=None, out=tmp_path / "out", threads=2)
+    Checkpoints(config.out, config, store, resume=False).begin(config)
+    for asked, expected in ((None, 2), (5, 5)):
+        again = Checkpoints(config.out, replace(config, threads=asked), store, resume=True).settled
+        assert again is not None and again.threads == expected
 
 
 def test_an_outer_step_wants_it_settled(store: TrajectoryStore) -> None:
