@@ -125,7 +125,7 @@ def test_what_cannot_be_chosen_is_refused(tmp_path_factory: pytest.TempPathFacto
         subset(one, "forgetting", 4, 0.1, 0)
 
 
-@pytest.mark.parametrize("together", [9, 7])
+@pytest.mark.parametrize("together", [5, 4])
 def test_forgetting_tells_how_many_were_never_learned(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
