@@ -23,7 +23,7 @@ from ptmst.students.student import Student
 from ptmst.students.text_towers import text_tower
 from ptmst.support import devices
 from ptmst.support.seeds import generator
-from ptmst.teachers.training import trial
+from ptmst.teachers.side_by_side import Lesson
 from ptmst.trajectories.recorder import Recorder
 from ptmst.trajectories.store import TrajectoryStore
 
@@ -143,13 +143,9 @@ def students(num_pairs: int, config: EvaluateConfig, store: TrajectoryStore, clo
 
 def _per_pair(student: Student, pairs: Pairs, text_width: int, config: TeachConfig, clock: Clock) -> float:
     """Seconds of an expert's training, for each pair of an epoch."""
-    student, features = student.to(device := devices.pick(config.device)), None
-    if student.frozen is not None and not config.augment:
-        seen = student.features(torch.zeros(1, 3, pairs.image_size, pairs.image_size, device=device))
-        features = seen.detach().cpu().expand(len(pairs.image_names), -1)
-    texts = torch.randn(len(pairs), text_width, generator=generator("cost")).to(device)
-    with devices.threads(config.threads, device):
-        return trial(student, pairs, texts, config, features, clock).seconds / min(len(pairs), config.batch_size)
+    student = student.to(devices.pick(config.device))
+    tried = Lesson.blank(student, pairs, text_width, config).trial(student, config, clock)
+    return tried.seconds / min(len(pairs), config.batch_size)
 
 
 def _extrapolated(work: Callable[[int], object], steps: int, clock: Clock) -> float:

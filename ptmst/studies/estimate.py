@@ -20,7 +20,7 @@ from ptmst.students.student import Student
 from ptmst.students.text_towers import text_tower
 from ptmst.studies import cost
 from ptmst.support import devices, progress
-from ptmst.teachers.side_by_side import PROCESS_BYTES, Lesson, at_once
+from ptmst.teachers.side_by_side import PROCESS_BYTES, Lesson, at_once, seconds_of
 from ptmst.teachers.training import Trial
 from ptmst.trajectories.prefetch import expert_bytes
 from ptmst.trajectories.store import TrajectoryStore
@@ -58,8 +58,9 @@ def estimate(settings: Experiment) -> Iterator[Stage]:
     with TemporaryDirectory() as folder, progress.switched_off():
         store = cost.store_of_noise(teach, Path(folder))
         student = store.student((0,)).to(devices.pick(teach.device))
-        tried = _trial(teach, store, student, pairs)
-        yield _teaching(teach, store, student, pairs, tried)
+        lesson = Lesson.blank(student, pairs, store.recipe.text_width, teach)
+        tried = lesson.trial(student, teach)
+        yield _teaching(teach, store, student, lesson, tried)
         yield _distilling(settings, store, tried)
         yield _evaluating(settings, store, pairs, tried)
 
@@ -84,20 +85,10 @@ def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _trial(config: TeachConfig, store: TrajectoryStore, student: Student, pairs: Pairs) -> Trial:
-    features: torch.Tensor | None = None
-    if student.frozen is not None and not config.augment:
-        # What is in them does not matter to the time of a batch.
-        with torch.no_grad():
-            seen = student.features(torch.zeros(1, 3, pairs.image_size, pairs.image_size, device=student.device))
-        features = torch.zeros(len(pairs.image_names), seen.shape[1])
-    texts = torch.ones(len(pairs), store.recipe.text_width, device=student.device)
-    return Lesson(pairs, texts, features).trial(store, config, student.device)
-
-
-def _teaching(config: TeachConfig, store: TrajectoryStore, student: Student, pairs: Pairs, tried: Trial) -> Stage:
-    device, images = student.device, len(pairs.image_names)
-    warm_up, an_expert = cost.warming_up(config, time.perf_counter), cost.an_expert(config, time.perf_counter)
+def _teaching(config: TeachConfig, store: TrajectoryStore, student: Student, lesson: Lesson, tried: Trial) -> Stage:
+    device, pairs, features = student.device, lesson.pairs, lesson.features
+    images, an_expert = len(pairs.image_names), seconds_of(1, tried, len(pairs), config)
+    warm_up = cost.warming_up(config, time.perf_counter)
     workers = config.workers or 1
     if config.workers is None and device.type != "cuda":
         workers = at_once(config.experts, tried, len(pairs), config, device)
@@ -108,18 +99,12 @@ def _teaching(config: TeachConfig, store: TrajectoryStore, student: Student, pai
     disk += sum(size for name, size in sizes.items() if not name.startswith("expert-"))
     if not config.augment:
         # What the cache keeps: features, or pixels.
-        kept = 3 * pairs.image_size**2 if student.frozen is None else 4 * _width(student, pairs.image_size)
+        kept = 3 * pairs.image_size**2 if features is None else 4 * features.shape[1]
         seconds += images * (_seconds_an_image(student, pairs.image_size) + _seconds_a_picture(pairs))
         disk += images * kept
     memory = _held() + tried.bytes + (workers - 1) * (PROCESS_BYTES + tried.bytes)
     what = f"{config.experts} experts × {config.epochs} epochs" + f", {workers} at a time" * (workers > 1)
     return Stage("teach", seconds, memory, disk, what)
-
-
-def _width(student: Student, size: int) -> int:
-    """Of the frozen tower's features."""
-    with torch.no_grad():
-        return int(student.features(torch.zeros(1, 3, size, size, device=student.device)).shape[1])
 
 
 def _seconds_of_captions(config: TeachConfig, pairs: Pairs, device: torch.device) -> float:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -22,6 +23,7 @@ from ptmst.data.pixels import decoded_once
 from ptmst.students.student import Student
 from ptmst.students.text_towers import TextTower, embed_captions, text_tower
 from ptmst.support import devices, parallel, progress
+from ptmst.support.seeds import generator
 from ptmst.teachers.training import Trial, epoch_batches, seen_features, train_on_pairs, trial
 from ptmst.trajectories.recorder import Recorder
 from ptmst.trajectories.store import TrajectoryStore, Written
@@ -58,11 +60,20 @@ class Lesson:
             pairs = decoded_once(pairs)
         return cls(pairs, texts, features)
 
-    def trial(self, store: TrajectoryStore, config: TeachConfig, device: torch.device) -> Trial:
-        """What an expert takes, by a few batches."""
-        with devices.threads(config.threads, device):
-            student = store.student((config.seed, "trial")).to(device)
-            tried = trial(student, self.pairs, self.texts, config, self.features)
+    @classmethod
+    def blank(cls, student: Student, pairs: Pairs, text_width: int, config: TeachConfig) -> Lesson:
+        """One that takes as long: what is in captions and features does not matter to the time of a batch."""
+        features, device = None, student.device
+        if student.frozen is not None and not config.augment:
+            seen = student.features(torch.zeros(1, 3, pairs.image_size, pairs.image_size, device=device))
+            features = seen.detach().cpu().expand(len(pairs.image_names), -1)
+        texts = torch.randn(len(pairs), text_width, generator=generator("lesson"))
+        return cls(pairs, texts.to(device), features)
+
+    def trial(self, student: Student, config: TeachConfig, clock: Callable[[], float] = time.perf_counter) -> Trial:
+        """What an expert like the student takes, by a few batches."""
+        with devices.threads(config.threads, student.device):
+            tried = trial(student, self.pairs, self.texts, config, self.features, clock)
         return replace(tried, bytes=tried.bytes + _held(self.pairs, config, self.features))
 
 
@@ -129,9 +140,9 @@ def _workers(experts: int, store: TrajectoryStore, config: TeachConfig, lesson: 
     alone = device.type == "cuda" or multiprocessing.parent_process() is not None
     if config.workers is not None or alone:
         return min(config.workers or 1, experts)
-    tried = lesson.trial(store, config, device)
+    tried = lesson.trial(store.student((config.seed, "trial")).to(device), config)
     workers = at_once(experts, tried, len(lesson.pairs), config, device)
-    if workers * config.threads < devices.cores() and _seconds(experts, tried, len(lesson.pairs), config) > _PAYS_S:
+    if workers * config.threads < devices.cores() and seconds_of(experts, tried, len(lesson.pairs), config) > _PAYS_S:
         used = f"{workers * config.threads} of {devices.cores()} cores"
         _LOG.info("teach: %s, %d at a time; --threads and --workers set others", used, workers)
     return workers
@@ -139,14 +150,14 @@ def _workers(experts: int, store: TrajectoryStore, config: TeachConfig, lesson: 
 
 def at_once(experts: int, tried: Trial, pairs: int, config: TeachConfig, device: torch.device) -> int:
     """How many processes train so many experts on a CPU, by what a trial took; 1 is this one alone."""
-    if _seconds(experts, tried, pairs, config) < _PAYS_S:
+    if seconds_of(experts, tried, pairs, config) < _PAYS_S:
         return 1
     room = int(_OF_FREE * devices.free_bytes(device)) // (tried.bytes + PROCESS_BYTES)
     return max(1, min(experts, devices.cores() // config.threads, room))
 
 
-def _seconds(experts: int, tried: Trial, pairs: int, config: TeachConfig) -> float:
-    """Of all, one by one."""
+def seconds_of(experts: int, tried: Trial, pairs: int, config: TeachConfig) -> float:
+    """Of so many experts, one by one."""
     return tried.seconds * experts * config.epochs * len(epoch_batches(torch.arange(pairs), config))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -34,8 +35,7 @@ def matching_residual(
     [L+1], groups int64 [L], the layers of a group adjacent. The target is never formed: 14 bytes of memory traffic per
     parameter. Without `num_groups` G is groups[-1] + 1, which under torch.compile is a data-dependent size.
     Differentiable once, in theta. With `out` [P], which shares no memory with an input, that becomes the residual, and
-    nothing is differentiated. Float64 runs in plain torch.
-    Raises ValueError for shapes or types that do not match.
+    nothing is differentiated. Float64 runs in plain torch. Raises ValueError for shapes or types that do not match.
     """
     inputs = theta, base, displacement, scale, offsets, groups, beta_start, beta_target, num_groups
     if out is not None:
@@ -58,8 +58,7 @@ def vector_residual(
 
     theta, start, target float32 [P]; distance_g = Σ (target − start)², the squared length of the span. 16 bytes of
     memory traffic per parameter. Differentiable once, in theta. With `out` [P], which shares no memory with an input,
-    that becomes the residual, and nothing is differentiated.
-    Raises ValueError for shapes or types that do not match.
+    that becomes the residual, and nothing is differentiated. Raises ValueError for shapes or types that do not match.
     """
     inputs = theta, start, target, offsets, groups, num_groups
     if out is not None:
@@ -125,18 +124,25 @@ def _run_vectors(*args: Any, out: Tensor | None = None) -> Any:
     return implementation(theta).vector_residual(*arguments)
 
 
-def _into_shortcut(*args: Any) -> Any:
-    *inputs, out = args
-    _check_out(inputs[0], out)
-    with filling(out, inputs[:-1]) as whole:
-        return _run_shortcut(*inputs, out=whole)[1:]
+def _into(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run`, of which the first result goes into the last argument."""
+
+    def run_into(*args: Any) -> Any:
+        *inputs, out = args
+        _check_out(inputs[0], out)
+        with filling(out, inputs[:-1]) as whole:
+            return run(*inputs, out=whole)[1:]
+
+    return run_into
 
 
-def _into_vectors(*args: Any) -> Any:
-    *inputs, out = args
-    _check_out(inputs[0], out)
-    with filling(out, inputs[:-1]) as whole:
-        return _run_vectors(*inputs, out=whole)[1:]
+def _fake_into(fake: Callable[..., Any]) -> Callable[..., Any]:
+    def run_into(*args: Any) -> Any:
+        *inputs, out = args
+        _check_out(inputs[0], out)
+        return fake(*inputs)[1:]
+
+    return run_into
 
 
 def _check_out(theta: Tensor, out: Tensor) -> None:
@@ -159,18 +165,6 @@ def _fakes(theta: Tensor, num_groups: int | None, sums: int) -> Any:
     count = torch.library.get_ctx().new_dynamic_size() if num_groups is None else num_groups
     residual = torch.empty_like(theta, memory_format=torch.contiguous_format)
     return residual, *(theta.new_empty(count) for _ in range(sums))
-
-
-def _fake_into_shortcut(*args: Any) -> Any:
-    *inputs, out = args
-    _check_out(inputs[0], out)
-    return _fake_shortcut(*inputs)[1:]
-
-
-def _fake_into_vectors(*args: Any) -> Any:
-    *inputs, out = args
-    _check_out(inputs[0], out)
-    return _fake_vectors(*inputs)[1:]
 
 
 class _ShortcutResidual(torch.autograd.Function):
@@ -267,12 +261,12 @@ _VECTOR_OP = register(
 _SHORTCUT_INTO = register(
     "matching_residual_into(Tensor theta, Tensor base, Tensor displacement, Tensor scale, Tensor offsets, "
     "Tensor groups, Tensor beta_start, Tensor beta_target, int? num_groups, Tensor(a!) out) -> (Tensor, Tensor)",
-    _into_shortcut,
-    _fake_into_shortcut,
+    _into(_run_shortcut),
+    _fake_into(_fake_shortcut),
 )
 _VECTOR_INTO = register(
     "vector_residual_into(Tensor theta, Tensor start, Tensor target, Tensor offsets, Tensor groups, int? num_groups, "
     "Tensor(a!) out) -> (Tensor, Tensor, Tensor)",
-    _into_vectors,
-    _fake_into_vectors,
+    _into(_run_vectors),
+    _fake_into(_fake_vectors),
 )
