@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from ptmst import presets
 from ptmst.cli.flags import Command
+from ptmst.support.cache import Kind
 from ptmst.support.progress import result, table
 
 
@@ -58,7 +59,7 @@ class Cache(Command):
 
     examples: ClassVar = ("ptmst cache", "ptmst cache --clear features")
 
-    clear: Literal["texts", "features", "compiled", "all"] | None = None
+    clear: Literal[Kind, "all"] | None = None
     """Kind of files to remove, or all."""
 
     def run(self) -> None:

@@ -57,6 +57,8 @@ def test_a_kind_is_removed_alone(folder: Path, capsys: pytest.CaptureFixture[str
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["mine.txt"]
     embeds = embed_captions(HashedText(4), ["one"])
     assert torch.equal(embeds, HashedText(4).embed(["one"])) and found()["texts"][0] == 1
+    for kind in found():
+        assert cli.main(["cache", "--clear", kind]) == 0 and found()[kind] == (0, 0)
 
 
 def test_an_empty_cache_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
