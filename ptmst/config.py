@@ -347,6 +347,9 @@ class DistillConfig(Places):
     """Loss of the student."""
     temperature: float = TEMPERATURE
     """Divisor of the cosine similarities."""
+    image_leaves: Literal["pixels", "features"] = "pixels"
+    """What is distilled of an image: its pixels, or what a frozen tower sees in it, which takes less time and trains
+    heads on that tower alone."""
     similarity: Literal["full", "low-rank"] = "full"
     """Form of the soft labels S: a full matrix, or diagonal plus low rank."""
     rank: int = 10

@@ -80,7 +80,7 @@ def _set(path: Path, verify: bool) -> Iterator[Line]:
         if name in distilled.provenance:
             yield name, _short(distilled.provenance[name])
     if verify:
-        index = files.read_json(path / distilled_set.INDEX, distilled_set.KIND, distilled_set.VERSION)
+        index = files.read_json(path / distilled_set.INDEX, distilled_set.KIND, distilled_set.VERSIONS)
         yield from _verified(path, index["hashes"])
 
 

@@ -93,6 +93,10 @@ def settled(config: DistillConfig, store: TrajectoryStore, student: Student) -> 
     config = _whole(config)
     if student.device.type == "cpu":
         config = replace(config, threads=config.threads or torch.get_num_threads())
+    if config.image_leaves == "features":
+        # Activations of heads are no more than their parameters, of which every way keeps those of all inner steps.
+        keep = config.keep if config.keep != "auto" else "path" if isinstance(config.chunk, int) else "primals"
+        return replace(config, keep=keep, chunk=None if config.chunk == "auto" else config.chunk)
     # In chunks there are no primals to keep.
     either: tuple[Keep, ...] = ("path",) if isinstance(config.chunk, int) else ("path", "primals")
     keeps: tuple[Keep, ...] = either if config.keep == "auto" else (config.keep,)

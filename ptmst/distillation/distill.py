@@ -21,6 +21,7 @@ from ptmst.distillation.optimizer import OuterState, outer_update
 from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.errors import Diverged, InputError
+from ptmst.students.features import kept_features_of
 from ptmst.students.student import Student
 from ptmst.students.text_towers import nearest_captions
 from ptmst.support import devices, folders, progress
@@ -103,7 +104,11 @@ def averaged_and_last(
 
 
 def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor]) -> list[SyntheticPairs]:
-    return [initial_pairs(config, n, *real, student.layers.num_groups) for n in range(len(config.phases))]
+    starts = [initial_pairs(config, n, *real, student.layers.num_groups) for n in range(len(config.phases))]
+    if config.image_leaves == "pixels":
+        return starts
+    seen = [kept_features_of(student, start.images.to(student.device)) for start in starts]
+    return [replace(start, images=features.cpu()) for start, features in zip(starts, seen, strict=True)]
 
 
 def _distill_phases(
@@ -270,6 +275,11 @@ def _needed_endpoints(config: DistillConfig, phase: Phase) -> set[int]:
 def _check_against_store(config: DistillConfig, store: TrajectoryStore) -> None:
     if not len(store):
         raise InputError(f"{store.path}: expected at least one expert, found none; run `ptmst teach` to its end")
+    if config.image_leaves == "features" and store.settings and not store.recipe.encoder.freeze_tower:
+        raise InputError(
+            f"image_leaves features: expected experts behind a frozen image tower, found in {store.path} those that "
+            "train it; distill pixels, or teach with --encoder.freeze-tower"
+        )
     for number, phase in enumerate(config.phases, start=1):
         needed = _needed_endpoints(config, phase)
         past = sorted(k for k in needed if k > store.epochs)

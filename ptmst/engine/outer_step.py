@@ -180,7 +180,7 @@ class OuterStep:
         return OuterGradient(outputs.pop("loss"), outputs.pop("per_group"), outputs.pop("theta"), outputs)
 
     def _gradient(self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None) -> OuterGradient:
-        if not self._frozen:
+        if not self._frozen or not pairs.in_pixels:
             return self._differentiated(span, InnerLoop(pairs, batches, mixing, pairs.images, batches))
         if self._features is None:
             block = self._chunk or batches.shape[1]

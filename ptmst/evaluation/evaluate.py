@@ -106,6 +106,7 @@ def _for_another_tower(
     distilled: DistilledSet, name: str, config: EvaluateConfig, device: torch.device
 ) -> DistilledSet:
     """The set renormalized for another image tower, with that tower's initial weights."""
+    distilled.refuse_features(f"pictures for {name} to see")
     own = distilled.recipe
     # In the precision that the set's own tower was warmed up with.
     with arithmetic(own.precision if device.type == "cuda" else "fp32"):

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ptmst.config import DataConfig, Places
 from ptmst.data import Pairs
 from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.data.sampling import random_subset
 from ptmst.errors import InputError
+from ptmst.students.features import kept_features
 from ptmst.support import progress
 from ptmst.synthetic.distilled_set import DistilledSet
 
@@ -23,7 +25,8 @@ from ptmst.synthetic.distilled_set import DistilledSet
 class Nearest:
     """The nearest training picture of each of N distilled ones, over all phases.
 
-    Distances float64 [N] are roots of the mean squared difference of the pixels that are seen, 0 … 255.
+    Distances float64 [N] are roots of the mean squared difference of the pixels that are seen, 0 … 255; of features
+    that stand for pictures, 1 − their cosine.
     """
 
     pictures: Tensor
@@ -66,24 +69,65 @@ class RealPictures:
             raise InputError(
                 f"{recipe.data.folder}: expected the pairs that the set was made of, found different ones; restore them"
             )
-        images = torch.cat([distilled.pixels(phase) for phase in range(len(distilled))])
-        return _nearest(images, _begun(distilled.provenance, len(images), pairs), pairs)
+        space = _Pixels(pairs) if distilled.in_pixels else _Features(distilled, pairs)
+        queries = torch.cat([space.of(distilled, phase) for phase in range(len(distilled))])
+        return _nearest(queries, _begun(distilled.provenance, len(queries), pairs), pairs, space)
 
 
-def _nearest(images: Tensor, begun: Tensor | None, pairs: Pairs) -> Nearest:
-    """Of images uint8 [N, 3, H, W] that began as those of `begun` int64 [N]."""
-    none = torch.full((len(images),), -1)
+class _Space(Protocol):
+    """Where pictures are compared: rows float32 [B, M], of which those are near whose difference is short."""
+
+    def of(self, distilled: DistilledSet, phase: int) -> Tensor:
+        """The rows of a phase's pictures."""
+
+    def real(self, index: Tensor) -> Tensor:
+        """The rows of real pictures, int64 [B]."""
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Between rows and rows, float64 [B]."""
+
+
+class _Pixels:
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
+
+    def of(self, distilled: DistilledSet, phase: int) -> Tensor:
+        return _flat(distilled.pixels(phase))
+
+    def real(self, index: Tensor) -> Tensor:
+        return _flat(self._pairs.pixels(index))
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a.double() - b.double()).square().mean(1).sqrt()
+
+
+class _Features:
+    def __init__(self, distilled: DistilledSet, pairs: Pairs) -> None:
+        self._all = F.normalize(kept_features(distilled.student(("nearest",)), pairs, torch.device("cpu")))
+
+    def of(self, distilled: DistilledSet, phase: int) -> Tensor:
+        return F.normalize(distilled[phase].images)
+
+    def real(self, index: Tensor) -> Tensor:
+        return self._all[index]
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a.double() - b.double()).square().sum(1) / 2
+
+
+def _nearest(queries: Tensor, begun: Tensor | None, pairs: Pairs, space: _Space) -> Nearest:
+    """Of rows [N, M] of pictures that began as those of `begun` int64 [N]."""
+    none = torch.full((len(queries),), -1)
     if begun is None:
-        nearest, starts = _search(images, none, pairs), None
+        nearest, starts = _search(queries, none, pairs, space), None
     else:
-        real = pairs.pixels(begun)
+        real = space.real(begun)
         # In one pass, since that decodes all pictures.
-        nearest, other = _search(torch.cat([images, real]), torch.cat([none, begun]), pairs).chunk(2)
-        starts = Starts(nearest == begun, _distance(images, real), _distance(real, pairs.pixels(other)))
-    pictures = pairs.pixels(nearest)
+        nearest, other = _search(torch.cat([queries, real]), torch.cat([none, begun]), pairs, space).chunk(2)
+        starts = Starts(nearest == begun, space.distance(queries, real), space.distance(real, space.real(other)))
     captions = dict(zip(reversed(pairs.image_of_text.tolist()), reversed(pairs.captions), strict=True))
     shown = tuple(captions[image] for image in nearest.tolist())
-    return Nearest(pictures, shown, _distance(images, pictures), starts)
+    return Nearest(pairs.pixels(nearest), shown, space.distance(queries, space.real(nearest)), starts)
 
 
 def _begun(provenance: Mapping[str, Any], count: int, pairs: Pairs) -> Tensor | None:
@@ -92,13 +136,13 @@ def _begun(provenance: Mapping[str, Any], count: int, pairs: Pairs) -> Tensor | 
     return None if seed is None else pairs.image_of_text[random_subset(pairs, seed, count)]
 
 
-def _search(queries: Tensor, but: Tensor, pairs: Pairs) -> Tensor:
-    """The image nearest to each query uint8 [Q, 3, H, W], other than that of `but` int64 [Q]: int64 [Q]."""
-    wanted, count = _flat(queries), len(pairs.image_names)
+def _search(wanted: Tensor, but: Tensor, pairs: Pairs, space: _Space) -> Tensor:
+    """The image nearest to each row of Q, other than that of `but` int64 [Q]: int64 [Q]."""
+    count = len(pairs.image_names)
     best, nearest = torch.full((len(wanted),), torch.inf), torch.zeros(len(wanted), dtype=torch.int64)
     with progress.bar("nearest pictures", count) as bar:
         for index in torch.arange(count).split(IMAGES_AT_ONCE):
-            real = _flat(pairs.pixels(index))
+            real = space.real(index)
             # Less the query's own norm, which changes no order.
             far = real.square().sum(1) - 2 * wanted @ real.T
             far[but[:, None] == index] = torch.inf
@@ -112,7 +156,3 @@ def _search(queries: Tensor, but: Tensor, pairs: Pairs) -> Tensor:
 def _flat(pixels: Tensor) -> Tensor:
     """float32 [B, 3HW] around the middle gray, where sums round least."""
     return pixels.flatten(1).float() - 127.5
-
-
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    return (a.double() - b.double()).square().flatten(1).mean(1).sqrt()

@@ -50,8 +50,8 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
 
     Where the data have credits, `README.md` tells them in every form. LICENSES.txt comes with sets of `emoji`.
 
-    Raises InputError, before anything is written, for a folder that holds something, leaves that are not finite, a
-    set that the form has no place for, and a package that is missing; and where `out` cannot be written.
+    Raises InputError, before anything is written, for a folder that holds something, leaves that are not finite or
+    features, a set that the form has no place for, a missing package; and where `out` cannot be written.
     """
     writers: dict[str, Callable[[DistilledSet], _Files]] = {
         "ptm-st": _ptm_st,
@@ -62,6 +62,7 @@ def export(distilled: DistilledSet, out: Path, form: Form) -> list[Path]:
     if form not in writers:
         raise InputError(f"form: expected {', '.join(writers)}, found {form!r}; choose one of them")
     _refuse_held(out)
+    distilled.refuse_features(f"pictures to write as {form}")
     for number, phase in enumerate(distilled.phases, start=1):
         for name, leaf in {**phase.pairs.leaves(), "last_lr": phase.last_lr}.items():
             if not bool(torch.isfinite(leaf).all()):

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from statistics import median
@@ -96,8 +96,10 @@ def _set(row: Row, real: RealPictures | None) -> dict[str, Any]:
     phases, first = [], 0
     for number, phase in enumerate(row.distilled.phases):
         beside = neighbors[first : first + len(phase.pairs)]
-        pictures = zip(row.distilled.pixels(number), phase.captions, beside, strict=True)
-        shown = [(_picture(image), progress.printable(text), neighbor) for image, text, neighbor in pictures]
+        pictures: Iterable[str | None] = [None] * len(phase.pairs)
+        if row.distilled.in_pixels:
+            pictures = map(_picture, row.distilled.pixels(number))
+        shown = list(zip(pictures, map(progress.printable, phase.captions), beside, strict=True))
         phases.append({"count": len(phase.pairs), "pictures": shown})
         first += len(phase.pairs)
     return {"name": shown_name(row), "curves": _curves(row.distilled), "phases": phases, "told": told}
@@ -106,37 +108,55 @@ def _set(row: Row, real: RealPictures | None) -> dict[str, Any]:
 def _neighbors(distilled: DistilledSet, real: RealPictures | None) -> tuple[list[dict[str, str] | None], str]:
     """Of each picture its nearest real one, and what they are together or why there are none."""
     nothing: list[dict[str, str] | None] = [None] * distilled.num_pairs
+    of_set = "" if distilled.in_pixels else f"{_NO_PICTURES} "
     # Selected pictures are real themselves.
     if real is None or distilled.provenance.get("method") in get_args(Selection):
-        return nothing, ""
+        return nothing, of_set
     try:
         found = real.nearest_to(distilled)
     except InputError as error:
-        return nothing, progress.printable(f"Without the nearest real pictures: {error}.")
+        return nothing, progress.printable(f"{of_set}Without the nearest real pictures: {error}.")
     shown = zip(found.pictures, found.captions, found.distance.tolist(), strict=True)
     return [
-        {"picture": _picture(image, _THUMBNAIL), "caption": progress.printable(text), "distance": f"{distance:.1f}"}
+        {
+            "picture": _picture(image, _THUMBNAIL if distilled.in_pixels else None),
+            "caption": progress.printable(text),
+            "distance": f"{distance:.{1 if distilled.in_pixels else 3}f}",
+        }
         for image, text, distance in shown
-    ], _told(found)
+    ], of_set + _told(found, distilled.in_pixels)
 
 
-def _told(found: Nearest) -> str:
-    text = (
-        "Below each picture the nearest real one and its distance, the root mean square difference of their pixels, "
-        f"0 … 255: {_median(found.distance)} in the median."
-    )
+_NO_PICTURES = (
+    "This set has no pictures, but what its frozen tower would see in them, and trains heads on that tower alone."
+)
+
+
+def _told(found: Nearest, in_pixels: bool) -> str:
+    """Distances of pixels in whole levels, those of features in thousandths."""
+    places = 1 if in_pixels else 3
+    if in_pixels:
+        text = (
+            "Below each picture the nearest real one and its distance, the root mean square difference of their "
+            f"pixels, 0 … 255: {_median(found.distance, places)} in the median."
+        )
+    else:
+        text = (
+            "Shown is the real picture with the nearest features and its distance, 1 − their cosine: "
+            f"{_median(found.distance, places)} in the median."
+        )
     if (starts := found.starts) is None:
         return text
     same, count = int(starts.nearest.sum()), len(found.distance)
     return (
         f"{text} For {same} of {count} it is the one that the picture began as. From there it moved by "
-        f"{_median(starts.distance)} in the median, while the nearest other real picture was "
-        f"{_median(starts.to_another)} away."
+        f"{_median(starts.distance, places)} in the median, while the nearest other real picture was "
+        f"{_median(starts.to_another, places)} away."
     )
 
 
-def _median(values: Tensor) -> str:
-    return f"{median(values.tolist()):.1f}"
+def _median(values: Tensor, places: int) -> str:
+    return f"{median(values.tolist()):.{places}f}"
 
 
 def _picture(pixels: Tensor, most: int | None = None) -> str:

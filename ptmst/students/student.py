@@ -90,8 +90,9 @@ class Student:
         return self.layers.flatten([p.detach() for p in parameters])
 
     def features(self, images: Tensor) -> Tensor:
-        """What the frozen tower makes of images: [B, 3, H, W] → [B, Z]; the images, where no tower is frozen."""
-        if self.frozen is None:
+        """What the frozen tower makes of images: [B, 3, H, W] → [B, Z]; the images, where no tower is frozen, or where
+        they are features [B, Z] already."""
+        if self.frozen is None or images.ndim == 2:
             return images
         with self._products(tower=True):
             return self.frozen(images, plain=self._bf16)

@@ -19,7 +19,8 @@ from ptmst.support import files, folders
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.synthetic.soft_labels import LowRankSimilarity, similarity_from_leaves
 
-VERSION = 1
+VERSIONS = 1, 2
+"""What is read; sets of pictures are written as the first, which earlier releases read too."""
 KIND = "distilled set"
 INDEX, RUN = "distilled.json", "run.json"
 FOLDER = folders.Kind("a distilled set", (INDEX, RUN), beside=("score file",))
@@ -62,8 +63,14 @@ class DistilledSet(Sequence[SyntheticPairs]):
     def __iter__(self) -> Iterator[SyntheticPairs]:
         return (phase.pairs for phase in self.phases)
 
+    @property
+    def in_pixels(self) -> bool:
+        """Whether its images are pictures, not the features of a frozen tower."""
+        return all(pairs.in_pixels for pairs in self)
+
     def pixels(self, phase: int) -> Tensor:
-        """The images of a phase as uint8 [N, 3, H, W]."""
+        """The images of a phase as uint8 [N, 3, H, W]. Raises InputError where they are features of a tower."""
+        self.refuse_features("pictures")
         return denormalize(self.phases[phase].pairs.images, *self.normalization)
 
     @property
@@ -71,6 +78,15 @@ class DistilledSet(Sequence[SyntheticPairs]):
         """Mean and standard deviation of red, green and blue that its images are normalized with."""
         data = self.recipe.data if self.settings else None
         return (MEAN, STD) if data is None else (data.mean or MEAN, data.std or STD)
+
+    def refuse_features(self, expected: str) -> None:
+        """Raise InputError, naming what is `expected`, where images are features of a frozen tower."""
+        if not self.in_pixels:
+            tower = f"of {self.recipe.encoder.image_tower} " if self.settings else ""
+            raise InputError(
+                f"images of the set: expected {expected}, found features {tower}in their place, which only heads on "
+                "that tower learn from; distill with --image-leaves pixels"
+            )
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -116,7 +132,7 @@ class DistilledSet(Sequence[SyntheticPairs]):
             path / INDEX,
             {
                 "format": "ptmst-distilled-set",
-                "version": VERSION,
+                "version": VERSIONS[0] if self.in_pixels else VERSIONS[1],
                 "phases": entries,
                 "provenance": dict(self.provenance),
                 "settings": dict(self.settings),
@@ -130,7 +146,7 @@ class DistilledSet(Sequence[SyntheticPairs]):
         path = Path(path)
         if not (path / INDEX).exists():
             raise InputError(f"{path}: expected a distilled set, found no {INDEX}; make one with `ptmst distill`")
-        index = files.read_json(path / INDEX, KIND, VERSION)
+        index = files.read_json(path / INDEX, KIND, VERSIONS)
         try:
             hashes = index["hashes"]
             phases = []

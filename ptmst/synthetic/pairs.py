@@ -15,6 +15,8 @@ from ptmst.synthetic.soft_labels import Similarity
 class SyntheticPairs:
     """N synthetic pairs: images [N, 3, H, W], texts [N, D], soft labels over [N, N], student learning rate [G].
 
+    In place of images there may be what a frozen tower sees in them, features [N, Z].
+
     Raises InputError for leaves of different numbers of pairs.
     """
 
@@ -31,6 +33,11 @@ class SyntheticPairs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def in_pixels(self) -> bool:
+        """Whether images are images, not the features of a frozen tower."""
+        return self.images.ndim == 4
 
     def leaves(self) -> dict[str, Tensor]:
         """Every optimized tensor by name: images, texts, lr, and similarity, or diag, left and right."""

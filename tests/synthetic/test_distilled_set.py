@@ -154,7 +154,7 @@ def test_a_folder_without_an_index_is_no_set(tmp_path: Path) -> None:
         ("{}", "expected a distilled set, found something else; check the path"),
         (
             '{"format": "ptmst-distilled-set", "version": 9}',
-            "expected version 1 of the distilled set format, found 9; use the ptmst release that wrote it",
+            "expected version 1 or 2 of the distilled set format, found 9; use the ptmst release that wrote it",
         ),
     ],
 )
