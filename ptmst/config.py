@@ -380,6 +380,9 @@ class DistillConfig(Places):
     """Compile the outer step, which takes minutes with a big tower, but only once; auto = on CUDA only."""
     ema: float = 0.99
     """Decay of the moving average of the leaves, which is what is saved; 0 = no averaging."""
+    track_recall: int = 0
+    """Outer steps between looks at a quick student's recall on val, by which the best averaged leaves are kept; 0 = the
+    last ones are."""
     checkpoint_minutes: float = field(default=3.0, metadata=RUN | _PASSING)
     """Minutes between checkpoints."""
     seed: int = field(default=0, metadata=RUN)
@@ -398,7 +401,7 @@ class DistillConfig(Places):
         yield from _positive(self, "expert_epochs", "steps", "inner_steps", "batch_size", "temperature", "rank")
         yield from _positive(self, "student_lr")
         yield from _positive_or_none(self, "threads")
-        yield from _at_least(self, 0, "blend", "momentum", "ema", "checkpoint_minutes", "seed")
+        yield from _at_least(self, 0, "blend", "momentum", "ema", "track_recall", "checkpoint_minutes", "seed")
         if not self.phases:
             yield "phases: expected at least one, found none; name one, such as 99:5:0-2"
         yield from _below(self, 1, "momentum", "ema")

@@ -29,8 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trajectories": GROUND | {"support", "students", "recipe", "kernels"},
     "engine": GROUND | {"support", "students", "synthetic", "trajectories"},
     "teachers": GROUND | {"support", "data", "students", "recipe", "trajectories", "engine", "kernels"},
-    "distillation": GROUND | {"support", "data", "students", "synthetic", "trajectories", "engine", "kernels"},
     "evaluation": GROUND | {"support", "data", "students", "recipe", "synthetic", "trajectories"},
+    "distillation": GROUND
+    | {"support", "data", "students", "synthetic", "trajectories", "engine", "evaluation", "kernels"},
     "exchange": GROUND | {"support", "data", "students", "recipe", "synthetic", "trajectories"},
     "report": GROUND | {"support", "data", "synthetic", "trajectories", "evaluation"},
 }

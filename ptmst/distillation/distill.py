@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from ptmst.distillation.budget import settled
 from ptmst.distillation.checkpoints import Checkpoints
 from ptmst.distillation.draws import draw_batches, draw_mixing, initial_pairs
 from ptmst.distillation.optimizer import OuterState, outer_update
+from ptmst.distillation.tracking import SPLIT, Tracker, kept_step, recall_so_far, tell_if_turned
 from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.errors import Diverged, InputError
@@ -99,7 +101,7 @@ def averaged_and_last(
     real = store.recipe.training_pairs(devices.pick(config.device))
     checkpoints = Checkpoints(None, config, store, resume=False)
     states = _distill_phases(config, store, outer_step, _starts(config, student, real), checkpoints)
-    last = [replace(state, average=state.pairs) for state in states]
+    last = [replace(state, average=state.pairs, best=state.pairs) for state in states]
     return _averaged(states, config, store, real), _averaged(last, replace(config, ema=0.0), store, real)
 
 
@@ -118,23 +120,29 @@ def _distill_phases(
     starts: list[SyntheticPairs],
     checkpoints: Checkpoints,
 ) -> list[OuterState]:
+    device, states = devices.pick(config.device), list[OuterState]()
+    tracker = Tracker(config, store, device) if config.track_recall else None
     with progress.bar("distill", config.steps * len(config.phases), checkpoints.steps_done) as bar:
-        return [
-            _distill_phase(number, config, store, outer_step, start, checkpoints, bar)
-            for number, start in enumerate(starts)
-        ]
+        for pairs in starts:
+            start = pairs.replace({name: sent(leaf, device) for name, leaf in pairs.leaves().items()})
+            judge = None if tracker is None else partial(tracker.recall, [state.best for state in states])
+            states.append(_distill_phase(len(states), config, store, outer_step, start, checkpoints, bar, judge))
+    return states
 
 
 def _averaged(
     states: Sequence[OuterState], config: DistillConfig, store: TrajectoryStore, real: tuple[Pairs, Tensor]
 ) -> DistilledSet:
-    """The set of every phase's average."""
+    """The set of every phase's average, at the end or at the best look."""
     provenance = {
         "method": "trajectory matching",
         "config": schema.decisive(config),
         "store_sha256": store.fingerprint,
         "versions": versions(),
     }
+    if config.track_recall:
+        kept = [kept_step(state, config) for state in states]
+        provenance["select"] = {"split": SPLIT, "every": config.track_recall, "steps": kept}
     phases = tuple(_finished(state, *real) for state in states)
     return DistilledSet(phases, provenance, store.settings, store.tower)
 
@@ -147,10 +155,9 @@ def _distill_phase(
     start: SyntheticPairs,
     checkpoints: Checkpoints,
     bar: progress.Bar,
+    judge: Callable[[SyntheticPairs], float] | None,
 ) -> OuterState:
-    phase = config.phases[number]
-    device = devices.pick(config.device)
-    start = start.replace({name: sent(leaf, device) for name, leaf in start.leaves().items()})
+    phase, device = config.phases[number], start.lr.device
     state = checkpoints.newest(number, OuterState.begin(start, config))
     if state.step == 0:
         # Leaves are updated in place: where the first update breaks them, this is the last good state.
@@ -179,7 +186,10 @@ def _distill_phase(
                 checkpoints.save(number, state)
                 raise _diverged(number, state.step, eta, seen.broken_gradient, config)
             state = outer_update(state, gradient, config)
-            bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {seen.loss:.3f}")
+            bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {seen.loss:.3f}{recall_so_far(state)}")
+            if judge is not None and (state.step % config.track_recall == 0 or state.step == config.steps):
+                state.look(judge(state.average))
+                tell_if_turned(number, state, config)
             stop = interrupted()
             if stop or state.step == config.steps or checkpoints.due:
                 if broken := _look(state).broken_state:
@@ -249,13 +259,18 @@ def _diverged(number: int, step: int, eta: list[float], problems: list[str], con
 
 
 def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:
-    leaves = {name: leaf.cpu() for name, leaf in state.average.leaves().items()}
+    kept, tracked = _on_host(state.best), len(state.recall) > 0
     return DistilledPhase(
-        pairs=state.average.replace(leaves),
+        pairs=kept,
         last_lr=state.pairs.lr.cpu(),
-        captions=nearest_captions(leaves["texts"], texts, pairs.captions),
-        history={"loss": state.loss.cpu(), "lr": state.lr.cpu()},
+        captions=nearest_captions(kept.texts, texts, pairs.captions),
+        history={"loss": state.loss.cpu(), "lr": state.lr.cpu(), **({"recall": state.recall} if tracked else {})},
+        at_end=_on_host(state.average) if tracked else None,
     )
+
+
+def _on_host(pairs: SyntheticPairs) -> SyntheticPairs:
+    return pairs.replace({name: leaf.cpu() for name, leaf in pairs.leaves().items()})
 
 
 def _expert_cache(config: DistillConfig, phase: Phase, store: TrajectoryStore, device: torch.device) -> ExpertCache:

@@ -53,19 +53,27 @@ class OuterState:
     """[steps, G], filled up to `step`; beside the leaves, so that no step waits for it."""
     lr: Tensor
     """[steps, G], likewise."""
+    recall: Tensor
+    """[looks], percent, on the host, filled up to `step`, after which it is -1; none where recall is not tracked."""
+    best: SyntheticPairs
+    """The average at the look with the highest recall; at each moment the average, where recall is not tracked."""
 
     @classmethod
     def begin(cls, pairs: SyntheticPairs, config: DistillConfig) -> OuterState:
         leaves = pairs.leaves()
         history = pairs.lr.new_zeros(config.steps, len(pairs.lr))
+        average = pairs.replace({name: leaf.clone() for name, leaf in leaves.items()})
+        looks = -(-config.steps // config.track_recall) if config.track_recall else 0
         return cls(
             step=0,
             pairs=pairs,
-            average=pairs.replace({name: leaf.clone() for name, leaf in leaves.items()}),
+            average=average,
             first_moment={name: torch.zeros_like(leaf) for name, leaf in leaves.items()},
             second_moment={n: torch.zeros_like(v) for n, v in leaves.items()} if config.optimizer == "adam" else {},
             loss=history,
             lr=history.clone(),
+            recall=torch.full((looks,), -1.0),
+            best=pairs.replace({name: leaf.clone() for name, leaf in leaves.items()}) if looks else average,
         )
 
     def optimized(self) -> dict[str, Tensor]:
@@ -73,8 +81,22 @@ class OuterState:
         return _named({"leaf": self.pairs.leaves(), "first": self.first_moment, "second": self.second_moment})
 
     def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name."""
         history = {"loss": self.loss, "lr": self.lr}
-        return self.optimized() | _named({"average": self.average.leaves(), "history": history})
+        tracked = {"best": self.best.leaves(), "tracked": {"recall": self.recall}} if len(self.recall) else {}
+        return self.optimized() | _named({"average": self.average.leaves(), "history": history, **tracked})
+
+    def look(self, recall: float) -> None:
+        """Record the recall of the present average, which is kept if none before was as good."""
+        if not bool((self.recalls >= recall).any()):
+            for name, leaf in self.best.leaves().items():
+                leaf.copy_(self.average.leaves()[name])
+        self.recall[len(self.recalls)] = recall
+
+    @property
+    def recalls(self) -> Tensor:
+        """Of the looks up to `step`."""
+        return self.recall[self.recall >= 0]
 
     def restored(self, step: int, tensors: Mapping[str, Tensor]) -> OuterState:
         """The state of a checkpoint that was written from one of this form."""

@@ -23,6 +23,7 @@ VERSIONS = 1, 2
 """What is read; sets of pictures are written as the first, which earlier releases read too."""
 KIND = "distilled set"
 INDEX, RUN = "distilled.json", "run.json"
+_AT_END = "end."
 FOLDER = folders.Kind("a distilled set", (INDEX, RUN), beside=("score file",))
 
 
@@ -37,7 +38,9 @@ class DistilledPhase:
     captions: tuple[str, ...]
     """The real training caption nearest to each synthetic text."""
     history: Mapping[str, Tensor] = field(default_factory=dict)
-    """By outer step: `loss` and `lr`, each [steps, G]."""
+    """By outer step: `loss` and `lr`, each [steps, G]; and `recall` on val by look, percent, where that was tracked."""
+    at_end: SyntheticPairs | None = None
+    """The averaged leaves after the last outer step, where those of the best look are kept."""
 
 
 @dataclass(frozen=True)
@@ -168,11 +171,20 @@ class DistilledSet(Sequence[SyntheticPairs]):
 
 def save_phase(path: Path, phase: DistilledPhase) -> str:
     """Write one phase's tensors; returns the file's SHA-256."""
-    history = {f"history.{name}": value for name, value in phase.history.items()}
-    return files.write_tensors(path, {**phase.pairs.leaves(), "last_lr": phase.last_lr, **history})
+    more = {f"history.{name}": value for name, value in phase.history.items()}
+    if phase.at_end is not None:
+        more |= {f"{_AT_END}{name}": leaf for name, leaf in phase.at_end.leaves().items()}
+    return files.write_tensors(path, {**phase.pairs.leaves(), "last_lr": phase.last_lr, **more})
 
 
 def load_phase(tensors: Mapping[str, Tensor], alpha: float, captions: tuple[str, ...]) -> DistilledPhase:
-    pairs = SyntheticPairs(tensors["images"], tensors["texts"], similarity_from_leaves(tensors, alpha), tensors["lr"])
-    history = {k.removeprefix("history."): v for k, v in tensors.items() if k.startswith("history.")}
-    return DistilledPhase(pairs, tensors["last_lr"], captions, history)
+    history, end = (
+        {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        for prefix in ("history.", _AT_END)
+    )
+    at_end = _pairs(end, alpha) if end else None
+    return DistilledPhase(_pairs(tensors, alpha), tensors["last_lr"], captions, history, at_end)
+
+
+def _pairs(leaves: Mapping[str, Tensor], alpha: float) -> SyntheticPairs:
+    return SyntheticPairs(leaves["images"], leaves["texts"], similarity_from_leaves(leaves, alpha), leaves["lr"])

@@ -1,0 +1,97 @@
+"""Recall on the way: a quick student every few outer steps, on val, by which the best leaves are kept.
+
+The matching loss does not tell: it may fall while students get worse (docs/results.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ptmst.config import DistillConfig, EvaluateConfig
+from ptmst.data.batches import IMAGES_AT_ONCE
+from ptmst.distillation.optimizer import OuterState
+from ptmst.errors import Diverged, InputError
+from ptmst.evaluation.scorer import RetrievalScorer
+from ptmst.evaluation.students import train_students
+from ptmst.support.devices import arithmetic
+from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.trajectories.store import TrajectoryStore
+
+_LOG = logging.getLogger(__name__)
+SPLIT = "val"
+_TURNED = 3
+"""Looks in a row below the best one, after which a run says that recall falls."""
+
+
+class Tracker:
+    """Mean recall on val, percent, of one student that is trained as `ptmst evaluate` trains them."""
+
+    def __init__(self, config: DistillConfig, store: TrajectoryStore, device: torch.device) -> None:
+        """Raises InputError for data without a split val."""
+        self._config, self._store, self._device = config, store, device
+        try:
+            held_out = store.recipe.pairs(SPLIT)
+        except InputError as error:
+            raise InputError(
+                f"track_recall: expected a split {SPLIT} to score students on, found none: {error}"
+            ) from error
+        self._scorer = RetrievalScorer(held_out, store.recipe.text_tower(), device)
+        self._draw = (config.seed, "tracked")
+        self._student = store.student(self._draw).to(device)
+
+    def recall(self, before: Sequence[SyntheticPairs], pairs: SyntheticPairs) -> float:
+        """Of a student that learns from a phase's pairs after those of the phases before; 0 where it diverges."""
+        made = DistilledSet(
+            tuple(map(self._seen, [*before, pairs])), {"config": self._trained_as}, self._store.settings
+        )
+        config = replace(EvaluateConfig(), students=1, device=self._config.device)
+        thetas = self._student.flatten().to(self._device)[None]
+        try:
+            with torch.enable_grad(), arithmetic("fp32"):
+                for _, trained in train_students(self._student, thetas, made, config, [self._draw]):
+                    thetas = trained
+            return self._scorer.score(self._student, thetas[0])["mean"]
+        except Diverged:
+            return 0.0
+
+    @property
+    def _trained_as(self) -> dict[str, object]:
+        """What students take of a set's settings."""
+        config = self._config
+        return {"loss": config.loss, "temperature": config.temperature, "batch_size": config.batch_size}
+
+    @torch.no_grad()
+    def _seen(self, pairs: SyntheticPairs) -> DistilledPhase:
+        """A phase as heads see it: what is but a moment of a run is not kept in the cache."""
+        images = torch.cat([self._student.features(some) for some in pairs.images.split(IMAGES_AT_ONCE)])
+        return DistilledPhase(pairs.replace({**pairs.leaves(), "images": images}), pairs.lr, ())
+
+
+def kept_step(state: OuterState, config: DistillConfig) -> int:
+    """The outer step after which recall was best."""
+    return min((int(state.recalls.argmax()) + 1) * config.track_recall, config.steps)
+
+
+def recall_so_far(state: OuterState) -> str:
+    """For a progress bar; empty before the first look."""
+    return f", recall {state.recalls[-1]:.1f} (best {state.recalls.max():.1f})" if len(state.recalls) else ""
+
+
+def tell_if_turned(number: int, state: OuterState, config: DistillConfig) -> None:
+    """Once a phase, when recall has been lower for some looks; and at its end, where the last leaves are not kept."""
+    recalls, step = state.recalls, kept_step(state, config)
+    if state.step == config.steps and step < state.step:
+        _LOG.info(
+            "distill: phase %d keeps the leaves after %d of %d outer steps, recall %.1f on %s; the last ones have %.1f",
+            *(number + 1, step, config.steps, recalls.max(), SPLIT, recalls[-1]),
+        )
+    elif len(recalls) - 1 - int(recalls.argmax()) == _TURNED:
+        _LOG.info(
+            "distill: phase %d, outer step %d: recall on %s was best after step %d, %.1f, and is %.1f now",
+            *(number + 1, state.step, SPLIT, step, recalls.max(), recalls[-1]),
+        )
