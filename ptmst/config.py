@@ -356,10 +356,15 @@ class DistillConfig(Places):
     """Rank of low-rank soft labels."""
     alpha: float = 1.0
     """Weight of the low-rank part: S = diag(a) + (alpha/rank) L Rᵀ."""
+    similarity_range: Literal["free", "unit"] = "free"
+    """Values that full soft labels may take: free, as published, or unit: clamped to 0 … 1 after every outer step."""
     blend: float = 0.0
     """Mix each batch with a permutation of itself by λ from Beta(blend, blend) (RepBlend: 1); 0 = no mixing."""
     student_lr: float = 0.1
     """Initial value of the student learning rate η."""
+    lr_scale: Literal["linear", "log"] = "linear"
+    """Scale on which η is learned: linear, as published, where it may turn negative and end the run, or log, where
+    rates.lr is the rate of its logarithm."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Outer optimizer."""
     momentum: float = 0.5
@@ -402,6 +407,11 @@ class DistillConfig(Places):
         yield from _positive(self, "student_lr")
         yield from _positive_or_none(self, "threads")
         yield from _at_least(self, 0, "blend", "momentum", "ema", "track_recall", "checkpoint_minutes", "seed")
+        if self.similarity_range == "unit" and self.similarity != "full":
+            yield (
+                f"similarity_range unit: expected full soft labels, found {self.similarity}; leave it free, or set "
+                "similarity full"
+            )
         if not self.phases:
             yield "phases: expected at least one, found none; name one, such as 99:5:0-2"
         yield from _below(self, 1, "momentum", "ema")

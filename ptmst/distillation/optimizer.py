@@ -20,19 +20,34 @@ def outer_update(state: OuterState, gradient: OuterGradient, config: DistillConf
     """One step of the outer optimizer on every leaf, then of the average (docs/method.md §3, §5); in place."""
     leaves, average = state.pairs.leaves(), state.average.leaves()
     for name, leaf in leaves.items():
-        rate, grad, buffer = _rate(config.rates, name), gradient.grads[name], state.first_moment[name]
-        if config.optimizer == "sgd":
-            kernels.sgd_ema_(leaf, grad, buffer, average[name], rate, config.momentum, config.ema)
-        else:
-            second, t = state.second_moment[name], state.step + 1
-            buffer.lerp_(grad, 1 - config.momentum)
-            second.mul_(_ADAM_BETA2).addcmul_(grad, grad, value=1 - _ADAM_BETA2)
-            scale = (second / (1 - _ADAM_BETA2**t)).sqrt_().add_(_ADAM_EPS)
-            leaf.addcdiv_(buffer, scale, value=-rate / (1 - config.momentum**t))
+        grad = gradient.grads[name]
+        if name == "lr" and config.lr_scale == "log":
+            exponent = leaf.log()
+            _descend(state, name, exponent, leaf * grad, exponent.clone(), config)
+            leaf.copy_(exponent.exp_())
             average[name].lerp_(leaf, 1 - config.ema)
+        elif name == "similarity" and config.similarity_range == "unit":
+            _descend(state, name, leaf, grad, leaf.clone(), config)
+            average[name].lerp_(leaf.clamp_(0, 1), 1 - config.ema)
+        else:
+            _descend(state, name, leaf, grad, average[name], config)
     state.loss[state.step] = gradient.per_group
     state.lr[state.step] = leaves["lr"]
     return replace(state, step=state.step + 1)
+
+
+def _descend(state: OuterState, name: str, leaf: Tensor, grad: Tensor, average: Tensor, config: DistillConfig) -> None:
+    """One step on a leaf, or on what it is a function of; in place."""
+    rate, buffer = _rate(config.rates, name), state.first_moment[name]
+    if config.optimizer == "sgd":
+        kernels.sgd_ema_(leaf, grad, buffer, average, rate, config.momentum, config.ema)
+        return
+    second, t = state.second_moment[name], state.step + 1
+    buffer.lerp_(grad, 1 - config.momentum)
+    second.mul_(_ADAM_BETA2).addcmul_(grad, grad, value=1 - _ADAM_BETA2)
+    scale = (second / (1 - _ADAM_BETA2**t)).sqrt_().add_(_ADAM_EPS)
+    leaf.addcdiv_(buffer, scale, value=-rate / (1 - config.momentum**t))
+    average.lerp_(leaf, 1 - config.ema)
 
 
 def _rate(rates: LeafRates, leaf: str) -> float:

@@ -103,6 +103,59 @@ def test_the_outer_optimiser_is_torchs(optimizer: Optimizer, momentum: float, ki
     assert state.step == 5
 
 
+@pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.5), ("adam", 0.9)])
+def test_eta_is_learned_as_its_logarithm(optimizer: Optimizer, momentum: float) -> None:
+    """By torch's optimizer on log η; the chain rule is autograd's. The average is of η itself."""
+    rates = LeafRates(images=0.0, texts=0.0, lr=0.5, similarity=0.0)
+    config = DistillConfig(optimizer=optimizer, momentum=momentum, rates=rates, ema=0.8, steps=6, lr_scale="log")
+    pairs = synthetic("full")
+    average = pairs.lr.double()
+    exponent = average.log().requires_grad_()
+    kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
+    how: dict[str, Any] = {"momentum": momentum} if optimizer == "sgd" else {"betas": (momentum, 0.99), "eps": 1e-8}
+    reference, state = kind([exponent], lr=0.5, **how), OuterState.begin(pairs, config)
+    for _ in range(6):
+        pull = 5 * torch.rand(2)  # always down: on a linear scale η would be negative at once
+        grads = {name: torch.zeros_like(leaf) for name, leaf in pairs.leaves().items()} | {"lr": pull}
+        state = outer_update(state, OuterGradient(pull.sum(), pull, torch.zeros(1), grads), config)
+        reference.zero_grad()
+        (exponent.exp() * pull.double()).sum().backward()
+        reference.step()
+        average = 0.8 * average + 0.2 * exponent.exp().detach()
+        assert relative_error(state.pairs.lr, exponent.exp().detach()) <= 1e-5
+        assert relative_error(state.average.lr, average) <= 1e-5
+    assert bool((state.pairs.lr > 0).all()) and bool((state.pairs.lr < torch.tensor([0.1, 0.2])).all())
+
+
+@pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.5), ("adam", 0.9)])
+def test_soft_labels_stay_in_their_range(optimizer: Optimizer, momentum: float) -> None:
+    """Projected gradient descent: a step of torch's optimizer, then a clamp, then the average."""
+    rates = LeafRates(images=0.1, texts=0.1, lr=0.001, similarity=0.4)
+    config = DistillConfig(
+        optimizer=optimizer, momentum=momentum, rates=rates, ema=0.8, steps=6, similarity_range="unit"
+    )
+    pairs = synthetic("full")
+    pairs = pairs.replace({**pairs.leaves(), "similarity": torch.eye(len(pairs))})
+    matrix = torch.eye(len(pairs)).double().requires_grad_()
+    average = matrix.detach().clone()
+    kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
+    how: dict[str, Any] = {"momentum": momentum} if optimizer == "sgd" else {"betas": (momentum, 0.99), "eps": 1e-8}
+    reference, state = kind([matrix], lr=0.4, **how), OuterState.begin(pairs, config)
+    for _ in range(6):
+        grads = {name: torch.randn_like(leaf) for name, leaf in pairs.leaves().items()}
+        per_group = torch.rand(2)
+        state = outer_update(state, OuterGradient(per_group.sum(), per_group, torch.zeros(1), grads), config)
+        matrix.grad = grads["similarity"].double()
+        reference.step()
+        with torch.no_grad():
+            matrix.clamp_(0, 1)
+        average = 0.8 * average + 0.2 * matrix.detach()
+        assert relative_error(state.pairs.leaves()["similarity"], matrix.detach()) <= 1e-6
+        assert relative_error(state.average.leaves()["similarity"], average) <= 1e-6
+    values = state.pairs.leaves()["similarity"]
+    assert bool((values == 0).any()) and bool((values == 1).any()) and bool(((values > 0) & (values < 1)).any())
+
+
 def test_a_permutation_walks_every_pair_once() -> None:
     draw = draw_batches(12, 4, 7, torch.Generator().manual_seed(3))
     assert draw.shape == (7, 4) and draw.dtype == torch.int64
