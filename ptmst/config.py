@@ -447,8 +447,9 @@ class EvaluateConfig(Places):
     together: int | None = field(default=None, metadata=COMPUTE)
     """Students trained in parallel, as one stack; none = as many as fit on CUDA; on a CPU all of them behind a frozen
     tower, otherwise one at a time."""
-    protocol: Literal["per-phase", "reference"] = "per-phase"
-    """per-phase: optimizer and schedule restart in every phase; reference: one of each for all phases."""
+    protocol: Literal["as-matched", "per-phase", "reference"] = "per-phase"
+    """per-phase: optimizer and schedule restart in every phase; as-matched: so too, on batches as large as those of the
+    inner steps that made the set; reference: one optimizer and schedule for all phases."""
     split: Literal["test", "val"] = "test"
     """Split to score the students on; use val to choose settings."""
     on: str | None = field(default=None, metadata=_SCORED)

@@ -37,11 +37,11 @@ def train_students(
     """Train K students from θ [K, P] on the phases in order; yields (epoch, θ [K, P]) after every epoch of all phases.
 
     `student` has the functions that all share; each draws batches of its own. An epoch is ceil(N/batch) batches, each
-    the first pairs of a fresh permutation. θ is updated in place: copy what is to be kept. Raises Diverged for a
-    non-finite θ.
+    the first pairs of a fresh permutation: `batch` of them, or as many as an inner step had. θ is updated in place:
+    copy what is to be kept. Raises Diverged for a non-finite θ.
     """
     layers, device = student.layers, thetas.device
-    schedule = _per_phase_rates if config.protocol == "per-phase" else _reference_rates
+    schedule = _reference_rates if config.protocol == "reference" else _per_phase_rates
     config = as_distilled(distilled, config)
     assert config.loss is not None and config.temperature is not None
     gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
@@ -55,7 +55,9 @@ def train_students(
         if restart:
             momentum.zero_()
         generators = [generator(*seed_key, "epoch", epoch) for seed_key in seed_keys]
-        batches = [_epoch_batches(len(pairs), config.batch_size, rng) for rng in generators]
+        size = distilled.inner_batch(phase) if config.protocol == "as-matched" else None
+        steps = -(-len(pairs) // config.batch_size)
+        batches = [_batches(len(pairs), steps, size or config.batch_size, rng) for rng in generators]
         # At once, since a copy waits for the device.
         for index in torch.stack(batches, dim=1).to(device):
             similarity = torch.stack([pairs.similarity.batch(chosen) for chosen in index])
@@ -72,10 +74,9 @@ def train_students(
         yield epoch, thetas
 
 
-def _epoch_batches(num_pairs: int, batch_size: int, rng: torch.Generator) -> Tensor:
-    """int64 [ceil(N/B), B]: the first of a permutation each, of all N pairs where a batch of B holds them."""
-    num_batches = -(-num_pairs // batch_size)
-    return torch.stack([torch.randperm(num_pairs, generator=rng)[:batch_size] for _ in range(num_batches)])
+def _batches(num_pairs: int, steps: int, size: int, rng: torch.Generator) -> Tensor:
+    """int64 [steps, B]: the first of a permutation each, of all N pairs where a batch of B holds them."""
+    return torch.stack([torch.randperm(num_pairs, generator=rng)[:size] for _ in range(steps)])
 
 
 def _gradient(loss_of: StudentLoss) -> Callable[..., Tensor]:

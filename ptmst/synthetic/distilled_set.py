@@ -96,6 +96,11 @@ class DistilledSet(Sequence[SyntheticPairs]):
         """How its students are made. Raises InputError where the set records no data and encoder."""
         return Recipe.from_json(self.settings)
 
+    def inner_batch(self, phase: int) -> int | None:
+        """Pairs of an inner step that a phase was matched in; None where the set does not record it."""
+        size: int | None = self.provenance.get("config", {}).get("batch_size")
+        return size
+
     def at(self, places: Places) -> DistilledSet:
         """The set with data and towers at other places, in memory. Raises InputError as `Recipe.at` does."""
         there = self.recipe.at(places)
