@@ -571,6 +571,37 @@ class AblateConfig:
 
 
 @dataclass(frozen=True)
+class DiagnoseConfig(Places):
+    """What a store's experts are like, and what they tell a set (docs/phases.md)."""
+
+    experts: int = 4
+    """Most experts to look at, the first ones of the store."""
+    endpoint: int | None = None
+    """End point of the shortcut along which gradients are taken, an epoch; none = the last one that is kept."""
+    pairs: int = 100
+    """Real pairs that gradients are taken of."""
+    batch_size: int = 50
+    """Pairs per student step."""
+    inner_steps: int = 8
+    """Student steps of a gradient."""
+    draws: int = 3
+    """Draws of batches at each start point."""
+    student_lr: float | None = None
+    """Student learning rate; none = the experts' own."""
+    seed: int = field(default=0, metadata=RUN)
+    """Seed of all random draws."""
+    device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
+    """Device to run on; auto = CUDA if there is one."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _positive(self, "experts", "pairs", "batch_size", "inner_steps", "draws")
+        yield from _positive_or_none(self, "endpoint", "student_lr")
+        yield from _at_least(self, 0, "seed")
+        if self.batch_size > self.pairs > 0:
+            yield f"batch_size: expected at most the {self.pairs} pairs, found {self.batch_size}; lower it"
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A TOML file: one table per command, with the settings of that command."""
 

@@ -32,8 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": GROUND | {"support", "data", "students", "recipe", "synthetic", "trajectories"},
     "distillation": GROUND
     | {"support", "data", "students", "synthetic", "trajectories", "engine", "evaluation", "kernels"},
+    "diagnosis": GROUND
+    | {"support", "data", "students", "recipe", "synthetic", "trajectories", "engine", "evaluation", "distillation"},
     "exchange": GROUND | {"support", "data", "students", "recipe", "synthetic", "trajectories"},
-    "report": GROUND | {"support", "data", "synthetic", "trajectories", "evaluation"},
+    "report": GROUND | {"support", "data", "synthetic", "trajectories", "evaluation", "diagnosis"},
 }
 """A package, or a file at the top → what of ours it may import beside itself. The order is that of the floors."""
 ROOF = {"studies", "cli", "__main__", "__init__"}

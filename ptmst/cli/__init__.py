@@ -21,7 +21,7 @@ from ptmst.cli.exchange import Export, Import
 from ptmst.cli.flags import STARTS_AGAIN, Command, WithPreset, constructors, split_off, value_of
 from ptmst.cli.help import show_help
 from ptmst.cli.pipeline import Data, DataCheck, Distill, Evaluate, Report, Subset, Teach
-from ptmst.cli.studies import Ablate, Demo, Estimate
+from ptmst.cli.studies import Ablate, Demo, Diagnose, Estimate
 from ptmst.errors import InputError
 from ptmst.support import memory, progress, threads
 
@@ -36,6 +36,7 @@ COMMANDS: dict[str, type[Command]] = {
     "import": Import,
     "export": Export,
     "ablate": Ablate,
+    "diagnose": Diagnose,
     "estimate": Estimate,
     "presets": Presets,
     "inspect": Inspect,

@@ -1,4 +1,4 @@
-"""The commands of the whole flow: demo, ablate, estimate."""
+"""The commands of the whole flow: demo, ablate, diagnose, estimate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from tyro.conf import Positional, arg
 
 from ptmst.cli.flags import CONTINUES, Command, typed
-from ptmst.config import COMPUTE, RUN, AblateConfig, DataConfig, Device
+from ptmst.config import COMPUTE, RUN, AblateConfig, DataConfig, Device, DiagnoseConfig
 from ptmst.support.progress import result, table
 
 
@@ -68,6 +68,43 @@ class Ablate(Command):
         for suffix in (".csv", ".json", ".md", ".tex"):
             write_table(self.settings.out / f"recalls{suffix}", rows, about)
         result(f"{self.settings.out}: recalls.csv, .json, .md and .tex, and every run in ablation.json")
+
+
+@dataclass(frozen=True)
+class Diagnose(Command):
+    """Measure what a store's experts are like, and what they tell a set: how to choose phases."""
+
+    input = "store"
+    examples: ClassVar = (
+        "ptmst diagnose runs/store",
+        "ptmst diagnose runs/store --set runs/emoji-100 --out runs/diagnosis",
+    )
+
+    store: Annotated[Positional[Path], arg(metavar="STORE")]
+    """Folder of the trajectory store (or --store STORE)."""
+    set: Path | None = field(default=None, metadata=RUN)
+    """Folder of a set that was distilled from it: how far do its students get along the experts' lines?"""
+    settings: Annotated[DiagnoseConfig, arg(name="")] = field(default_factory=DiagnoseConfig)
+    out: Path = field(default=Path("runs/diagnosis"), metadata=RUN)
+    """Folder to write diagnosis.html and diagnosis.json to."""
+
+    def run(self) -> None:
+        from ptmst.diagnosis.diagnose import diagnose
+        from ptmst.report.diagnosis import write_diagnosis_page
+        from ptmst.support import files, folders
+        from ptmst.synthetic.distilled_set import DistilledSet
+        from ptmst.trajectories.store import TrajectoryStore
+
+        store = TrajectoryStore.open(self.store)
+        distilled = None if self.set is None else DistilledSet.load(self.set)
+        folders.refuse_taken(self.out)
+        files.try_writing(self.out / "diagnosis.json")
+        found = diagnose(self.settings, store, distilled)
+        files.write_json(self.out / "diagnosis.json", {"format": "ptmst-diagnosis", "version": 1, **found.to_json()})
+        write_diagnosis_page(self.out / "diagnosis.html", f"Diagnosis of {self.store.name}", found, typed())
+        for sentence in found.findings.sentences:
+            result(f"* {sentence}")
+        result(f"{self.out}: diagnosis.html, to be opened in a browser, and diagnosis.json")
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ import base64
 import hashlib
 import io
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from einops import rearrange
 from PIL import Image
@@ -21,13 +20,10 @@ from ptmst.config import Selection
 from ptmst.data.credits import Credits
 from ptmst.errors import InputError
 from ptmst.evaluation.nearest import Nearest, RealPictures
+from ptmst.report.figures import COLORS, figure, svg
 from ptmst.report.tables import Row, lines, note, shown_name
 from ptmst.support import files, progress
 from ptmst.synthetic.distilled_set import DistilledSet
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 _THUMBNAIL = 48
 """Most pixels of a side of a real picture."""
@@ -55,6 +51,7 @@ def write_report(
     real = RealPictures(root) if nearest else None
     page = environment.from_string(template).render(
         title=progress.printable(title),
+        style=_style(),
         made_by=made_by(),
         command=command and progress.printable(command),
         note=note(rows),
@@ -70,11 +67,15 @@ def write_report(
 
 def made_by() -> str:
     """What a page says of its origin: by which template it was made."""
-    return f"ptmst, template {hashlib.sha256(_template().encode()).hexdigest()[:12]}"
+    return f"ptmst, template {hashlib.sha256((_template() + _style()).encode()).hexdigest()[:12]}"
 
 
 def _template() -> str:
     return resources.files("ptmst.report").joinpath("page.html.jinja").read_text("utf-8")
+
+
+def _style() -> str:
+    return resources.files("ptmst.report").joinpath("style.css").read_text("utf-8")
 
 
 def _credits(rows: Sequence[Row]) -> list[Credits]:
@@ -169,8 +170,8 @@ def _picture(pixels: Tensor, most: int | None = None) -> str:
 
 
 def _recall_figure(rows: Sequence[Row]) -> str:
-    figure = _figure(7, 0.6 + 0.42 * len(rows))
-    axes = figure.subplots()
+    drawn = figure(7, 0.6 + 0.42 * len(rows))
+    axes = drawn.subplots()
     places, means = range(len(rows)), [row.scores.mean() for row in rows]
     axes.barh(places, means, xerr=[row.scores.std() for row in rows], color="#4477aa", height=0.6, ecolor="#222222")
     axes.set_yticks(places, labels=[shown_name(row) for row in rows])
@@ -178,7 +179,7 @@ def _recall_figure(rows: Sequence[Row]) -> str:
         label.set_parse_math(False)  # a name with $ in it is no formula
     axes.invert_yaxis()
     axes.set_xlabel("mean recall, percent")
-    return _svg(figure)
+    return svg(drawn)
 
 
 def _curves(distilled: DistilledSet) -> str | None:
@@ -189,21 +190,18 @@ def _curves(distilled: DistilledSet) -> str | None:
     groups = (
         ("image", "text") if phases[0]["loss"].shape[1] == 2 else tuple(map(str, range(phases[0]["loss"].shape[1])))
     )
-    figure = _figure(9, 2.9)
-    axes = figure.subplots(1, 2)
+    drawn = figure(9, 2.9)
+    axes = drawn.subplots(1, 2)
     for number, history in enumerate(phases, start=1):
         for group, name in enumerate(groups):
             label = f"phase {number}, {name}" if len(phases) > 1 else name
-            style = {"color": _COLORS[(number - 1) % len(_COLORS)], "linestyle": ("-", "--", ":")[group % 3]}
+            style = {"color": COLORS[(number - 1) % len(COLORS)], "linestyle": ("-", "--", ":")[group % 3]}
             axes[0].plot(list(_smoothed(history["loss"][:, group])), label=label, linewidth=1.2, **style)
             axes[1].plot(history["lr"][:, group].tolist(), label=label, linewidth=1.2, **style)
     axes[0].set(xlabel="outer step", ylabel="matching loss (running mean)")
     axes[1].set(xlabel="outer step", ylabel="student learning rate η")
     axes[0].legend(frameon=False, fontsize=8)
-    return _svg(figure)
-
-
-_COLORS = ("#4477aa", "#cc6677", "#228833", "#aa3377", "#ccbb44")
+    return svg(drawn)
 
 
 def _smoothed(values: Tensor) -> Iterator[float]:
@@ -213,26 +211,3 @@ def _smoothed(values: Tensor) -> Iterator[float]:
     for i, whole in enumerate(total):
         first = max(0, i + 1 - window)
         yield (whole - (total[first - 1] if first else 0.0)) / (i + 1 - first)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Figure) -> str:
-    from matplotlib import rc_context
-
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.StringIO()
-    # A fixed salt and no date: the same run gives the same page.
-    with (
-        rc_context({"svg.fonttype": "none", "svg.hashsalt": "ptmst", "font.family": "sans-serif"}),
-        warnings.catch_warnings(),
-    ):
-        # Names are written as text, in the reader's fonts: that ours lack a letter does not matter.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

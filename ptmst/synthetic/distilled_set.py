@@ -83,7 +83,7 @@ class DistilledSet(Sequence[SyntheticPairs]):
         return (MEAN, STD) if data is None else (data.mean or MEAN, data.std or STD)
 
     def refuse_features(self, expected: str) -> None:
-        """Raise InputError, naming what is `expected`, where images are features of a frozen tower."""
+        """Raises InputError, which names what is `expected`, where images are features of a frozen tower."""
         if not self.in_pixels:
             tower = f"of {self.recipe.encoder.image_tower} " if self.settings else ""
             raise InputError(

@@ -85,8 +85,9 @@ def test_a_stopped_run_continues_to_the_same_bits(
     store: TrajectoryStore, distilled: DistilledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ptmst.distillation import distill as module
+    from ptmst.distillation import optimizer
 
-    steps, update = iter(range(100)), module.outer_update
+    steps, update = iter(range(100)), optimizer.outer_update
 
     def stopped(*arguments: Any) -> Any:
         if next(steps) == 5:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ptmst import DistilledSet, EvaluateConfig, InputError, TrajectoryStore, distill, evaluate
 from ptmst.config import LeafRates
 from ptmst.distillation import distill as module
+from ptmst.distillation import optimizer
 from ptmst.distillation.tracking import Tracker
 from ptmst.recipe import Recipe
 from ptmst.synthetic.pairs import SyntheticPairs
@@ -87,7 +88,7 @@ def test_a_stopped_run_remembers_its_looks(
     with monkeypatch.context() as patch:
         Judge(PEAKS, patch)
         expected = distill(TRACKED, store)
-    update, steps = module.outer_update, iter(range(100))
+    update, steps = optimizer.outer_update, iter(range(100))
 
     def stopped(*arguments: Any) -> Any:
         state = update(*arguments)
@@ -122,8 +123,8 @@ def test_a_look_is_a_students_recall(store: TrajectoryStore) -> None:
     assert found == pytest.approx([tracker.recall([still[0]], still[1])] * 3)
     # With the draws of another student.
     (score,) = evaluate(still, EvaluateConfig(students=1, split="val", seed=8)).students
-    tracker._draw = 8, "student", 0
-    tracker._student = store.student(tracker._draw)
+    draw = 8, "student", 0
+    tracker._draw, tracker._student = draw, store.student(draw)  # type: ignore[assignment]
     assert tracker.recall([still[0]], still[1]) == pytest.approx(score["mean"]) != pytest.approx(found[0])
 
 

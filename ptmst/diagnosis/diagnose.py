@@ -1,0 +1,192 @@
+"""The diagnosis of a store, and of a set made from it: what is measured, in which order, and what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptmst import schema
+from ptmst.config import DiagnoseConfig, DistillConfig, EvaluateConfig, Phase
+from ptmst.diagnosis.ceilings import Ceiling, Judge, ceiling, looks
+from ptmst.diagnosis.findings import Findings, findings
+from ptmst.diagnosis.geometry import Shape, Shared, shape, shared
+from ptmst.diagnosis.rollouts import Reached, reached
+from ptmst.diagnosis.signals import Signal, signals
+from ptmst.distillation.draws import draw_batches, initial_pairs
+from ptmst.engine.outer_step import OuterStep
+from ptmst.errors import InputError
+from ptmst.students.features import kept_features_of
+from ptmst.students.student import Student
+from ptmst.support import devices, progress
+from ptmst.support.provenance import versions
+from ptmst.support.seeds import generator
+from ptmst.synthetic.distilled_set import DistilledSet
+from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.trajectories.shortcut import Expert
+from ptmst.trajectories.store import TrajectoryStore
+
+_MOST_LINES = 5
+"""Shortcuts that are looked along, the longest among them."""
+SPLIT = "val"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was measured of a store, and of a set."""
+
+    groups: tuple[str, ...]
+    layers: tuple[str, ...]
+    shapes: dict[int, Shape]
+    """By expert."""
+    shared: Shared
+    """At the last kept end point."""
+    ceilings: dict[int, Ceiling]
+    """By expert."""
+    endpoint: int
+    """Of the shortcut that signals are measured along."""
+    signals: dict[str, dict[int, dict[str, Signal]]]
+    """By trajectory (raw, where its epochs are kept, and shortcut), start point and leaf."""
+    reached: tuple[Reached, ...]
+    """By phase of the set; none without one."""
+    findings: Findings
+    provenance: Mapping[str, Any]
+
+    def recalls(self) -> dict[int, float]:
+        """Mean recall of the experts on val by kept epoch, percent."""
+        return _mean_recalls(self.ceilings)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as JSON values (format: docs/formats.md)."""
+        record: dict[str, Any] = _plain(asdict(self))
+        return record
+
+
+def diagnose(config: DiagnoseConfig, store: TrajectoryStore, distilled: DistilledSet | None = None) -> Diagnosis:
+    """Measure a store of experts and, if given, how far students of a set get along their lines.
+
+    Raises InputError for a store that records no data, data without a split val, an end point that is not kept, and a
+    set of other experts.
+    """
+    schema.check(config)
+    store = store.at(config)
+    if not len(store):
+        raise InputError(f"{store.path}: expected at least one expert, found none; run `ptmst teach` to its end")
+    endpoint = _endpoint(config, store)
+    made_by = None if distilled is None else _made_by(distilled, store)
+    device = devices.pick(config.device)
+    numbers = sorted(store.experts)[: config.experts]
+    experts = {number: store.expert(number) for number in numbers}
+    student = store.student((config.seed, "diagnosis")).to(device)
+    judge = Judge(student, store.recipe.pairs(SPLIT), store.recipe.text_tower(), store.recipe.temperature)
+    with devices.arithmetic("fp32"):
+        shapes = {number: shape(expert) for number, expert in experts.items()}
+        lines = _lines(store.endpoints)
+        with progress.bar("recall", len(experts) * looks(experts[numbers[0]], lines)) as bar:
+            ceilings = {number: ceiling(expert, judge, lines, bar) for number, expert in experts.items()}
+        told = _signals(config, store, experts, student, endpoint)
+        rolled_out: list[Reached] = []
+        if distilled is not None and made_by is not None:
+            evaluation = EvaluateConfig(protocol="as-matched", seed=config.seed, device=config.device)
+            progress.note("diagnose: students of the set, from every expert's start")
+            rolled_out = reached(distilled.at(config), made_by.phases, experts, student, judge, evaluation)
+    found = findings(_mean_recalls(ceilings), told, endpoint, rolled_out)
+    provenance = {
+        "config": schema.decisive(config),
+        "store_sha256": store.fingerprint,
+        "set": None if distilled is None else dict(distilled.provenance),
+        "versions": versions(),
+    }
+    return Diagnosis(
+        groups=store.layers.group_names,
+        layers=store.layers.names,
+        shapes=shapes,
+        shared=shared(experts, store.endpoints[-1]),
+        ceilings=ceilings,
+        endpoint=endpoint,
+        signals=told,
+        reached=tuple(rolled_out),
+        findings=found,
+        provenance=provenance,
+    )
+
+
+def _endpoint(config: DiagnoseConfig, store: TrajectoryStore) -> int:
+    endpoint = config.endpoint or store.endpoints[-1]
+    if endpoint not in store.endpoints:
+        kept = ", ".join(map(str, store.endpoints))
+        raise InputError(f"endpoint: expected one that is kept in {store.path} ({kept}), found {endpoint}; choose it")
+    return endpoint
+
+
+def _made_by(distilled: DistilledSet, store: TrajectoryStore) -> DistillConfig:
+    """The settings that a set was distilled with. Raises InputError where it is of other experts."""
+    of, record = distilled.provenance.get("store_sha256"), distilled.provenance.get("config")
+    if record is None or of != store.fingerprint:
+        found = "none that is recorded" if record is None or of is None else "other ones"
+        raise InputError(f"set: expected one that was distilled from the experts of {store.path}, found {found}")
+    return schema.from_json(DistillConfig, record)
+
+
+def _lines(endpoints: tuple[int, ...]) -> tuple[int, ...]:
+    """Up to some kept end points, evenly from the last one down; a line to the first epoch has no points between."""
+    long = [endpoint for endpoint in endpoints if endpoint > 1]
+    every = -(-len(long) // _MOST_LINES)
+    return tuple(long[::-1][::every][::-1]) if long else ()
+
+
+def _signals(
+    config: DiagnoseConfig, store: TrajectoryStore, experts: Mapping[int, Expert], student: Student, endpoint: int
+) -> dict[str, dict[int, dict[str, Signal]]]:
+    device = student.device
+    there = {number: expert.to(device) for number, expert in experts.items()}
+    pairs = _real_pairs(config, store, student)
+    draws = [
+        draw_batches(config.pairs, config.batch_size, config.inner_steps, generator(config.seed, "diagnosis", number))
+        for number in range(config.draws)
+    ]
+    step = OuterStep(student, temperature=store.recipe.temperature, keep="path")
+    kinds = {"shortcut": lambda expert: expert.shortcut(endpoint)}
+    if {*range(1, endpoint + 1)} <= {*store.endpoints}:
+        kinds = {"raw": lambda expert: expert.raw(), **kinds}
+    batches = [devices.sent(one, device) for one in draws]
+    with progress.bar("gradients", len(kinds) * endpoint * len(experts) * config.draws) as bar:
+        return {
+            kind: signals(step, there, along, range(endpoint), pairs, batches, bar.advance)
+            for kind, along in kinds.items()
+        }
+
+
+def _real_pairs(config: DiagnoseConfig, store: TrajectoryStore, student: Student) -> SyntheticPairs:
+    """Real pairs as distillation begins with them; behind a frozen tower, what it sees in them."""
+    real = store.recipe.training_pairs(student.device)
+    lr = config.student_lr or (store.recipe.teaching.lr if store.recipe.teaching else DistillConfig.student_lr)
+    phase = Phase(config.pairs, 1, (0, 1))
+    begun = DistillConfig(phases=(phase,), student_lr=lr, seed=config.seed, batch_size=config.batch_size)
+    pairs = initial_pairs(begun, 0, *real, student.layers.num_groups)
+    on_device = pairs.replace({name: leaf.to(student.device) for name, leaf in pairs.leaves().items()})
+    if student.frozen is None:
+        return on_device
+    return replace(on_device, images=kept_features_of(student, on_device.images).to(student.device))
+
+
+def _mean_recalls(ceilings: Mapping[int, Ceiling]) -> dict[int, float]:
+    every = list(ceilings.values())
+    return {t: mean(one.epochs[t].recall for one in every) for t in every[0].epochs}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: tensors as lists, keys as strings, no infinity."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not torch.isfinite(torch.tensor(value)):
+        return None
+    return value
