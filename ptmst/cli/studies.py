@@ -72,7 +72,7 @@ class Ablate(Command):
 
 @dataclass(frozen=True)
 class Diagnose(Command):
-    """Measure what a store's experts are like, and what they tell a set: how to choose phases."""
+    """Measure what experts are like and what they tell a set, by which to choose phases."""
 
     input = "store"
     examples: ClassVar = (
