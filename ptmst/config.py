@@ -193,8 +193,11 @@ class TeachConfig:
     int4 (0.1, a quarter)."""
     keep_start: bool = field(default=False, metadata=COMPUTE | _PASSING)
     """Store the heads that experts start from, too, although they can be drawn again to the bit."""
-    precision: Literal["fp32", "tf32"] = field(default="fp32", metadata=COMPUTE)
-    """Arithmetic of warm-up and experts: fp32, or tf32 (CUDA only), which is faster but rounds to 10 bits."""
+    precision: Precision = field(default="fp32", metadata=COMPUTE)
+    """Arithmetic of warm-up and experts: fp32, tf32 (CUDA only), which rounds to 10 bits, or bf16: products of a
+    trained image tower in bfloat16, parameters and all else in float32."""
+    compile: Compile = field(default="off", metadata=COMPUTE)
+    """Compile a trained image tower's part of a step, which takes minutes with a big one; auto = on CUDA only."""
     seed: int = field(default=0, metadata=RUN)
     """Seed of all random draws."""
     device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
@@ -213,6 +216,8 @@ class TeachConfig:
         yield from _positive(self, "experts", "epochs", "lr", "batch_size", "temperature", "threads")
         yield from _positive_or_none(self, "workers")
         yield from _at_least(self, 0, "seed")
+        if self.precision == "bf16" and self.encoder.freeze_tower:
+            yield "precision bf16: expected an image tower that is trained, found a frozen one; use fp32 or tf32"
         if not 0 <= self.dropout < 1:
             yield f"dropout: expected at least 0 and below 1, found {self.dropout}; published: 0.1"
         for k in self.kept_endpoints:

@@ -57,7 +57,7 @@ def _or_eagerly(compiled: Callable[..., Any], function: Callable[..., Any]) -> C
             except _failures() as error:
                 works = False
                 reason = str(error).partition("\n")[0] or type(error).__name__
-                _LOG.warning("compile: a part of the outer step runs eagerly, torch cannot compile it (%s)", reason)
+                _LOG.warning("compile: a part of the step runs eagerly, torch cannot compile it (%s)", reason)
         return function(*args)
 
     return call

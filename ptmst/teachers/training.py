@@ -14,6 +14,7 @@ from ptmst import kernels
 from ptmst.config import TeachConfig
 from ptmst.data import Pairs, image_batches
 from ptmst.data.augment import Views
+from ptmst.engine.compilation import compiler
 from ptmst.errors import Diverged
 from ptmst.students.features import feature_batches, kept_features
 from ptmst.students.heads import dropout
@@ -55,9 +56,11 @@ def train_on_pairs(
     if features is None:
         features = seen_features(student, pairs, config, theta.device)
     seeing = student if features is None else student.heads
+    seeing = seeing.in_bf16() if config.precision == "bf16" else seeing
+    embed = _embedding(seeing, config, theta.device)
 
     def loss_of(theta: Tensor, images: Tensor, texts: Tensor) -> Tensor:
-        return hard_label_loss(contrastive_logits(*seeing.embed(theta, images, texts), config.temperature))
+        return hard_label_loss(contrastive_logits(*embed(theta, images, texts), config.temperature))
 
     yield Epoch(0, theta, float("nan"))
     for epoch in range(config.epochs):
@@ -82,6 +85,17 @@ def train_on_pairs(
         if not torch.isfinite(theta).all():
             raise Diverged(f"expert {number}, epoch {epoch + 1}: the loss is {mean} at lr {config.lr}; lower teach lr")
         yield Epoch(epoch + 1, theta, mean)
+
+
+def _embedding(
+    student: Student, config: TeachConfig, device: torch.device
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`student.embed`, with a trained image tower compiled where that is asked for; heads are small, and may drop."""
+    compiled = None if student.frozen is not None else compiler(config.compile, device)
+    if compiled is None:
+        return student.embed
+    embed_images = compiled(student.embed_images)
+    return lambda theta, images, texts: (embed_images(theta, images), student.embed_texts(theta, texts))
 
 
 def seen_features(student: Student, pairs: Pairs, config: TeachConfig, device: torch.device) -> Tensor | None:

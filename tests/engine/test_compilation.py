@@ -150,7 +150,7 @@ class SquaredFeatures(torch.nn.Linear):
         return out
 
 
-EAGERLY = "compile: a part of the outer step runs eagerly, torch cannot compile it ("
+EAGERLY = "compile: a part of the step runs eagerly, torch cannot compile it ("
 
 
 @pytest.mark.usefixtures("traced")

@@ -511,6 +511,26 @@ def test_a_store_of_before_there_was_a_precision_was_taught_in_fp32(config: Teac
         train_teachers(config)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "error"), [({"compile": "on"}, 1e-4), ({"precision": "bf16"}, 0.1)])
+def test_compiled_or_in_halves_it_is_the_same_training(
+    config: TeachConfig, how: dict[str, Any], error: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Dropout and a last batch that is not full among it."""
+    config = replace(config, dropout=0.3)
+    plain, other = trained(config, 0), trained(replace(config, **how), 0)
+    for before, after in zip(plain[1:], other[1:], strict=True):
+        assert not torch.equal(before, after)
+        assert relative_error(after - other[0], before - plain[0]) <= error
+    assert not [record for record in caplog.records if record.name.startswith("ptmst")]
+
+
+def test_heads_behind_a_frozen_tower_are_not_trained_in_halves(config: TeachConfig) -> None:
+    frozen = replace(config, encoder=replace(config.encoder, freeze_tower=True), precision="bf16")
+    with pytest.raises(InputError, match="precision bf16: expected an image tower that is trained, found a frozen one"):
+        train_teachers(frozen)
+
+
 def test_tf32_is_refused_on_a_cpu(config: TeachConfig) -> None:
     with pytest.raises(InputError, match=r"^precision tf32: expected a CUDA device, found none; use fp32 here$"):
         train_teachers(replace(config, precision="tf32"))
