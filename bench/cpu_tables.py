@@ -7,6 +7,7 @@ import statistics
 from bench import presets
 from bench.cases import CLEAN, COMPILED, INTO, KEPT, OPEN_CLIP, OURS_KERNEL, PLAIN, PLAIN_PROCESS, PUBLISHED
 from bench.result import RESULTS, Result, Row, read
+from bench.spread import Interval, paired
 from bench.tables import NOT_YET, Table, source
 
 
@@ -194,48 +195,55 @@ def ptx_table(name: str, folder: str) -> str:
 def store_table(name: str, folder: str) -> str:
     """Bytes of a store of twenty experts, and seconds to sample one."""
     result = measured(name)
-    columns = ["layout", "bits", "error", "20 experts", "against 79.7 GB", "open", "first sample", "sample"]
+    columns = ["layout", "bits", "error", "20 experts", "against 79.7 GB", "deflated", "open", "first sample", "sample"]
     table = Table(columns)
     for row in result["rows"]:
         sample = _short_time(row["sample s"])
         if "open s" not in row:
-            table.add(row["layout"], "32", *[None] * 5, sample)
+            table.add(row["layout"], "32", *[None] * 6, sample)
             continue
         size = f"{row['bytes of 20 experts by arithmetic'] / 1e9:.2f} GB"
         smaller = f"{row['times smaller than published']:.1f} × smaller"
         error = f"{max(row['relative errors']):.1g}"
-        times = (_short_time(row["open s"]), _short_time(row["first sample s"]), sample)
+        deflated = f"{100 * row['deflated']:.0f} %, {_short_time(row['inflate s'])}"
+        times = (deflated, _short_time(row["open s"]), _short_time(row["first sample s"]), sample)
         table.add(row["layout"], f"{row['bits a parameter']:.2f}", error, size, smaller, *times)
     first = result["rows"][0]
     excess = first["bytes of 2 experts"] / first["bytes of 2 experts by arithmetic"] - 1
     return table.markdown(
-        "Bits for each parameter and end point; error of a displacement, relative to its length; the first sample "
-        f"compares the hash. nfnet_l0 and text head, {result['parameters'] / 1e6:.2f} M parameters, end points 5, 7; "
+        "Bits for each parameter and end point; error of a displacement, relative to its length; what zlib would leave "
+        "of an expert's file, and take to read it; the first sample compares the hash. "
+        f"nfnet_l0 and text head, {result['parameters'] / 1e6:.2f} M parameters, end points 5, 7; "
         f"sizes by arithmetic, which a written store of two experts exceeds by {100 * excess:.2f} %; files in the page "
         "cache. " + source(result, raw=f"{folder}/{name}.json")
     )
 
 
 def codings_table(name: str, folder: str) -> str:
-    """Mean recall by coding, and the difference from float32 with its standard error over seeds."""
+    """Mean recall by coding, and what a coarser one costs, paired by seed."""
     result = measured(name)
-    recall = {(row["data"], row["seed"], row["coding"]): statistics.mean(row["mean recall"]) for row in result["rows"]}
-    rounded = [coding for coding in dict.fromkeys(row["coding"] for row in result["rows"]) if coding != "float32"]
-    table = Table(["data", "seeds", "float32", *rounded])
+    by_coding: dict[tuple[str, str], dict[int, float]] = {}
+    for row in result["rows"]:
+        by_coding.setdefault((row["data"], row["coding"]), {})[row["seed"]] = statistics.mean(row["mean recall"])
+    against = {"fp16": "float32", "int8": "fp16", "int4": "fp16"}
+    table = Table(["data", "seeds", "float32", *(f"{one} − {other}" for one, other in against.items())])
+    every: dict[str, list[float]] = {coding: [] for coding in against}
     for data in dict.fromkeys(row["data"] for row in result["rows"]):
-        seeds = sorted({seed for of, seed, _ in recall if of == data})
-        exact = [recall[data, seed, "float32"] for seed in seeds]
-        cells = [f"{statistics.mean(exact):.2f}"]
-        for coding in rounded:
-            off = [recall[data, seed, coding] - before for seed, before in zip(seeds, exact, strict=True)]
-            error = statistics.stdev(off) / len(off) ** 0.5 if len(off) > 1 else float("nan")
-            mean = statistics.mean(off)
-            cells.append(f"{statistics.mean(exact) + mean:.2f} ({mean:+.2f} ± {error:.2f})")
-        table.add(data, str(len(seeds)), *cells)
+        exact, cells = by_coding[data, "float32"], []
+        for coding, other in against.items():
+            off = paired(by_coding[data, coding], by_coding[data, other])
+            every[coding] += off
+            cells.append(_hundredths(Interval.of(off)))
+        table.add(data, str(len(exact)), f"{statistics.mean(exact.values()):.2f}", *cells)
+    table.add("all", str(len(every["fp16"])), None, *(_hundredths(Interval.of(off)) for off in every.values()))
     return table.markdown(
-        "Mean recall in percent of three students; in brackets the difference from float32 and its standard error over "
-        f"seeds. {source(result, ran='', raw=f'{folder}/{name}.json')}"
+        "Mean recall in percent of three students; differences are paired by seed, with their 95 % intervals of "
+        f"Student's t. {source(result, ran='', raw=f'{folder}/{name}.json')}"
     )
+
+
+def _hundredths(interval: Interval) -> str:
+    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
 
 def towers_table(name: str, folder: str) -> str:

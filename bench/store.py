@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from ptmst.trajectories.shortcut import Displacement, Expert, Shortcut
 ENDPOINTS, EPOCHS, EXPERTS = (5, 7), 10, 20
 PUBLISHED = 79.7e9
 """Bytes of the reference's buffers for one data set (docs/method.md §8)."""
+_PART = 16 << 20
 _ROUNDS = 5
 
 
@@ -81,6 +83,16 @@ def arithmetic(layers: LayerTable, coding: Coding, experts: int) -> int:
     return 4 * layers.group_sizes[0] + experts * len(ENDPOINTS) * one
 
 
+def deflated(file: Path) -> dict[str, float]:
+    """What compression would leave of a file, of which a part is tried, and how long it would take to read it all."""
+    with file.open("rb") as opened:
+        opened.seek((size := file.stat().st_size) // 2)
+        part = opened.read(_PART)
+    small = zlib.compress(part, 6)
+    share = len(small) / len(part)
+    return {"deflated": share, "inflate s": size / len(part) * seconds(partial(zlib.decompress, small))}
+
+
 def seconds(call: Callable[[], object], rounds: int = _ROUNDS) -> float:
     times = []
     for _ in range(rounds):
@@ -118,6 +130,7 @@ def main() -> int:
                 "times smaller than published": PUBLISHED / whole,
                 "bits a parameter": 8 * expert / (layers.num_params * len(ENDPOINTS)),
                 "relative errors": list(errors(TrajectoryStore.open(store.path)).values()),
+                **deflated(store.path / store.experts[0]["file"]),
                 "open s": seconds(partial(TrajectoryStore.open, store.path)),
                 "first sample s": seconds(partial(sample, again), 1),
                 "sample s": seconds(partial(sample, again)),
