@@ -352,6 +352,10 @@ class DistillConfig(Places):
     """Loss of the student."""
     temperature: float = TEMPERATURE
     """Divisor of the cosine similarities."""
+    progressive: bool = False
+    """Begin each phase after the first where students of the phases before stand, with batches of all pairs so far."""
+    rollout_every: int = 100
+    """Outer steps after which progressive phases let such students begin again, on other batches."""
     image_leaves: Literal["pixels", "features"] = "pixels"
     """What is distilled of an image: its pixels, or what a frozen tower sees in it, which takes less time and trains
     heads on that tower alone."""
@@ -407,9 +411,15 @@ class DistillConfig(Places):
         """Synthetic pairs of all phases together."""
         return sum(phase.pairs for phase in self.phases)
 
+    def pairs_up_to(self, number: int) -> int:
+        """Synthetic pairs of a phase and those before it; phases are numbered from 0."""
+        return sum(phase.pairs for phase in self.phases[: number + 1])
+
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "expert_epochs", "steps", "inner_steps", "batch_size", "temperature", "rank")
-        yield from _positive(self, "student_lr")
+        yield from _positive(self, "student_lr", "rollout_every")
+        if self.progressive and len(self.phases) == 1:
+            yield "progressive: expected phases that follow one another, found a single one; name more, or leave it out"
         yield from _positive_or_none(self, "threads")
         yield from _at_least(self, 0, "blend", "momentum", "ema", "track_recall", "checkpoint_minutes", "seed")
         if self.similarity_range == "unit" and self.similarity != "full":

@@ -70,7 +70,7 @@ def ways(config: DistillConfig, parameters: int, frozen: bool, memory_of: Mappin
     batch, steps = config.batch_size, config.inner_steps
     vectors = 4 * parameters * (steps + 2)
     if (primals := memory_of.get("primals")) is not None and config.chunk in ("auto", None):
-        most_pairs = max(phase.pairs for phase in config.phases)
+        most_pairs = config.pairs if config.progressive else max(phase.pairs for phase in config.phases)
         images = min(steps * batch, most_pairs) if frozen else steps * batch
         need = vectors + primals.fixed + images * primals.kept + batch * (primals.most - primals.kept)
         yield Way("primals", None, need)
@@ -126,6 +126,8 @@ def needed(config: DistillConfig, store: TrajectoryStore, student: Student) -> f
     """Bytes that the inner steps of a settled configuration need, eager."""
     config = _whole(config)
     keep, chunk = config.keep, config.chunk
+    if config.image_leaves == "features":
+        return 8.0 * student.layers.num_params * (config.inner_steps + 2)
     assert keep != "auto" and chunk != "auto"
     memory_of = {keep: _measured(keep, config, store, student)}
     [way, *_] = ways(config, student.layers.num_params, student.frozen is not None, memory_of)

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from ptmst.distillation.budget import settled
 from ptmst.distillation.checkpoints import Checkpoints
 from ptmst.distillation.draws import draw_batches, draw_mixing, initial_pairs
 from ptmst.distillation.optimizer import OuterState, outer_update
+from ptmst.distillation.progressive import OnUnion, Standing, TakesOuterStep
 from ptmst.distillation.tracking import SPLIT, Tracker, kept_step, recall_so_far, tell_if_turned
 from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
@@ -35,7 +35,7 @@ from ptmst.synthetic.distilled_set import FOLDER, INDEX, DistilledPhase, Distill
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.trajectories.prefetch import ExpertCache
 from ptmst.trajectories.shortcut import Expert, Trajectory
-from ptmst.trajectories.spans import Span
+from ptmst.trajectories.spans import RawSpan, Span
 from ptmst.trajectories.store import TrajectoryStore
 
 
@@ -61,25 +61,12 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
         starts = _starts(config, student, real)
         checkpoints.begin(config)
         with devices.threads(config.threads, student.device):
-            states = _distill_phases(config, store, OuterStep.of(student, config), starts, checkpoints)
+            states = _distill_phases(config, store, student, OuterStep.of(student, config), starts, checkpoints)
         distilled = _averaged(states, config, store, real)
         if out is not None:
             distilled.save(out)
             checkpoints.clear()
         return distilled
-
-
-class TakesOuterStep(Protocol):
-    """What distillation asks of an outer step: `OuterStep`, or one that is studied."""
-
-    @property
-    def compiles(self) -> bool:
-        """Whether the next call takes the time to compile."""
-
-    def __call__(
-        self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None = None
-    ) -> OuterGradient:
-        """The gradient of `OuterStep.__call__`."""
 
 
 def distill_with(outer_step: TakesOuterStep, config: DistillConfig, store: TrajectoryStore) -> DistilledSet:
@@ -97,10 +84,10 @@ def averaged_and_last(
     schema.check(config)
     store = store.at(config)
     _check_against_store(config, store)
-    student = store.student((config.seed, "student"))
-    real = store.recipe.training_pairs(devices.pick(config.device))
+    device = devices.pick(config.device)
+    student, real = store.student((config.seed, "student")).to(device), store.recipe.training_pairs(device)
     checkpoints = Checkpoints(None, config, store, resume=False)
-    states = _distill_phases(config, store, outer_step, _starts(config, student, real), checkpoints)
+    states = _distill_phases(config, store, student, outer_step, _starts(config, student, real), checkpoints)
     last = [replace(state, average=state.pairs, best=state.pairs) for state in states]
     return _averaged(states, config, store, real), _averaged(last, replace(config, ema=0.0), store, real)
 
@@ -116,6 +103,7 @@ def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor])
 def _distill_phases(
     config: DistillConfig,
     store: TrajectoryStore,
+    student: Student,
     outer_step: TakesOuterStep,
     starts: list[SyntheticPairs],
     checkpoints: Checkpoints,
@@ -125,8 +113,13 @@ def _distill_phases(
     with progress.bar("distill", config.steps * len(config.phases), checkpoints.steps_done) as bar:
         for pairs in starts:
             start = pairs.replace({name: sent(leaf, device) for name, leaf in pairs.leaves().items()})
-            judge = None if tracker is None else partial(tracker.recall, [state.best for state in states])
-            states.append(_distill_phase(len(states), config, store, outer_step, start, checkpoints, bar, judge))
+            before = [state.best for state in states]
+            judge = None if tracker is None else partial(tracker.recall, before)
+            standing, step = None, outer_step
+            if config.progressive and before:
+                standing, step = Standing(student, before, config), OnUnion(outer_step, before)
+            drawn = partial(_drawn, len(states), config=config, store=store, standing=standing)
+            states.append(_distill_phase(len(states), config, store, step, drawn, start, checkpoints, bar, judge))
     return states
 
 
@@ -152,6 +145,7 @@ def _distill_phase(
     config: DistillConfig,
     store: TrajectoryStore,
     outer_step: TakesOuterStep,
+    drawn_on: Callable[[int, ExpertCache], Drawn],
     start: SyntheticPairs,
     checkpoints: Checkpoints,
     bar: progress.Bar,
@@ -165,19 +159,14 @@ def _distill_phase(
     if outer_step.compiles and state.step < config.steps:
         bar.note("compiling the outer step: once, for minutes with a big tower")
     with interruptible() as interrupted, _expert_cache(config, phase, store, device) as cache:
-
-        def drawn(step: int) -> tuple[Span, Tensor, Tensor | None]:
-            """What an outer step is taken on: its span, batches and mixing."""
-            return _drawn(number, step, config, store, cache)
-
         eta = state.pairs.lr.tolist()
-        ahead = [drawn(state.step)] if state.step < config.steps else []
+        ahead = [drawn_on(state.step, cache)] if state.step < config.steps else []
         while state.step < config.steps:
             span, batches, mixing = ahead.pop()
             gradient = outer_step(span, state.pairs, batches, mixing)
             del span  # an expert's memory, before the next one is there
             if state.step + 1 < config.steps:
-                ahead.append(drawn(state.step + 1))  # while the device works
+                ahead.append(drawn_on(state.step + 1, cache))  # while the device works
             seen = _look(state, gradient)
             if seen.broken_state:
                 raise _diverged(number, state.step - 1, eta, seen.broken_state, config)
@@ -200,9 +189,19 @@ def _distill_phase(
     return state
 
 
+Drawn = tuple[Span, Tensor, Tensor | None]
+"""What an outer step is taken on: its span, batches and mixing."""
+
+
 def _drawn(
-    number: int, step: int, config: DistillConfig, store: TrajectoryStore, cache: ExpertCache
-) -> tuple[Span, Tensor, Tensor | None]:
+    number: int,
+    step: int,
+    cache: ExpertCache,
+    *,
+    config: DistillConfig,
+    store: TrajectoryStore,
+    standing: Standing | None,
+) -> Drawn:
     """Span, batches and mixing of an outer step, by its number alone; the expert of the next one is read meanwhile."""
     experts, phase = sorted(store.experts), config.phases[number]
 
@@ -213,8 +212,13 @@ def _drawn(
     here, rng = expert(step)
     following = expert(step + 1)[0] if step + 1 < config.steps else None
     first = int(torch.randint(*phase.start, (1,), generator=rng))
-    span = cache.get(here, prefetch=following).span(first, first + config.expert_epochs)
-    batches = draw_batches(phase.pairs, config.batch_size, config.inner_steps, rng)
+    trajectory, last = cache.get(here, prefetch=following), first + config.expert_epochs
+    if standing is None:
+        span, pairs = trajectory.span(first, last), phase.pairs
+    else:
+        start, pairs = standing.point(here, trajectory.point(0), step), config.pairs_up_to(number)
+        span = RawSpan.between(start, trajectory.point(last), store.layers)
+    batches = draw_batches(pairs, config.batch_size, config.inner_steps, rng)
     mixing = draw_mixing(config.batch_size, config.inner_steps, config.blend, rng) if config.blend else None
     return span, sent(batches, cache.device), None if mixing is None else sent(mixing, cache.device)
 

@@ -63,7 +63,8 @@ class Tracker:
     def _trained_as(self) -> dict[str, object]:
         """What students take of a set's settings."""
         config = self._config
-        return {"loss": config.loss, "temperature": config.temperature, "batch_size": config.batch_size}
+        names = ("loss", "temperature", "batch_size", "progressive")
+        return {name: getattr(config, name) for name in names}
 
     @torch.no_grad()
     def _seen(self, pairs: SyntheticPairs) -> DistilledPhase:

@@ -16,6 +16,7 @@ from ptmst.students.losses import StudentLoss, student_loss
 from ptmst.students.student import Student
 from ptmst.support.seeds import generator
 from ptmst.synthetic.distilled_set import DistilledSet
+from ptmst.synthetic.union import union
 
 
 def as_distilled(distilled: DistilledSet, config: EvaluateConfig) -> EvaluateConfig:
@@ -36,6 +37,8 @@ def train_students(
 ) -> Iterator[tuple[int, Tensor]]:
     """Train K students from θ [K, P] on the phases in order; yields (epoch, θ [K, P]) after every epoch of all phases.
 
+    Of a progressive set a phase has the pairs of those before it too.
+
     `student` has the functions that all share; each draws batches of its own. An epoch is ceil(N/batch) batches, each
     the first pairs of a fresh permutation: `batch` of them, or as many as an inner step had. θ is updated in place:
     copy what is to be kept. Raises Diverged for a non-finite θ.
@@ -46,6 +49,8 @@ def train_students(
     assert config.loss is not None and config.temperature is not None
     gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
     phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
+    if distilled.is_progressive:
+        phases = [union(phases[: number + 1]) for number in range(len(phases))]
     features = [see(student, pairs.images) for pairs in phases]
     # Vectors of all students are large: no step makes new ones.
     thetas, momentum, scratch = thetas.clone(), torch.zeros_like(thetas), torch.empty_like(thetas)

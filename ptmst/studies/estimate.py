@@ -149,7 +149,10 @@ def _distilling(settings: Experiment, store: TrajectoryStore, tried: Trial) -> S
     experts = settings.teach.experts * expert_bytes(store.layers.num_params, len({p.endpoint for p in config.phases}))
     memory = _held() + needed(config, store, student) + min(experts, devices.free_bytes(student.device) / 2)
     labels = [phase.pairs if config.similarity == "full" else 2 * config.rank + 1 for phase in config.phases]
-    numbers = [p.pairs * (3 * size * size + width + s) for p, s in zip(config.phases, labels, strict=True)]
+    image = 3 * size * size
+    if config.image_leaves == "features":
+        image = student.features(torch.zeros(1, 3, size, size, device=student.device)).shape[1]
+    numbers = [p.pairs * (image + width + s) for p, s in zip(config.phases, labels, strict=True)]
     chunk = "" if config.chunk is None else f", chunks of {config.chunk}"
     what = f"{config.pairs} pairs, {config.steps * len(config.phases):,} outer steps, keep {config.keep}{chunk}"
     return Stage("distill", seconds, memory, 4 * sum(numbers), what)

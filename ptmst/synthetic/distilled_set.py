@@ -96,6 +96,11 @@ class DistilledSet(Sequence[SyntheticPairs]):
         """How its students are made. Raises InputError where the set records no data and encoder."""
         return Recipe.from_json(self.settings)
 
+    @property
+    def is_progressive(self) -> bool:
+        """Whether each phase builds on those before it: students learn from their union."""
+        return bool(self.provenance.get("config", {}).get("progressive", False))
+
     def inner_batch(self, phase: int) -> int | None:
         """Pairs of an inner step that a phase was matched in; None where the set does not record it."""
         size: int | None = self.provenance.get("config", {}).get("batch_size")
