@@ -54,6 +54,28 @@ def measured(result: Result) -> dict[tuple[str, int], Rows]:
     return cells
 
 
+def on_other_data(results: Path, name: str, own: str) -> str:
+    """Sets of an ablation on `own` data as they score on others, from `name`.json; beside their own, best last."""
+    result, home = read(results / f"{name}.json"), read(results / f"ablation-{own}.json")
+    if result is None or home is None:
+        return NOT_YET
+    there: dict[str, list[float]] = defaultdict(list)
+    for row in result["rows"]:
+        there[row["method"]] += row["mean recall"]
+    here = {method: recalls(rows) for (method, _), rows in measured(home).items()}
+    full = max(mean(values) for values in there.values())
+    table = Table(["method", "runs that ended well", own, result["rows"][0]["scored"]["data"], "of all"])
+    for method in sorted(there, key=lambda method: mean(there[method])):
+        values, share = there[method], f"{100 * mean(there[method]) / full:.0f} %"
+        scored = [value for value in here[method] if value]
+        table.add(method, str(len(values) // 3), spread(scored), spread(values), share)
+    images, captions = (result["rows"][0]["scored"][key] for key in ("images", "captions"))
+    return table.markdown(
+        f"Mean recall on test in percent, mean ± standard deviation over seeds × 3 students, of runs that did not end "
+        f"early; {images:,} images with {captions:,} captions of the other data. {source(result, ran='')}"
+    )
+
+
 def methods(results: Path, data: str) -> str:
     """One row per method: recall by number of pairs, share of all real pairs, what was tuned and what it cost.
 

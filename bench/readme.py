@@ -147,7 +147,11 @@ def against_table(data: str, folder: str) -> str:
 
 
 def _with_source(table: str, data: str, folder: str) -> str:
-    return table if table == NOT_YET else f"{table} ([raw]({folder}/ablation-{data}.json))"
+    return _with_raw(table, f"ablation-{data}", folder)
+
+
+def _with_raw(table: str, name: str, folder: str) -> str:
+    return table if table == NOT_YET else f"{table} ([raw]({folder}/{name}.json))"
 
 
 def questions_table(sets: Sequence[str], folder: str) -> str:
@@ -199,6 +203,7 @@ TABLES: dict[str, Make] = {
     "ablation-scenes": partial(ablation_table, "scenes"),
     "ablation-digits": partial(ablation_table, "digits"),
     "ablation-emoji": partial(ablation_table, "emoji"),
+    "on-stamps": lambda folder: _with_raw(ablation.on_other_data(RESULTS, "on-stamps", "emoji"), "on-stamps", folder),
     "ablation-emoji-sizes": partial(ablation_table, "emoji-sizes"),
     "ablation-drawings": partial(ablation_table, "drawings"),
     "ablation-emoji-sizes-against": partial(against_table, "emoji-sizes"),

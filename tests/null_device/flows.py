@@ -64,13 +64,19 @@ DISTILLATIONS: dict[str, Found] = {
     "bf16": {"precision": "bf16"},
     "tf32": {"precision": "tf32"},
     "raw": {"trajectory": "raw"},
+    "log, unit": {"lr_scale": "log", "similarity_range": "unit"},
+    "tracked": {"track_recall": 1},
+    "progressive": {"progressive": True},
 }
-FROZEN: dict[str, Found] = {name: DISTILLATIONS[name] for name in ("captured", "adjoint", "primals", "chunk")}
+FROZEN: dict[str, Found] = {
+    name: DISTILLATIONS[name] for name in ("captured", "adjoint", "primals", "chunk", "tracked", "progressive")
+} | {"features": {"image_leaves": "features"}, "features, auto": {"image_leaves": "features", "keep": "auto"}}
 EVALUATIONS: dict[str, Found] = {
     "evaluate": {},
     "alone": {"together": 1},
     "best-val": {"select": "best-val"},
     "reference": {"protocol": "reference"},
+    "as-matched": {"protocol": "as-matched"},
 }
 
 
