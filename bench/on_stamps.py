@@ -23,9 +23,14 @@ STUDENTS = 3
 
 def cases(folder: Path) -> list[tuple[str, int]]:
     """Methods by seed; all real pairs last."""
-    names = [path.name.split("-") for path in sorted((folder / "sets").iterdir())]
-    found = [("-".join(method), int(seed)) for *method, _, seed in names]
+    found = [_of(path) for path in sorted((folder / "sets").iterdir())]
     return [*found, *((FULL_HEADS, seed) for seed in sorted({seed for _, seed in found}))]
+
+
+def _of(path: Path) -> tuple[str, int]:
+    """Method and seed of a set, which is called METHOD-PAIRS-SEED."""
+    method, _, seed = path.name.rsplit("-", 2)
+    return method, int(seed)
 
 
 def measured(folder: Path, root: Path, method: str, seed: int) -> Iterator[Row]:
@@ -33,7 +38,7 @@ def measured(folder: Path, root: Path, method: str, seed: int) -> Iterator[Row]:
     if method == FULL_HEADS:
         scores = evaluate_experts(TrajectoryStore.open(store_folder(folder, seed, frozen=True)), config)
     else:
-        (path,) = (folder / "sets").glob(f"{method}-*-{seed}")
+        (path,) = (path for path in (folder / "sets").iterdir() if _of(path) == (method, seed))
         scores = evaluate(DistilledSet.load(path), config)
     scored = scores.provenance["scored"]
     yield {
