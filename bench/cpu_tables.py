@@ -290,7 +290,7 @@ def presets_table(name: str, folder: str) -> str:
             str(row["batch"]),
             str(row["chunk"] or "–"),
             f"{row['parameters'] / 1e6:.1f} M",
-            f"{row['store bytes by arithmetic'] / 1e9:.2f} GB",
+            f"{presets.store_bytes(row['preset']) / 1e9:.2f} GB",
             f"{row['outer steps']:,}",
             f"{row['seconds']:.0f}",
             f"{row['peak bytes'] / 2**30:.1f} GB",

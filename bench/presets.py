@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from bench.command import bare_parser, collect
@@ -28,7 +29,7 @@ def names() -> list[str]:
 
 
 def measure(name: str, chunk: int) -> dict[str, Any]:
-    """Seconds and memory of one outer step, the number of steps of a whole run, and the size of its store."""
+    """Seconds and memory of one outer step, and the number of steps of a whole run."""
     import torch
 
     from ptmst.distillation.draws import draw_batches, draw_mixing
@@ -65,9 +66,6 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
         gradient = step(span, pairs, batches, mixing)
         seconds = time.perf_counter() - began
     assert all(bool(torch.isfinite(one).all()) for one in gradient.grads.values())
-    stored, groups = len(whole.teach.kept_endpoints), dict(zip(layers.group_names, layers.group_sizes, strict=True))
-    # Experts share the start of a trained tower, and those of heads are drawn again.
-    bases = 0 if frozen else groups["image"]
     return {
         "preset": name,
         "tower": whole.teach.encoder.image_tower,
@@ -80,11 +78,36 @@ def measure(name: str, chunk: int) -> dict[str, Any]:
         "parameters": layers.num_params,
         "outer steps": config.steps * len(config.phases),
         "experts": whole.teach.experts,
-        "store bytes by arithmetic": 4 * bases + 2 * stored * whole.teach.experts * layers.num_params,
         "seconds": seconds,
         "peak bytes": sum(peak),
         "matching loss": float(gradient.loss),
     }
+
+
+def store_bytes(name: str) -> int:
+    """Of the experts of a preset in half precision, by arithmetic: without headers and tables of norms."""
+    from ptmst.presets import experiment
+
+    teach = experiment(name).teach
+    image, text = _group_sizes(teach.encoder.image_tower, teach.encoder.freeze_tower)
+    # Experts share the start of a trained tower, and those of heads are drawn again.
+    shared = 0 if teach.encoder.freeze_tower else image
+    return 4 * shared + 2 * len(teach.kept_endpoints) * teach.experts * (image + text)
+
+
+@cache
+def _group_sizes(tower: str, frozen: bool) -> tuple[int, int]:
+    import timm
+    import torch
+
+    from ptmst.students.heads import ProjectionHead
+
+    with torch.device("meta"):
+        image = timm.create_model(tower.removeprefix("timm:"), num_classes=0)
+        width = int(image.num_features)
+        trained = ProjectionHead(width, width) if frozen else image
+        sizes = [sum(p.numel() for p in module.parameters()) for module in (trained, ProjectionHead(TEXT_WIDTH, width))]
+    return sizes[0], sizes[1]
 
 
 def main() -> int:
