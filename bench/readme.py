@@ -159,6 +159,13 @@ def questions_table(sets: Sequence[str], folder: str) -> str:
     return ablation.questions(RESULTS, sets)
 
 
+def phases_table(plan: str, folder: str) -> str:
+    """Choices about phases."""
+    from bench.phases import table
+
+    return _with_raw(table(RESULTS / f"phases-{plan}.json"), f"phases-{plan}", folder)
+
+
 Make = Callable[[str], str]
 """From the way of a page to the results to a table in Markdown."""
 TABLES: dict[str, Make] = {
@@ -203,6 +210,10 @@ TABLES: dict[str, Make] = {
     "ablation-scenes": partial(ablation_table, "scenes"),
     "ablation-digits": partial(ablation_table, "digits"),
     "ablation-emoji": partial(ablation_table, "emoji"),
+    **{
+        f"phases-{plan}": partial(phases_table, plan)
+        for plan in ("soft-labels", "end-points", "batches", "phases", "trajectories")
+    },
     "on-stamps": lambda folder: _with_raw(ablation.on_other_data(RESULTS, "on-stamps", "emoji"), "on-stamps", folder),
     "ablation-emoji-sizes": partial(ablation_table, "emoji-sizes"),
     "ablation-drawings": partial(ablation_table, "drawings"),

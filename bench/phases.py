@@ -1,0 +1,218 @@
+"""`python -m bench.phases PLAN --json FILE`: choices about phases on drawings, in a frozen tower's features.
+
+Cells are tried on seeds that nothing is compared on, and scored on val; `--seeds N` scores N fresh seeds on test too.
+All cells of a plan have the same outer steps. A stopped run continues.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from bench import result
+from bench.command import bare_parser
+from bench.result import Row, Rows
+from bench.spread import spread
+from bench.tables import NOT_YET, Table, source
+from ptmst import DistilledSet, EvaluateConfig, LeafRates, Phase, TrajectoryStore, distill, evaluate, train_teachers
+from ptmst.config import TUNING_SEEDS, DistillConfig
+from ptmst.data import write_data
+from ptmst.errors import Diverged
+from ptmst.presets import experiment
+from ptmst.support import parallel, progress
+from ptmst.support.provenance import machine
+
+STEPS, LOOK = 1000, 100
+STUDENTS = 3
+FREE = {"student_lr": 0.01, "rates": LeafRates(0.0056, 0.0056, 0.002, 0.033)}
+"""As tuned for pixels: η on a linear scale, S free."""
+UNIT = {
+    "student_lr": 0.05,
+    "lr_scale": "log",
+    "similarity_range": "unit",
+    "rates": LeafRates(0.0056, 0.0056, 0.05, 0.1),
+}
+"""η as its logarithm, S within 0 … 1; rates by a few trials on one seed."""
+
+
+def one(endpoint: int, last: int, pairs: int = 100) -> dict[str, Any]:
+    return {"phases": (Phase(pairs, endpoint, (0, last)),)}
+
+
+def two(**more: Any) -> dict[str, Any]:
+    return {"phases": (Phase(50, 5, (0, 3)), Phase(50, 10, (3, 6))), "steps": STEPS // 2, **more}
+
+
+PLANS: dict[str, dict[str, Mapping[str, Any]]] = {
+    "soft-labels": {
+        "S free, η linear": FREE,
+        "S free, η log": FREE | {"lr_scale": "log", "rates": LeafRates(0.0056, 0.0056, 0.02, 0.033)},
+        "S in 0 … 1, η log": UNIT,
+        "S in 0 … 1, η linear": UNIT | {"lr_scale": "linear", "rates": LeafRates(0.0056, 0.0056, 0.004, 0.1)},
+        "S = I, η log": UNIT | {"rates": LeafRates(0.0056, 0.0056, 0.05, 0.0)},
+    },
+    "end-points": {
+        f"K = {endpoint}, starts 0–{last - 1}": UNIT | one(endpoint, last)
+        for endpoint, last in ((2, 1), (3, 2), (5, 2), (5, 3), (5, 5), (7, 4), (10, 3), (10, 5), (10, 8))
+    },
+    "batches": {f"batches of {size}": UNIT | {"batch_size": size} for size in (10, 25, 50, 75, 100)},
+    "phases": {
+        "one phase, K = 5": UNIT | one(5, 3),
+        "one phase, K = 10": UNIT | one(10, 5),
+        "two phases": UNIT | two(batch_size=25),
+        "two phases, batches of 50": UNIT | two(),
+        "two phases, progressive": UNIT | two(batch_size=25, progressive=True),
+        "two phases, progressive, batches of 50": UNIT | two(progressive=True),
+    },
+    "trajectories": {
+        "shortcut, adjoint 0.5": UNIT,
+        "shortcut, truncated": UNIT | {"adjoint": 0.0, "adjoint_clip": None},
+        "raw, adjoint 0.5": UNIT | {"trajectory": "raw"},
+        "raw, truncated": UNIT | {"trajectory": "raw", "adjoint": 0.0, "adjoint_clip": None},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    plan: str
+    cell: str
+    seed: int
+    work: Path
+
+
+def settings(plan: str, cell: str, seed: int) -> DistillConfig:
+    base = replace(
+        experiment("demo,st-adjoint").distill,
+        image_leaves="features",
+        phases=(Phase(100, 5, (0, 3)),),
+        steps=STEPS,
+        batch_size=50,
+        track_recall=LOOK,
+    )
+    return replace(base, **PLANS[plan][cell], seed=seed, threads=1, device="cpu")
+
+
+def experts(asked: tuple[int, Path]) -> Path:
+    """Those of a seed, trained unless they exist."""
+    seed, work = asked
+    whole = experiment("demo")
+    write_data(replace(whole.data, root=work / "data"))
+    data = replace(whole.teach.data, root=work / "data")
+    out = work / f"store-{seed}"
+    train_teachers(replace(whole.teach, data=data, out=out, seed=seed, workers=1, device="cpu"))
+    return out
+
+
+def measure(run: Run) -> Row:
+    """Distill, and score the leaves that val chose and the last ones, by two protocols."""
+    config, store = settings(run.plan, run.cell, run.seed), TrajectoryStore.open(run.work / f"store-{run.seed}")
+    row: Row = {"cell": run.cell, "seed": run.seed}
+    began = time.process_time()
+    try:
+        made = distill(config, store)
+    except Diverged as error:
+        return row | {"why": str(error)}
+    row |= {"cpu s": time.process_time() - began, "kept after": made.provenance["select"]["steps"]}
+    row["curve"] = [phase.history["recall"].tolist() for phase in made.phases]
+    row["loss"] = [float(phase.history["loss"][-20:].sum(1).mean()) for phase in made.phases]
+    row["lr"] = [phase.pairs.lr.tolist() for phase in made.phases]
+    row["S"] = [_of_labels(pairs.similarity.dense()) for pairs in made]
+    last = replace(made, phases=tuple(replace(one, pairs=one.at_end or one.pairs) for one in made.phases))
+    splits = ("val",) if run.seed in TUNING_SEEDS else ("val", "test")
+    row["recall"] = {
+        f"{split}, {which}, {protocol}": _recalls(of, split, protocol, run.seed)
+        for split in splits
+        for which, of in (("best", made), ("last", last))
+        for protocol in ("per-phase", "as-matched")
+    }
+    return row
+
+
+def _of_labels(matrix: torch.Tensor) -> dict[str, float]:
+    off = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
+    return {"diagonal": float(matrix.diagonal().mean()), "others": float(off.abs().mean())}
+
+
+def _recalls(made: DistilledSet, split: Any, protocol: Any, seed: int) -> list[float]:
+    config = EvaluateConfig(students=STUDENTS, seed=seed, split=split, protocol=protocol, device="cpu", threads=1)
+    try:
+        return [student["mean"] for student in evaluate(made, config).students]
+    except Diverged:
+        return [0.0] * STUDENTS
+
+
+def table(file: Path) -> str:
+    """A line for each cell: means over seeds × students, on test where there are fresh seeds."""
+    found = result.read(file)
+    if found is None:
+        return NOT_YET
+    rows: Rows = [row for row in found["rows"] if "recall" in row]
+    split = "test" if any(f"{name}" for row in rows for name in row["recall"] if name.startswith("test")) else "val"
+    shown = [row for row in rows if (row["seed"] in TUNING_SEEDS) == (split == "val")]
+    head = Table(["", "seeds", "last, at once", "last, as matched", "best look, as matched", "look", "S_ii", "η", "s"])
+    for cell in dict.fromkeys(row["cell"] for row in shown):
+        mine = [row for row in shown if row["cell"] == cell]
+
+        def over(name: str, mine: Rows = mine) -> str:
+            return spread([value for row in mine for value in row["recall"][f"{split}, {name}"]])
+
+        kept = mean(sum(row["kept after"]) for row in mine)
+        diagonal = mean(mean(one["diagonal"] for one in row["S"]) for row in mine)
+        eta = mean(mean(map(mean, row["lr"])) for row in mine)
+        numbers = (f"{kept:.0f}", f"{diagonal:.1f}", f"{eta:.2f}", f"{mean(row['cpu s'] for row in mine):.0f}")
+        names = ("last, per-phase", "last, as-matched", "best, as-matched")
+        head.add(cell, str(len(mine)), *map(over, names), *numbers)
+    ended = [f"{row['cell']}, seed {row['seed']}" for row in found["rows"] if "why" in row]
+    told = f"Ended early: {'; '.join(ended)}. " if ended else ""
+    return head.markdown(
+        f"Mean recall on {split} in percent, mean ± standard deviation over seeds × {STUDENTS} students that train on "
+        "all pairs at once, or in batches as they were matched; of the leaves after the last outer step, and of those "
+        f"that were best on val, with the step of that look. {told}{source(found, ran='')}"
+    )
+
+
+def main() -> int:
+    options = bare_parser("phases", __doc__)
+    options.add_argument("plan", choices=PLANS)
+    options.add_argument("--seeds", type=int, default=0, metavar="N", help="fresh seeds that are scored on test")
+    options.add_argument("--tuning-seeds", type=int, default=1, metavar="N", help="seeds that are scored on val alone")
+    options.add_argument("--workers", type=int, default=2, metavar="N", help="runs at once, a thread each")
+    options.add_argument("--work", type=Path, default=Path("runs/phases"), metavar="FOLDER", help="may be removed")
+    asked = options.parse_args()
+    seeds = [*TUNING_SEEDS[: asked.tuning_seeds], *range(asked.seeds)]
+    runs = [Run(asked.plan, cell, seed, asked.work) for seed in seeds for cell in PLANS[asked.plan]]
+    rows = [row for row in result.rows(asked.json) if row["cell"] in PLANS[asked.plan]]
+    done = {(row["cell"], row["seed"]) for row in rows}
+    left = [run for run in runs if (run.cell, run.seed) not in done]
+    with (
+        parallel.processes(asked.workers) as workers,
+        progress.bar(asked.plan, len(runs), len(runs) - len(left)) as bar,
+    ):
+        for path in workers.completed(
+            experts, [(seed, asked.work) for seed in dict.fromkeys(run.seed for run in left)]
+        ):
+            bar.note(path.name)
+        for row in workers.completed(measure, left):
+            rows.append(row)
+            result.write(asked.json, rows, machine=machine() | {"threads": 1})
+            bar.advance(f"{row['cell']}, seed {row['seed']}")
+    return 0
+
+
+def _cells() -> Iterator[DistillConfig]:
+    """All of them, to be checked."""
+    for plan, cells in PLANS.items():
+        for cell in cells:
+            yield settings(plan, cell, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
