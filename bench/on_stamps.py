@@ -1,52 +1,66 @@
 """`python -m bench.on_stamps FOLDER --json FILE`: sets of drawings, scored on another domain.
 
-FOLDER is that of an ablation, whose sets and stores are scored on `stamps`. A stopped run continues.
+FOLDER is that of an ablation, whose sets and stores are scored on `stamps`, by students that are trained as there. A
+stopped run continues.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 from bench.command import bare_parser, collect
 from bench.result import Row
-from ptmst import DistilledSet, EvaluateConfig, TrajectoryStore, evaluate
-from ptmst.config import WriteDataConfig
-from ptmst.data import write_data
+from ptmst import DistilledSet, EvaluateConfig, TrajectoryStore, schema
+from ptmst.config import TUNING_SEEDS, DataConfig, WriteDataConfig
+from ptmst.data import load_split, write_data
 from ptmst.evaluation.evaluate import evaluate_experts
-from ptmst.studies.runs import FULL_HEADS, store_folder
+from ptmst.studies.ablation import RESULTS
+from ptmst.studies.runs import FULL_HEADS, one_by_one, recalls, store_folder
+from ptmst.support import files
 
-STUDENTS = 3
-
-
-def cases(folder: Path) -> list[tuple[str, int]]:
-    """Methods by seed; all real pairs last."""
-    found = [_of(path) for path in sorted((folder / "sets").iterdir())]
-    return [*found, *((FULL_HEADS, seed) for seed in sorted({seed for _, seed in found}))]
+Case = tuple[str, int]
+"""Method and seed."""
 
 
-def _of(path: Path) -> tuple[str, int]:
-    """Method and seed of a set, which is called METHOD-PAIRS-SEED."""
-    method, _, seed = path.name.rsplit("-", 2)
-    return method, int(seed)
+def recorded(folder: Path) -> dict[Case, Row]:
+    """The runs that were compared, by method and seed; all real pairs last."""
+    rows = [row for row in files.read_json(folder / RESULTS, "ablation", 1)["rows"] if not _tunes(row)]
+    by_case = {(row["run"]["method"], row["run"]["seed"]): row for row in rows if row["students"]}
+    return dict(sorted(by_case.items(), key=lambda one: (one[0][0] == FULL_HEADS, one[0])))
 
 
-def measured(folder: Path, root: Path, method: str, seed: int) -> Iterator[Row]:
-    config = EvaluateConfig(students=STUDENTS, seed=seed, on="stamps", on_root=root)
+def _tunes(row: Row) -> bool:
+    return row["run"]["seed"] in TUNING_SEEDS
+
+
+def measured(folder: Path, root: Path, case: Case, row: Row) -> Iterator[Row]:
+    (method, seed), elsewhere = case, {"on": "stamps", "on_root": root}
     if method == FULL_HEADS:
+        config = EvaluateConfig(students=len(row["students"]), **elsewhere)  # type: ignore[arg-type]
         scores = evaluate_experts(TrajectoryStore.open(store_folder(folder, seed, frozen=True)), config)
+        recalls_there = [student["mean"] for student in scores.students]
     else:
-        (path,) = (path for path in (folder / "sets").iterdir() if _of(path) == (method, seed))
-        scores = evaluate(DistilledSet.load(path), config)
-    scored = scores.provenance["scored"]
+        config = schema.from_json(EvaluateConfig, row["provenance"]["config"])
+        (path,) = (path for path in (folder / "sets").iterdir() if _of(path) == case)
+        made = DistilledSet.load(path)
+        recalls_there = recalls(one_by_one(made, replace(config, seed=seed, **elsewhere)))  # type: ignore[arg-type]
+    scored = load_split(DataConfig(name="stamps", root=root, image_size=64), "test")
     yield {
         "method": method,
         "seed": seed,
-        "mean recall": [student["mean"] for student in scores.students],
-        "scored": {key: scored[key] for key in ("data", "split", "images", "captions", "fingerprint")},
+        "mean recall": recalls_there,
+        "scored": {"data": scored.name, "images": len(scored.image_names), "captions": len(scored)},
     }
+
+
+def _of(path: Path) -> Case:
+    """Method and seed of a set, which is called METHOD-PAIRS-SEED."""
+    method, _, seed = path.name.rsplit("-", 2)
+    return method, int(seed)
 
 
 def main() -> int:
@@ -57,12 +71,13 @@ def main() -> int:
     )
     asked = options.parse_args()
     write_data(WriteDataConfig(name="stamps", root=asked.root))
+    runs = recorded(asked.folder)
     rows = collect(
         asked.json,
         "on stamps",
-        cases(asked.folder),
+        list(runs),
         lambda row: (row["method"], row["seed"]),
-        lambda case: list(measured(asked.folder, asked.root, *case)),
+        lambda case: list(measured(asked.folder, asked.root, case, runs[case])),
     )
     for method in dict.fromkeys(row["method"] for row in rows):
         print(method, f"{mean(value for row in rows if row['method'] == method for value in row['mean recall']):.1f}")

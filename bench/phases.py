@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -21,11 +21,12 @@ from bench.command import bare_parser
 from bench.result import Row, Rows
 from bench.spread import spread
 from bench.tables import NOT_YET, Table, source
-from ptmst import DistilledSet, EvaluateConfig, LeafRates, Phase, TrajectoryStore, distill, evaluate, train_teachers
+from ptmst import DistilledSet, EvaluateConfig, LeafRates, Phase, TrajectoryStore, distill, train_teachers
 from ptmst.config import TUNING_SEEDS, DistillConfig
 from ptmst.data import write_data
 from ptmst.errors import Diverged
 from ptmst.presets import experiment
+from ptmst.studies.runs import one_by_one, recalls
 from ptmst.support import parallel, progress
 from ptmst.support.provenance import machine
 
@@ -143,10 +144,7 @@ def _of_labels(matrix: torch.Tensor) -> dict[str, float]:
 
 def _recalls(made: DistilledSet, split: Any, protocol: Any, seed: int) -> list[float]:
     config = EvaluateConfig(students=STUDENTS, seed=seed, split=split, protocol=protocol, device="cpu", threads=1)
-    try:
-        return [student["mean"] for student in evaluate(made, config).students]
-    except Diverged:
-        return [0.0] * STUDENTS
+    return recalls(one_by_one(made, config))
 
 
 def table(file: Path) -> str:
@@ -205,13 +203,6 @@ def main() -> int:
             result.write(asked.json, rows, machine=machine() | {"threads": 1})
             bar.advance(f"{row['cell']}, seed {row['seed']}")
     return 0
-
-
-def _cells() -> Iterator[DistillConfig]:
-    """All of them, to be checked."""
-    for plan, cells in PLANS.items():
-        for cell in cells:
-            yield settings(plan, cell, 0)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def _group_sizes(tower: str, frozen: bool) -> tuple[int, int]:
 
     with torch.device("meta"):
         image = timm.create_model(tower.removeprefix("timm:"), num_classes=0)
-        width = int(image.num_features)
+        width = int(image.num_features)  # type: ignore[arg-type]
         trained = ProjectionHead(width, width) if frozen else image
         sizes = [sum(p.numel() for p in module.parameters()) for module in (trained, ProjectionHead(TEXT_WIDTH, width))]
     return sizes[0], sizes[1]

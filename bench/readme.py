@@ -159,6 +159,13 @@ def questions_table(sets: Sequence[str], folder: str) -> str:
     return ablation.questions(RESULTS, sets)
 
 
+def protocols_table(folder: str) -> str:
+    """Sets of the study under two protocols."""
+    from bench.protocols import table
+
+    return _with_raw(table(RESULTS / "protocols.json"), "protocols", folder)
+
+
 def phases_table(plan: str, folder: str) -> str:
     """Choices about phases."""
     from bench.phases import table
@@ -214,6 +221,7 @@ TABLES: dict[str, Make] = {
         f"phases-{plan}": partial(phases_table, plan)
         for plan in ("soft-labels", "end-points", "batches", "phases", "trajectories")
     },
+    "protocols": protocols_table,
     "on-stamps": lambda folder: _with_raw(ablation.on_other_data(RESULTS, "on-stamps", "emoji"), "on-stamps", folder),
     "ablation-emoji-sizes": partial(ablation_table, "emoji-sizes"),
     "ablation-drawings": partial(ablation_table, "drawings"),

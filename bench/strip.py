@@ -125,7 +125,12 @@ def main() -> int:
     options.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
     options.add_argument("--root", type=Path, metavar="FOLDER", help="data folder, where it has moved")
     asked = options.parse_args()
-    draw(rows(asked.set, asked.root), asked.out)
+    from ptmst import InputError
+
+    try:
+        draw(rows(asked.set, asked.root), asked.out)
+    except InputError as error:
+        options.error(str(error))
     return 0
 
 

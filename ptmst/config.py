@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -194,7 +195,7 @@ class TeachConfig:
     keep_start: bool = field(default=False, metadata=COMPUTE | _PASSING)
     """Store the heads that experts start from, too, although they can be drawn again to the bit."""
     precision: Precision = field(default="fp32", metadata=COMPUTE)
-    """Arithmetic of warm-up and experts: fp32, tf32 (CUDA only), which rounds to 10 bits, or bf16: products of a
+    """Arithmetic of experts: fp32, tf32 (CUDA only; the warm-up too), which rounds to 10 bits, or bf16: products of a
     trained image tower in bfloat16, parameters and all else in float32."""
     compile: Compile = field(default="off", metadata=COMPUTE)
     """Compile a trained image tower's part of a step, which takes minutes with a big one; auto = on CUDA only."""
@@ -218,6 +219,8 @@ class TeachConfig:
         yield from _at_least(self, 0, "seed")
         if self.precision == "bf16" and self.encoder.freeze_tower:
             yield "precision bf16: expected an image tower that is trained, found a frozen one; use fp32 or tf32"
+        if self.compile == "on" and self.encoder.freeze_tower:
+            yield "compile on: expected an image tower that is trained, found a frozen one; leave it out"
         if not 0 <= self.dropout < 1:
             yield f"dropout: expected at least 0 and below 1, found {self.dropout}; published: 0.1"
         for k in self.kept_endpoints:
@@ -273,7 +276,8 @@ class Phase:
     endpoint: int
     """End point K_p of the shortcut, an epoch; on raw trajectories the last epoch to match."""
     start: tuple[int, int]
-    """Range [first, last) of the epochs at which matching spans start."""
+    """Range [first, last) of the epochs at which matching spans start; progressive phases start where students stand,
+    and match the ends of these spans."""
 
 
 @dataclass(frozen=True)
@@ -420,6 +424,17 @@ class DistillConfig(Places):
         yield from _positive(self, "student_lr", "rollout_every")
         if self.progressive and len(self.phases) == 1:
             yield "progressive: expected phases that follow one another, found a single one; name more, or leave it out"
+        begins = [0, *(phase.start[0] for phase in self.phases[1:])]
+        for i, (before, here) in enumerate(pairwise(begins if self.progressive else [])):
+            if here <= before:
+                yield (
+                    f"phases[{i + 1}].start: expected progressive phases to begin later than those before, found epoch "
+                    f"{here} after {before}; raise it"
+                )
+        if self.image_leaves == "features" and self.precision == "bf16":
+            yield "precision bf16: expected pixels, of which a tower's products are, found features; use fp32 or tf32"
+        if self.image_leaves == "features" and isinstance(self.chunk, int):
+            yield f"chunk: expected pixels, which go through a tower, found features with {self.chunk}; leave it out"
         yield from _positive_or_none(self, "threads")
         yield from _at_least(self, 0, "blend", "momentum", "ema", "track_recall", "checkpoint_minutes", "seed")
         if self.similarity_range == "unit" and self.similarity != "full":
@@ -609,11 +624,12 @@ class DiagnoseConfig(Places):
     """Device to run on; auto = CUDA if there is one."""
 
     def problems(self) -> Iterator[str]:
-        yield from _positive(self, "experts", "pairs", "batch_size", "inner_steps", "draws")
+        yield from _positive(self, "experts", "pairs", "batch_size", "inner_steps")
+        yield from _at_least(self, 2, "draws")
         yield from _positive_or_none(self, "endpoint", "student_lr")
         yield from _at_least(self, 0, "seed")
-        if self.batch_size > self.pairs > 0:
-            yield f"batch_size: expected at most the {self.pairs} pairs, found {self.batch_size}; lower it"
+        if self.batch_size >= self.pairs > 0:
+            yield f"batch_size: expected fewer than all {self.pairs} pairs, found {self.batch_size}; lower it"
 
 
 @dataclass(frozen=True)

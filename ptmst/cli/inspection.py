@@ -73,7 +73,8 @@ def _set(path: Path, verify: bool) -> Iterator[Line]:
         form = "full" if isinstance(pairs.similarity, FullSimilarity) else "low-rank"
         images, texts = "×".join(map(str, pairs.images.shape[1:])), pairs.texts.shape[1]
         rates = ", ".join(f"{rate:.4g}" for rate in pairs.lr.tolist())
-        yield f"phase {number}", f"{len(pairs)} pairs, images {images}, texts {texts}, {form} soft labels, η {rates}"
+        what = "images" if pairs.in_pixels else "features"
+        yield f"phase {number}", f"{len(pairs)} pairs, {what} {images}, texts {texts}, {form} soft labels, η {rates}"
     yield from _settings(distilled.settings)
     yield "method", str(distilled.provenance.get("method", "unknown"))
     for name in ("store_sha256", "versions"):

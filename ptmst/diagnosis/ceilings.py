@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ptmst.data import Pairs, image_batches
+from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.evaluation.scorer import RetrievalScorer
 from ptmst.students.features import feature_batches, kept_features
 from ptmst.students.losses import contrastive_logits, hard_label_loss
@@ -42,17 +43,19 @@ class Judge:
         images = torch.tensor(sorted(first)[:_MOST])
         captions = [held_out.captions[first[image]] for image in images.tolist()]
         self._texts = embed_captions(tower, captions, device).to(device)
+        parts = images.split(IMAGES_AT_ONCE)
         if student.frozen is None:
-            (self._images,) = image_batches(held_out, [images], device)
+            self._images = list(image_batches(held_out, parts, device))
         else:
-            (self._images,) = feature_batches(kept_features(student, held_out, device), [images], device)
+            self._images = list(feature_batches(kept_features(student, held_out, device), parts, device))
 
     @torch.no_grad()
     def __call__(self, theta: Tensor) -> Point:
         """Of θ [P]."""
         theta = theta.to(self._student.device)
-        embeds = self._student.heads.embed(theta, self._images, self._texts)
-        loss = hard_label_loss(contrastive_logits(*embeds, self._temperature))
+        heads = self._student.heads
+        seen = torch.cat([heads.embed_images(theta, some) for some in self._images])
+        loss = hard_label_loss(contrastive_logits(seen, heads.embed_texts(theta, self._texts), self._temperature))
         return Point(self._scorer.score(self._student, theta)["mean"], float(loss))
 
 

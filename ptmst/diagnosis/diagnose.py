@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ptmst import schema
 from ptmst.config import DiagnoseConfig, DistillConfig, EvaluateConfig, Phase
+from ptmst.data import Pairs
 from ptmst.diagnosis.ceilings import Ceiling, Judge, ceiling, looks
 from ptmst.diagnosis.findings import Findings, findings
 from ptmst.diagnosis.geometry import Shape, Shared, shape, shared
-from ptmst.diagnosis.rollouts import Reached, reached
+from ptmst.diagnosis.rollouts import Reached, reached, refuse_unknown_lines
 from ptmst.diagnosis.signals import Signal, signals
+from ptmst.distillation.budget import settled
 from ptmst.distillation.draws import draw_batches, initial_pairs
 from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import InputError
@@ -27,7 +29,7 @@ from ptmst.support.provenance import versions
 from ptmst.support.seeds import generator
 from ptmst.synthetic.distilled_set import DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
-from ptmst.trajectories.shortcut import Expert
+from ptmst.trajectories.shortcut import Expert, Trajectory
 from ptmst.trajectories.store import TrajectoryStore
 
 _MOST_LINES = 5
@@ -53,6 +55,8 @@ class Diagnosis:
     """By trajectory (raw, where its epochs are kept, and shortcut), start point and leaf."""
     reached: tuple[Reached, ...]
     """By phase of the set; none without one."""
+    lost: int
+    """Students of the set that diverged."""
     findings: Findings
     provenance: Mapping[str, Any]
 
@@ -79,6 +83,11 @@ def diagnose(config: DiagnoseConfig, store: TrajectoryStore, distilled: Distille
     endpoint = _endpoint(config, store)
     made_by = None if distilled is None else _made_by(distilled, store)
     device = devices.pick(config.device)
+    real = store.recipe.training_pairs(device)
+    if len(real[0].image_names) < config.pairs:
+        raise InputError(
+            f"pairs: expected at most the {len(real[0].image_names)} training images, found {config.pairs}; lower it"
+        )
     numbers = sorted(store.experts)[: config.experts]
     experts = {number: store.expert(number) for number in numbers}
     student = store.student((config.seed, "diagnosis")).to(device)
@@ -88,13 +97,13 @@ def diagnose(config: DiagnoseConfig, store: TrajectoryStore, distilled: Distille
         lines = _lines(store.endpoints)
         with progress.bar("recall", len(experts) * looks(experts[numbers[0]], lines)) as bar:
             ceilings = {number: ceiling(expert, judge, lines, bar) for number, expert in experts.items()}
-        told = _signals(config, store, experts, student, endpoint)
-        rolled_out: list[Reached] = []
+        told = _signals(config, made_by, store, real, experts, student, endpoint)
+        rolled_out, lost = list[Reached](), 0
         if distilled is not None and made_by is not None:
             evaluation = EvaluateConfig(protocol="as-matched", seed=config.seed, device=config.device)
-            progress.note("diagnose: students of the set, from every expert's start")
-            rolled_out = reached(distilled.at(config), made_by.phases, experts, student, judge, evaluation)
-    found = findings(_mean_recalls(ceilings), told, endpoint, rolled_out)
+            rolled_out, lost = reached(distilled.at(config), made_by, experts, student, judge, evaluation)
+    progressive = distilled is not None and distilled.is_progressive
+    found = findings(_mean_recalls(ceilings), told, endpoint, rolled_out, lost, progressive)
     provenance = {
         "config": schema.decisive(config),
         "store_sha256": store.fingerprint,
@@ -110,6 +119,7 @@ def diagnose(config: DiagnoseConfig, store: TrajectoryStore, distilled: Distille
         endpoint=endpoint,
         signals=told,
         reached=tuple(rolled_out),
+        lost=lost,
         findings=found,
         provenance=provenance,
     )
@@ -129,7 +139,9 @@ def _made_by(distilled: DistilledSet, store: TrajectoryStore) -> DistillConfig:
     if record is None or of != store.fingerprint:
         found = "none that is recorded" if record is None or of is None else "other ones"
         raise InputError(f"set: expected one that was distilled from the experts of {store.path}, found {found}")
-    return schema.from_json(DistillConfig, record)
+    made_by = schema.from_json(DistillConfig, record)
+    refuse_unknown_lines(made_by, store.endpoints)
+    return made_by
 
 
 def _lines(endpoints: tuple[int, ...]) -> tuple[int, ...]:
@@ -140,17 +152,38 @@ def _lines(endpoints: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _signals(
-    config: DiagnoseConfig, store: TrajectoryStore, experts: Mapping[int, Expert], student: Student, endpoint: int
+    config: DiagnoseConfig,
+    made_by: DistillConfig | None,
+    store: TrajectoryStore,
+    real: tuple[Pairs, Tensor],
+    experts: Mapping[int, Expert],
+    student: Student,
+    endpoint: int,
 ) -> dict[str, dict[int, dict[str, Signal]]]:
+    """Of truncated gradients, under the loss of the set if there is one."""
     device = student.device
     there = {number: expert.to(device) for number, expert in experts.items()}
-    pairs = _real_pairs(config, store, student)
+    lr = config.student_lr or (store.recipe.teaching.lr if store.recipe.teaching else DistillConfig.student_lr)
+    steps = DistillConfig(
+        phases=(Phase(config.pairs, endpoint, (0, endpoint)),),
+        inner_steps=config.inner_steps,
+        batch_size=config.batch_size,
+        loss="wbce" if made_by is None else made_by.loss,
+        temperature=store.recipe.temperature if made_by is None else made_by.temperature,
+        image_leaves="pixels" if student.frozen is None else "features",
+        student_lr=lr,
+        adjoint=0.0,
+        adjoint_clip=None,
+        compile="off",
+        seed=config.seed,
+    )
+    step = OuterStep.of(student, settled(steps, store, student))
+    pairs = _real_pairs(steps, real, student)
     draws = [
         draw_batches(config.pairs, config.batch_size, config.inner_steps, generator(config.seed, "diagnosis", number))
         for number in range(config.draws)
     ]
-    step = OuterStep(student, temperature=store.recipe.temperature, keep="path")
-    kinds = {"shortcut": lambda expert: expert.shortcut(endpoint)}
+    kinds: dict[str, Callable[[Expert], Trajectory]] = {"shortcut": lambda expert: expert.shortcut(endpoint)}
     if {*range(1, endpoint + 1)} <= {*store.endpoints}:
         kinds = {"raw": lambda expert: expert.raw(), **kinds}
     batches = [devices.sent(one, device) for one in draws]
@@ -161,13 +194,9 @@ def _signals(
         }
 
 
-def _real_pairs(config: DiagnoseConfig, store: TrajectoryStore, student: Student) -> SyntheticPairs:
+def _real_pairs(steps: DistillConfig, real: tuple[Pairs, Tensor], student: Student) -> SyntheticPairs:
     """Real pairs as distillation begins with them; behind a frozen tower, what it sees in them."""
-    real = store.recipe.training_pairs(student.device)
-    lr = config.student_lr or (store.recipe.teaching.lr if store.recipe.teaching else DistillConfig.student_lr)
-    phase = Phase(config.pairs, 1, (0, 1))
-    begun = DistillConfig(phases=(phase,), student_lr=lr, seed=config.seed, batch_size=config.batch_size)
-    pairs = initial_pairs(begun, 0, *real, student.layers.num_groups)
+    pairs = initial_pairs(steps, 0, *real, student.layers.num_groups)
     on_device = pairs.replace({name: leaf.to(student.device) for name, leaf in pairs.leaves().items()})
     if student.frozen is None:
         return on_device

@@ -21,15 +21,15 @@ FAR = 0.5
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found, in numbers, and what follows."""
+    """What was found, in numbers, and what follows. None is what cannot be told."""
 
-    enough: int
-    """The first kept epoch whose recall is near the best."""
+    enough: int | None
+    """The first kept epoch whose recall is near the best, of more than one."""
     best: int
     """The kept epoch with the best recall."""
     neighbors: dict[str, float]
-    """By trajectory, the mean cosine between the gradients of neighboring start points."""
-    fading: float
+    """By trajectory, the mean cosine between the gradients of neighboring start points, where there are any."""
+    fading: float | None
     """The signal-to-noise ratio of the last start point over that of the first, along the shortcut."""
     sentences: tuple[str, str, str]
 
@@ -39,35 +39,45 @@ def findings(
     signals: Mapping[str, Mapping[int, Mapping[str, Signal]]],
     endpoint: int,
     rolled_out: Sequence[Reached] = (),
+    lost: int = 0,
+    progressive: bool = False,
 ) -> Findings:
     """From the mean recall of the experts by kept epoch, signals by trajectory (raw, where it is kept, and shortcut),
-    start point and leaf, the shortcut's end point, and the students of a set, if there is one."""
+    start point and leaf, the shortcut's end point, and the students of a set, if there is one, of which some may be
+    `lost`."""
     kept = sorted(t for t in recalls if t)
     best = max(kept, key=lambda t: recalls[t])
-    enough = next(t for t in kept if recalls[t] >= NEAR * recalls[best])
-    neighbors = {kind: _neighbors(by_start) for kind, by_start in signals.items()}
+    enough = next(t for t in kept if recalls[t] >= NEAR * recalls[best]) if len(kept) > 1 else None
+    known = {kind: _neighbors(by_start) for kind, by_start in signals.items()}
+    neighbors = {kind: value for kind, value in known.items() if value is not None}
     line = signals["shortcut"]
     first, last = min(line), max(line)
-    fading = _snr(line[last]) / _snr(line[first]) if _snr(line[first]) else 0.0
+    fading = _snr(line[last]) / _snr(line[first]) if first < last and _snr(line[first]) > 0 else None
+    of_students = bool(rolled_out or lost)
     sentences = (
         _on_ceilings(recalls, kept, enough, best),
         _on_shortcuts(neighbors, endpoint),
-        _on_gaps(rolled_out) if rolled_out else _on_fading(fading, first, last),
+        _on_students(rolled_out, lost, progressive) if of_students else _on_fading(fading, first, last),
     )
     return Findings(enough, best, neighbors, fading, sentences)
 
 
-def _neighbors(by_start: Mapping[int, Mapping[str, Signal]]) -> float:
+def _neighbors(by_start: Mapping[int, Mapping[str, Signal]]) -> float | None:
     values = [signal.neighbors for by_leaf in by_start.values() for signal in by_leaf.values()]
     known = [value for value in values if value is not None]
-    return mean(known) if known else 1.0
+    return mean(known) if known else None
 
 
 def _snr(by_leaf: Mapping[str, Signal]) -> float:
-    return mean(min(by_leaf[leaf].snr, 1e6) for leaf in LEAVES)
+    return mean(by_leaf[leaf].snr for leaf in LEAVES)
 
 
-def _on_ceilings(recalls: Mapping[int, float], kept: Sequence[int], enough: int, best: int) -> str:
+def _on_ceilings(recalls: Mapping[int, float], kept: Sequence[int], enough: int | None, best: int) -> str:
+    if enough is None:
+        return (
+            f"Whether end points are a ceiling cannot be told from one kept epoch: at {best} recall on val is "
+            f"{recalls[best]:.1f}; teach with --endpoints all."
+        )
     if enough == kept[0]:
         return (
             f"End points are no ceiling: the experts' recall on val is near its best, {recalls[best]:.1f}, at epoch "
@@ -81,6 +91,8 @@ def _on_ceilings(recalls: Mapping[int, float], kept: Sequence[int], enough: int,
 
 
 def _on_shortcuts(neighbors: Mapping[str, float], endpoint: int) -> str:
+    if "shortcut" not in neighbors:
+        return f"Whether the shortcut calms what a set is told cannot be told: up to epoch {endpoint} spans start once."
     line = neighbors["shortcut"]
     if "raw" not in neighbors:
         return (
@@ -94,22 +106,30 @@ def _on_shortcuts(neighbors: Mapping[str, float], endpoint: int) -> str:
     return f"The shortcut to {endpoint} calms nothing: gradients of {numbers}."
 
 
-def _on_fading(fading: float, first: int, last: int) -> str:
+def _on_fading(fading: float | None, first: int, last: int) -> str:
+    if fading is None:
+        return (
+            f"Whether late start points tell a set less cannot be told: there is no signal at epoch {first} to compare."
+        )
     ratio = f"from epoch {last} the gradient's signal-to-noise ratio is {fading:.2f} of that from epoch {first}"
     if fading < ALIKE:
         return f"Late start points tell a set less: {ratio}, so keep start ranges early."
     return f"Late start points tell a set as much as early ones: {ratio}."
 
 
-def _on_gaps(rolled_out: Sequence[Reached]) -> str:
+def _on_students(rolled_out: Sequence[Reached], lost: int, progressive: bool) -> str:
+    without = f" {lost} diverged." if lost else ""
+    if not rolled_out:
+        return f"Students of the set diverge, all {lost} of them: its η is too large."
     gaps = [(one.phase, one.gap) for one in rolled_out if one.gap is not None]
     end = rolled_out[-1]
     stand = f"{mean(end.along):.2f} of the way along the line and {mean(end.off):.2f} of its length off it"
     if not gaps:
-        return f"Students of the set end {stand}, at a recall of {end.point.recall:.1f} on val."
+        built = "Phases begin where students stand. " if progressive else ""
+        return f"{built}Students of the set end {stand}, at a recall of {end.point.recall:.1f} on val.{without}"
     phase, gap = max(gaps, key=lambda one: mean(one[1].distance))
     distance = mean(gap.distance)
     told = f"{distance:.2f} of the way from θ⁰ away from epoch {gap.start}, where phase {phase + 1} begins"
     if distance > FAR:
-        return f"Phases do not meet: students of phase {phase} end {told}; at the end they are {stand}."
-    return f"Phases meet: students of phase {phase} end {told}; at the end they are {stand}."
+        return f"Phases do not meet: students of phase {phase} end {told}; at the end they are {stand}.{without}"
+    return f"Phases meet: students of phase {phase} end {told}; at the end they are {stand}.{without}"

@@ -7,29 +7,33 @@ from dataclasses import dataclass
 from statistics import mean
 
 import torch
+from torch import Tensor
 
-from ptmst.config import EvaluateConfig, Phase
+from ptmst.config import DistillConfig, EvaluateConfig, Phase
 from ptmst.diagnosis.ceilings import Judge, Point
+from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.students import train_students
 from ptmst.students.student import Student
+from ptmst.support import progress
 from ptmst.synthetic.distilled_set import DistilledSet
 from ptmst.trajectories.shortcut import Expert
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Students after a phase, each of which began at an expert's θ⁰; means over experts."""
+    """Students after a phase, each of which began at an expert's θ⁰; means over those that did not diverge."""
 
     phase: int
     """From 1."""
     point: Point
     """How good they are."""
     along: tuple[float, ...]
-    """By group, ⟨θ − θ⁰, δ⟩ / ‖δ‖²: 0 is the start, 1 the end point of the phase's shortcut."""
+    """By group, ⟨θ − θ⁰, δ⟩ / ‖δ‖²: 0 is the start, 1 the phase's end point."""
     off: tuple[float, ...]
-    """By group, the distance from the line over ‖δ‖."""
+    """By group, the distance from the line between the two over ‖δ‖."""
     gap: Gap | None
-    """To where the next phase begins; None after the last, and where the next one begins at θ⁰ again."""
+    """To where the next phase begins; None after the last, where the next one begins at θ⁰ again, and in a progressive
+    set, whose phases begin where students stand."""
 
 
 @dataclass(frozen=True)
@@ -44,48 +48,101 @@ class Gap:
     """Points of mean recall that the trajectory is ahead at that epoch."""
 
 
+def refuse_unknown_lines(made_by: DistillConfig, kept: Sequence[int]) -> None:
+    """Raises InputError where the end point of a phase is not kept: of raw trajectories it need not be."""
+    for number, phase in enumerate(made_by.phases, start=1):
+        if phase.endpoint not in kept:
+            raise InputError(
+                f"set: expected phases to end at kept epochs ({', '.join(map(str, kept))}), found phase {number} to "
+                f"end at {phase.endpoint}; teach with it among --endpoints, or leave the set out"
+            )
+
+
 def reached(
     distilled: DistilledSet,
-    phases: tuple[Phase, ...],
+    made_by: DistillConfig,
     experts: Mapping[int, Expert],
     student: Student,
     judge: Judge,
     config: EvaluateConfig,
-) -> list[Reached]:
-    """Train a student from every expert's θ⁰ as `config` says, and measure it after every phase."""
-    device, epochs = student.device, config.epochs + 1
-    thetas = torch.stack([expert.base for expert in experts.values()]).to(device)
-    draws = [(config.seed, "rolled out", number) for number in experts]
-    found: list[Reached] = []
-    for epoch, trained in train_students(student, thetas, distilled, config, draws):
+) -> tuple[list[Reached], int]:
+    """Train a student from every expert's θ⁰ as `config` says, one by one, and measure it after every phase.
+
+    Also how many of them diverged, of which nothing else is known.
+    """
+    of_experts, lost = list[list[_Stand]](), 0
+    with progress.bar("students", len(experts)) as bar:
+        for number, expert in experts.items():
+            try:
+                of_experts.append(_stands(distilled, made_by, expert, number, student, judge, config))
+            except Diverged:
+                lost += 1
+            bar.advance(f"expert {number}")
+    return [_mean_of(number, stands) for number, stands in enumerate(zip(*of_experts, strict=True), start=1)], lost
+
+
+@dataclass(frozen=True)
+class _Stand:
+    """One student after one phase."""
+
+    point: Point
+    along: Tensor
+    off: Tensor
+    start: int | None
+    distance: Tensor | None
+    ahead: float
+
+
+def _stands(
+    distilled: DistilledSet,
+    made_by: DistillConfig,
+    expert: Expert,
+    number: int,
+    student: Student,
+    judge: Judge,
+    config: EvaluateConfig,
+) -> list[_Stand]:
+    epochs, found = config.epochs + 1, list[_Stand]()
+    draw = (config.seed, "rolled out", number)
+    for epoch, (theta,) in train_students(student, expert.base[None].to(student.device), distilled, config, [draw]):
         if (epoch + 1) % epochs == 0:
-            found.append(_measured(len(found), trained.cpu(), phases, experts, judge))
+            found.append(_stand(theta.cpu(), len(found), made_by, expert, judge))
     return found
 
 
-def _measured(
-    number: int, thetas: torch.Tensor, phases: tuple[Phase, ...], experts: Mapping[int, Expert], judge: Judge
-) -> Reached:
-    points, along, off, distances, ahead = [], [], [], [], []
-    following = phases[number + 1] if number + 1 < len(phases) and phases[number + 1].start[0] else None
-    for theta, expert in zip(thetas, experts.values(), strict=True):
-        layers, here = expert.layers, judge(theta)
-        points.append(here)
-        move, delta = theta - expert.base, expert.displacements[phases[number].endpoint].decode(expert.layers)
-        squared = layers.dot(delta, delta)
-        share = layers.dot(move, delta) / squared
-        rest = move - layers.scaled(delta, share)
-        along.append(share)
-        off.append((layers.dot(rest, rest) / squared).sqrt())
-        if following is not None:
-            start = following.start[0]
-            target = expert.shortcut(following.endpoint).point(start)
-            away, whole = theta - target, target - expert.base
-            distances.append((layers.dot(away, away) / layers.dot(whole, whole)).sqrt())
-            ahead.append(judge(target).recall - here.recall)
-    gap = None if following is None else Gap(following.start[0], _mean(distances), mean(ahead))
-    point = Point(mean(one.recall for one in points), mean(one.loss for one in points))
-    return Reached(number + 1, point, _mean(along), _mean(off), gap)
+def _stand(theta: Tensor, number: int, made_by: DistillConfig, expert: Expert, judge: Judge) -> _Stand:
+    layers, here, phases = expert.layers, judge(theta), made_by.phases
+    move, delta = theta - expert.base, expert.displacements[phases[number].endpoint].decode(layers)
+    squared = layers.dot(delta, delta)
+    along = layers.dot(move, delta) / squared
+    rest = move - layers.scaled(delta, along)
+    off = (layers.dot(rest, rest) / squared).sqrt()
+    following = _begins_elsewhere(made_by, number)
+    if following is None:
+        return _Stand(here, along, off, None, None, 0.0)
+    start = following.start[0]
+    raw = made_by.trajectory == "raw"
+    target = expert.raw().point(start) if raw else expert.shortcut(following.endpoint).point(start)
+    away, whole = theta - target, target - expert.base
+    distance = (layers.dot(away, away) / layers.dot(whole, whole)).sqrt()
+    return _Stand(here, along, off, start, distance, judge(target).recall - here.recall)
+
+
+def _begins_elsewhere(made_by: DistillConfig, number: int) -> Phase | None:
+    """The phase after this one, where it begins at a point of the trajectory other than θ⁰."""
+    if made_by.progressive or number + 1 == len(made_by.phases):
+        return None
+    following = made_by.phases[number + 1]
+    return following if following.start[0] else None
+
+
+def _mean_of(number: int, stands: Sequence[_Stand]) -> Reached:
+    gap, start = None, stands[0].start
+    if start is not None:
+        distances = [stand.distance for stand in stands if stand.distance is not None]
+        gap = Gap(start, _mean(distances), mean(stand.ahead for stand in stands))
+    point = Point(mean(stand.point.recall for stand in stands), mean(stand.point.loss for stand in stands))
+    return Reached(number, point, _mean([s.along for s in stands]), _mean([s.off for s in stands]), gap)
 
 
 def _mean(vectors: Sequence[torch.Tensor]) -> tuple[float, ...]:

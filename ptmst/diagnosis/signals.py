@@ -32,7 +32,8 @@ class Signal:
     neighbors: float | None
     """Mean cosine with the start point before, of the same expert and batches; None at the first."""
     snr: float
-    """‖E g‖² over E‖g − E g‖², over draws of batches, whose inner products estimate the first without bias."""
+    """‖E g‖² over E‖g − E g‖², over draws of batches, whose inner products estimate the first without bias; 0 where
+    they tell of no signal."""
 
 
 def signals(
@@ -44,7 +45,8 @@ def signals(
     draws: Sequence[Tensor],
     advance: Callable[[], object],
 ) -> dict[int, dict[str, Signal]]:
-    """By start point and leaf, along the trajectories of experts; a span is one epoch. `draws` are batches [n, B].
+    """By start point and leaf, along the trajectories of experts; a span is one epoch. `draws` are two or more batches
+    [n, B] that differ.
 
     Gradients of all experts and draws are held for two start points.
     """
@@ -75,7 +77,7 @@ def _signal(now: Tensor, before: Tensor | None, items: Sequence[tuple[int, int]]
     alike, other = expert[:, None] == expert, ~torch.eye(len(items), dtype=torch.bool)
     between = alike & other
     across = (draw[:, None] == draw) & other
-    signal = float(gram[between].mean()) if between.any() else float(gram.diagonal().mean())
+    signal = float(gram[between].mean())
     noise = float(gram.diagonal().mean()) - signal
     neighbors = None
     if before is not None:
@@ -83,7 +85,7 @@ def _signal(now: Tensor, before: Tensor | None, items: Sequence[tuple[int, int]]
         neighbors = float(dots.mean())
     return Signal(
         norm=float(length.mean()),
-        batches=float(cosines[between].mean()) if between.any() else 1.0,
+        batches=float(cosines[between].mean()),
         experts=float(cosines[across].mean()) if across.any() else 1.0,
         neighbors=neighbors,
         snr=max(0.0, signal) / noise if noise > 0 else float("inf"),

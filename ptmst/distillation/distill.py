@@ -18,9 +18,9 @@ from ptmst.distillation.budget import settled
 from ptmst.distillation.checkpoints import Checkpoints
 from ptmst.distillation.draws import draw_batches, draw_mixing, initial_pairs
 from ptmst.distillation.optimizer import OuterState, outer_update
-from ptmst.distillation.progressive import OnUnion, Standing, TakesOuterStep
+from ptmst.distillation.progressive import OnUnion, Standing
 from ptmst.distillation.tracking import SPLIT, Tracker, kept_step, recall_so_far, tell_if_turned
-from ptmst.engine.outer_step import OuterStep
+from ptmst.engine.outer_step import OuterStep, TakesOuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.errors import Diverged, InputError
 from ptmst.students.features import kept_features_of
@@ -80,7 +80,10 @@ def distill_with(outer_step: TakesOuterStep, config: DistillConfig, store: Traje
 def averaged_and_last(
     outer_step: TakesOuterStep, config: DistillConfig, store: TrajectoryStore
 ) -> tuple[DistilledSet, DistilledSet]:
-    """The set of `distill_with`, and that of the same leaves without an average: of `config` with an `ema` of 0."""
+    """The set of `distill_with`, and that of the same run's last leaves without an average.
+
+    Later ones of progressive phases stand on the averages of those before, in both.
+    """
     schema.check(config)
     store = store.at(config)
     _check_against_store(config, store)
@@ -88,8 +91,10 @@ def averaged_and_last(
     student, real = store.student((config.seed, "student")).to(device), store.recipe.training_pairs(device)
     checkpoints = Checkpoints(None, config, store, resume=False)
     states = _distill_phases(config, store, student, outer_step, _starts(config, student, real), checkpoints)
-    last = [replace(state, average=state.pairs, best=state.pairs) for state in states]
-    return _averaged(states, config, store, real), _averaged(last, replace(config, ema=0.0), store, real)
+    looked = torch.empty(0)
+    last = [replace(state, average=state.pairs, best=state.pairs, recall=looked) for state in states]
+    as_they_are = replace(config, ema=0.0, track_recall=0)
+    return _averaged(states, config, store, real), _averaged(last, as_they_are, store, real)
 
 
 def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor]) -> list[SyntheticPairs]:
@@ -117,7 +122,8 @@ def _distill_phases(
             judge = None if tracker is None else partial(tracker.recall, before)
             standing, step = None, outer_step
             if config.progressive and before:
-                standing, step = Standing(student, before, config), OnUnion(outer_step, before)
+                walks = outer_step if isinstance(outer_step, OuterStep) else OuterStep.of(student, config)
+                standing, step = Standing(walks, before, config), OnUnion(outer_step, before)
             drawn = partial(_drawn, len(states), config=config, store=store, standing=standing)
             states.append(_distill_phase(len(states), config, store, step, drawn, start, checkpoints, bar, judge))
     return states
@@ -266,7 +272,7 @@ def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:
     kept, tracked = _on_host(state.best), len(state.recall) > 0
     return DistilledPhase(
         pairs=kept,
-        last_lr=state.pairs.lr.cpu(),
+        last_lr=(state.best_lr if tracked else state.pairs.lr).cpu(),
         captions=nearest_captions(kept.texts, texts, pairs.captions),
         history={"loss": state.loss.cpu(), "lr": state.lr.cpu(), **({"recall": state.recall} if tracked else {})},
         at_end=_on_host(state.average) if tracked else None,

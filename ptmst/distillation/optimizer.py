@@ -72,6 +72,8 @@ class OuterState:
     """[looks], percent, on the host, filled up to `step`, after which it is -1; none where recall is not tracked."""
     best: SyntheticPairs
     """The average at the look with the highest recall; at each moment the average, where recall is not tracked."""
+    best_lr: Tensor
+    """[G], η without averaging at that look; where recall is not tracked, η at the start."""
 
     @classmethod
     def begin(cls, pairs: SyntheticPairs, config: DistillConfig) -> OuterState:
@@ -89,6 +91,7 @@ class OuterState:
             lr=history.clone(),
             recall=torch.full((looks,), -1.0),
             best=pairs.replace({name: leaf.clone() for name, leaf in leaves.items()}) if looks else average,
+            best_lr=pairs.lr.clone(),
         )
 
     def optimized(self) -> dict[str, Tensor]:
@@ -98,7 +101,8 @@ class OuterState:
     def tensors(self) -> dict[str, Tensor]:
         """All of it, by name."""
         history = {"loss": self.loss, "lr": self.lr}
-        tracked = {"best": self.best.leaves(), "tracked": {"recall": self.recall}} if len(self.recall) else {}
+        looked = {"recall": self.recall, "lr": self.best_lr}
+        tracked = {"best": self.best.leaves(), "tracked": looked} if len(self.recall) else {}
         return self.optimized() | _named({"average": self.average.leaves(), "history": history, **tracked})
 
     def look(self, recall: float) -> None:
@@ -106,6 +110,7 @@ class OuterState:
         if not bool((self.recalls >= recall).any()):
             for name, leaf in self.best.leaves().items():
                 leaf.copy_(self.average.leaves()[name])
+            self.best_lr.copy_(self.pairs.lr)
         self.recall[len(self.recalls)] = recall
 
     @property

@@ -1,42 +1,26 @@
 """Progressive phases: each begins where students of the phases before it stand, not where the expert was.
 
-A student is rolled out from an expert's own θ⁰ on the sets so far, as inner steps take them. The next phase matches the
-expert's later points from there (after PDD, arXiv 2310.06982, and SeqMatch, arXiv 2311.01570, for images alone).
+A student is rolled out from an expert's own θ⁰ on the sets so far, by inner steps. The next phase matches the expert's
+later points from there (after PDD, arXiv 2310.06982, and SeqMatch, arXiv 2311.01570, for images alone).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ptmst.config import DistillConfig
-from ptmst.data.batches import IMAGES_AT_ONCE
-from ptmst.distillation.draws import draw_batches
+from ptmst.distillation.draws import draw_batches, draw_mixing
+from ptmst.engine.outer_step import OuterStep, TakesOuterStep
 from ptmst.engine.recursion import OuterGradient
-from ptmst.students.losses import student_loss
-from ptmst.students.student import Student
-from ptmst.support.devices import arithmetic, sent
+from ptmst.support.devices import sent
 from ptmst.support.seeds import generator
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.synthetic.union import of_the_last, union
 from ptmst.trajectories.spans import Span
-
-
-class TakesOuterStep(Protocol):
-    """What distillation asks of an outer step: `OuterStep`, or one that is studied."""
-
-    @property
-    def compiles(self) -> bool:
-        """Whether the next call takes the time to compile."""
-
-    def __call__(
-        self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None = None
-    ) -> OuterGradient:
-        """The gradient of `OuterStep.__call__`."""
 
 
 class OnUnion:
@@ -59,45 +43,35 @@ class OnUnion:
 
 
 def rollout_steps(config: DistillConfig) -> list[int]:
-    """Student steps on each phase's pairs and those before it: inner steps for every epoch up to its end point."""
-    ends = [0, *(phase.endpoint for phase in config.phases)]
-    epochs = [max(0, end - before) for before, end in pairwise(ends)]
-    return [config.inner_steps * count // config.expert_epochs for count in epochs]
+    """Inner steps on the pairs up to each phase but the last, before the next one begins: as many as are matched with
+    the expert's epochs from where the phase begins to where the next one does."""
+    begins = [0, *(phase.start[0] for phase in config.phases[1:])]
+    return [config.inner_steps * (later - earlier) // config.expert_epochs for earlier, later in pairwise(begins)]
 
 
 class Standing:
     """Where students stand before a phase, by expert: rolled out again, on other batches, every so many outer steps."""
 
-    def __init__(self, student: Student, before: Sequence[SyntheticPairs], config: DistillConfig) -> None:
-        self._student, self._config, self._before = student, config, len(before)
-        self._seen = [_seen(student, union(before[: number + 1])) for number in range(len(before))]
+    def __init__(self, outer_step: OuterStep, before: Sequence[SyntheticPairs], config: DistillConfig) -> None:
+        self._outer_step, self._config = outer_step, config
+        self._phases = [union(before[: number + 1]) for number in range(len(before))]
         self._found: dict[int, tuple[int, Tensor]] = {}
 
     def point(self, expert: int, base: Tensor, step: int) -> Tensor:
-        """θ [P] of the student that began at an expert's θ⁰ = `base`, for an outer step."""
+        """θ [P] of the student that began at an expert's θ⁰ = `base`, for an outer step; on the device of `base`."""
         draw = step // self._config.rollout_every
         if self._found.get(expert, (-1, None))[0] != draw:
-            rng = generator(self._config.seed, "rollout", self._before, expert, draw)
-            self._found[expert] = draw, self._rolled_out(base, rng)
-        return self._found[expert][1]
+            rng = generator(self._config.seed, "rollout", len(self._phases), expert, draw)
+            # On the host, since there may be more experts than a device holds.
+            self._found[expert] = draw, self._rolled_out(base, rng).cpu()
+        return sent(self._found[expert][1], base.device)
 
     def _rolled_out(self, theta: Tensor, rng: torch.Generator) -> Tensor:
-        config, layers, heads = self._config, self._student.layers, self._student.heads
-        loss_of = student_loss(heads, config.loss, config.temperature)
-        with torch.enable_grad(), arithmetic(config.precision):
-            for pairs, steps in zip(self._seen, rollout_steps(config), strict=False):
-                rate = layers.expand(pairs.lr)
-                batches = draw_batches(len(pairs), config.batch_size, steps, rng) if steps else torch.empty(0, 0)
-                for index in sent(batches, theta.device):
-                    leaf = theta.detach().requires_grad_()
-                    loss = loss_of(leaf, pairs.images[index], pairs.texts[index], pairs.similarity.batch(index))
-                    (gradient,) = torch.autograd.grad(loss, leaf)
-                    theta = theta - rate * gradient
+        config = self._config
+        for pairs, steps in zip(self._phases, rollout_steps(config), strict=False):
+            batches = sent(draw_batches(len(pairs), config.batch_size, steps, rng), theta.device)
+            mixing = (
+                sent(draw_mixing(config.batch_size, steps, config.blend, rng), theta.device) if config.blend else None
+            )
+            theta = self._outer_step.walk(theta, pairs, batches, mixing)
         return theta
-
-
-@torch.no_grad()
-def _seen(student: Student, pairs: SyntheticPairs) -> SyntheticPairs:
-    """As heads see them, where a tower is frozen."""
-    images = torch.cat([student.features(some) for some in pairs.images.split(IMAGES_AT_ONCE)])
-    return pairs.replace({**pairs.leaves(), "images": images})

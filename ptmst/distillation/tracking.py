@@ -84,7 +84,7 @@ def recall_so_far(state: OuterState) -> str:
 
 
 def tell_if_turned(number: int, state: OuterState, config: DistillConfig) -> None:
-    """Once a phase, when recall has been lower for some looks; and at its end, where the last leaves are not kept."""
+    """When recall has been lower than its best for some looks; and at the end, where the last leaves are not kept."""
     recalls, step = state.recalls, kept_step(state, config)
     if state.step == config.steps and step < state.step:
         _LOG.info(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Self
+from functools import partial
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -50,6 +51,19 @@ def outer_gradient(
     """
     step = OuterStep(student, loss=loss, temperature=temperature, adjoint=adjoint, adjoint_clip=adjoint_clip)
     return step(RawSpan.between(theta_start, theta_target, student.layers), pairs, batches, mixing)
+
+
+class TakesOuterStep(Protocol):
+    """What distillation asks of an outer step: `OuterStep`, or one that is studied."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the next call takes the time to compile."""
+
+    def __call__(
+        self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None = None
+    ) -> OuterGradient:
+        """The gradient of `OuterStep.__call__`."""
 
 
 class OuterStep:
@@ -154,6 +168,19 @@ class OuterStep:
             gradient = (self._replayed if replayed else self._gradient)(span, pairs, batches, mixing)
         self._called = True
         return gradient
+
+    @torch.no_grad()
+    def walk(self, theta: Tensor, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None = None) -> Tensor:
+        """θ_n [P] after the inner steps from `theta` on `batches` (int64 [n, B]) of the pairs, without a gradient."""
+        with arithmetic(self._precision):
+            images = pairs.images
+            if self._frozen and pairs.in_pixels:
+                blocks = images.split(self._chunk or batches.shape[1])
+                images = torch.cat([self._student.features(some) for some in blocks])
+            inner = InnerLoop(pairs, batches, mixing, images, batches)
+            for i in range(len(inner)):
+                theta = self._derivatives.step(theta, pairs.lr, partial(inner.batch, i)).theta
+        return theta
 
     def _replayed(self, span: Span, pairs: SyntheticPairs, batches: Tensor, mixing: Tensor | None) -> OuterGradient:
         def flat(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from ptmst.evaluation.students import see, train_students
 from ptmst.students.student import Student
 from ptmst.support import devices
 from ptmst.synthetic.distilled_set import DistilledSet
+from ptmst.synthetic.union import union
 
 _LOG = logging.getLogger(__name__)
 _GIB = 1 << 30
@@ -73,16 +74,15 @@ def _stack_bytes(count: int, student: Student, distilled: DistilledSet, config: 
     """Most bytes that so many students take on a CUDA device as they train as one stack."""
     device = student.device
     # The first epoch is then one of the largest batches.
-    phases = sorted(distilled.phases, key=lambda phase: len(phase.pairs), reverse=True)
+    largest = max(distilled.phases, key=lambda phase: len(phase.pairs))
+    if distilled.is_progressive:
+        largest = replace(distilled.phases[-1], pairs=union(list(distilled)))
     seed_keys = [(config.seed, "student", number) for number in range(count)]
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
+    alone = replace(distilled, phases=(largest,))
     with room_for(count), suppress(Diverged):  # where phases are not in their order
-        next(
-            train_students(
-                student, student.flatten().repeat(count, 1), replace(distilled, phases=tuple(phases)), config, seed_keys
-            )
-        )
+        next(train_students(student, student.flatten().repeat(count, 1), alone, config, seed_keys))
     return torch.cuda.max_memory_allocated(device) - before
 
 

@@ -20,11 +20,14 @@ from ptmst.synthetic.union import union
 
 
 def as_distilled(distilled: DistilledSet, config: EvaluateConfig) -> EvaluateConfig:
-    """`config` with the set's own loss and temperature where none is asked for."""
+    """`config` with the set's own loss and temperature where none is asked for, and per-phase in place of as-matched
+    for pairs that were matched in no batches."""
     # Real pairs have no loss of their own; their temperature is the experts'.
     own = distilled.provenance.get("config", {})
     loss: LossKind = config.loss or own.get("loss", "wbce")
     experts = distilled.recipe.temperature if distilled.settings else TEMPERATURE
+    if config.protocol == "as-matched" and distilled.inner_batch is None:
+        config = replace(config, protocol="per-phase")
     return replace(config, loss=loss, temperature=config.temperature or own.get("temperature", experts))
 
 
@@ -60,7 +63,7 @@ def train_students(
         if restart:
             momentum.zero_()
         generators = [generator(*seed_key, "epoch", epoch) for seed_key in seed_keys]
-        size = distilled.inner_batch(phase) if config.protocol == "as-matched" else None
+        size = distilled.inner_batch if config.protocol == "as-matched" else None
         steps = -(-len(pairs) // config.batch_size)
         batches = [_batches(len(pairs), steps, size or config.batch_size, rng) for rng in generators]
         # At once, since a copy waits for the device.
@@ -100,8 +103,8 @@ def _gradient(loss_of: StudentLoss) -> Callable[..., Tensor]:
 
 
 def see(student: Student, images: Tensor) -> Tensor:
-    """What the heads see of images: their features, where a tower is frozen."""
-    return images if student.frozen is None else kept_features_of(student, images).to(images.device)
+    """What the heads see of images: their features, where a tower is frozen and they are none already."""
+    return images if student.frozen is None or images.ndim == 2 else kept_features_of(student, images).to(images.device)
 
 
 def _per_phase_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterator[tuple[int, Tensor, bool]]:

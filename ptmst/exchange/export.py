@@ -99,6 +99,11 @@ def _refuse_held(out: Path) -> None:
 
 
 def _ptm_st(distilled: DistilledSet) -> _Files:
+    if distilled.is_progressive:
+        raise InputError(
+            "ptm-st: expected phases that students learn from one by one, found progressive ones, which build on each "
+            "other; export it as hf"
+        )
     for number, phase in enumerate(distilled.phases, start=1):
         _check_groups(number, phase)
     for number, phase in enumerate(distilled.phases):
@@ -254,6 +259,7 @@ def _card(distilled: DistilledSet) -> str:
     size = next((name for most, name in _SIZES if distilled.num_pairs < most), "100K<n<1M")
     told = ("method", "seed", "store_sha256", "files", "versions")
     provenance = {key: distilled.provenance[key] for key in told if key in distilled.provenance}
+    order = "each together with those before it" if distilled.is_progressive else "one after the other"
     return f"""---
 configs:
 - config_name: default
@@ -274,7 +280,7 @@ size_categories:
 |---|---|
 | `image` | the synthetic image, rounded to 8 bits |
 | `caption` | the real training caption nearest to the synthetic text, for people to read |
-| `phase` | the phase the pair belongs to, from 1: students train on one after the other |
+| `phase` | the phase the pair belongs to, from 1: students train on {order} |
 | `text_embedding` | the synthetic text, as the frozen text encoder would give it |
 
 `ptmst.DistilledSet.load` of this folder reads the set itself from `distilled.json` and the tensors beside it: images

@@ -56,7 +56,8 @@ def _ceilings(diagnosis: Diagnosis) -> str:
             color = COLORS[number % len(COLORS)]
             axes.plot(list(line), values, color=color, lw=1.2, marker=".", label=f"line to {endpoint}")
         axes.set(xlabel="epoch", ylabel=f"mean recall on {SPLIT}, percent" if what == "recall" else "contrastive loss")
-    drawn.axes[0].legend(frameon=False, fontsize=8)
+    if every[0].lines:
+        drawn.axes[0].legend(frameon=False, fontsize=8)
     return svg(drawn)
 
 
@@ -124,11 +125,11 @@ def _signal_rows(diagnosis: Diagnosis) -> list[tuple[str, ...]]:
             of_leaf = [by_leaf[leaf] for by_leaf in by_start.values()]
             near = [one.neighbors for one in of_leaf if one.neighbors is not None]
             values: Mapping[str, Sequence[float]] = {
-                "neighbors": near or [1.0],
+                "neighbors": near,
                 "batches": [one.batches for one in of_leaf],
                 "experts": [one.experts for one in of_leaf],
             }
-            rows.append((kind, leaf, *(f"{mean(value):.2f}" for value in values.values())))
+            rows.append((kind, leaf, *(f"{mean(value):.2f}" if value else "" for value in values.values())))
     return rows
 
 

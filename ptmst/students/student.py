@@ -47,7 +47,8 @@ class Student:
     ) -> Student:
         """Group 0 holds the image module's trainable parameters, group 1 the text module's, in registration order.
 
-        `tower` is frozen here, and embeds images before the image module does. Raises InputError for modules that are
+        `tower` is frozen here, and embeds images before the image module does; matrices in place of images are taken to
+        be what it sees already. Raises InputError for modules that are
         no pure function of θ: BatchNorm or Dropout in train mode.
         """
         if isinstance(tower, nn.Module):

@@ -15,6 +15,8 @@ from ptmst.config import DistillConfig, EvaluateConfig, LeafRates, TeachConfig
 from ptmst.data import Pairs, load_split
 from ptmst.distillation.budget import settled
 from ptmst.distillation.distill import distill_with
+from ptmst.distillation.progressive import Standing, rollout_steps
+from ptmst.distillation.tracking import Tracker
 from ptmst.engine.outer_step import OuterStep
 from ptmst.evaluation.baselines import random_pairs
 from ptmst.evaluation.evaluate import evaluate
@@ -107,13 +109,40 @@ def store_of_noise(config: TeachConfig, folder: Path) -> TrajectoryStore:
 
 
 def distilling(config: DistillConfig, store: TrajectoryStore, clock: Clock = time.process_time) -> float:
-    """Seconds of a distillation, from a few eager outer steps of every phase."""
+    """Seconds of a distillation, from a few eager outer steps of every phase, a look and a roll-out."""
     # The same work, but nothing moves: settings that diverge can be measured too.
     config = replace(config, compile="off", rates=_NO_RATES)
     student = store.student((config.seed, "student")).to(devices.pick(config.device))
     config = settled(config, store, student)
     step = OuterStep.of(student, config)
-    return _extrapolated(lambda steps: distill_with(step, replace(config, steps=steps), store), config.steps, clock)
+    plain = replace(config, track_recall=0, progressive=False)
+    steps = _extrapolated(lambda steps: distill_with(step, replace(plain, steps=steps), store), config.steps, clock)
+    return steps + _on_the_way(config, store, step, clock)
+
+
+def _on_the_way(config: DistillConfig, store: TrajectoryStore, step: OuterStep, clock: Clock) -> float:
+    """Seconds of looks at recall, and of roll-outs, that are taken beside outer steps."""
+    if not config.track_recall and not config.progressive:
+        return 0.0
+    still = distill_with(step, replace(config, steps=1, track_recall=0, progressive=False), store)
+    device = devices.pick(config.device)
+    phases = [pairs.replace({n: leaf.to(device) for n, leaf in pairs.leaves().items()}) for pairs in still]
+    seconds = 0.0
+    if config.track_recall:
+        tracker = Tracker(config, store, device)
+        tracker.recall([], phases[0])  # what is kept from now on
+        look = _seconds(lambda: tracker.recall([], phases[0]), clock)
+        # A student goes through the phases before, too.
+        looks = -(-config.steps // config.track_recall)
+        seconds += looks * look * sum(number + 1 for number in range(len(phases)))
+    if config.progressive:
+        base = store.expert(min(store.experts)).base.to(device)
+        standing = Standing(step, phases[:1], config)
+        walked = rollout_steps(config)
+        once = _seconds(lambda: standing.point(0, base, 0), clock) / max(1, walked[0])
+        draws = min(len(store.experts) * -(-config.steps // config.rollout_every), config.steps)
+        seconds += once * draws * sum(sum(walked[: number + 1]) for number in range(len(walked)))
+    return seconds
 
 
 def distilling_by_parts(config: DistillConfig, store: TrajectoryStore, clock: Clock) -> float:
@@ -121,6 +150,7 @@ def distilling_by_parts(config: DistillConfig, store: TrajectoryStore, clock: Cl
 
     def of_a_step(inner: int, batch: int) -> float:
         short = replace(config, inner_steps=inner, batch_size=batch, chunk=None, steps=2)
+        short = replace(short, track_recall=0, progressive=False)
         # What comes before the first step is in both.
         return distilling(short, store, clock) - distilling(replace(short, steps=1), store, clock)
 

@@ -96,7 +96,8 @@ def _rows(source: DataConfig, out: Path, settings: Experiment) -> list[Row]:
     shown = random_pairs(store, count, random.provenance["lr"], config.seed)
 
     def row(method: str, made: DistilledSet) -> Row:
-        return Row(METHODS[method], scored(method, lambda: evaluate(made, config)), made.num_pairs, made)
+        own = applied(method, settings).evaluate
+        return Row(METHODS[method], scored(method, lambda: evaluate(made, own)), made.num_pairs, made)
 
     return [
         Row("random real pairs", random, count, shown),

@@ -168,10 +168,10 @@ def measure(asked: tuple[Path, Experiment, Run, Device]) -> tuple[Run, dict[str,
     if not run.tunes:
         _replaced(set_folder(out, run), made)
     began = time.process_time()
-    row |= {"lost": evaluate_config.students} if made is None else _one_by_one(made, evaluate_config)
+    row |= {"lost": evaluate_config.students} if made is None else one_by_one(made, evaluate_config)
     row["evaluation seconds"] = time.process_time() - began
     if last is not None and not run.tunes:
-        row["last leaves"] = _one_by_one(last, evaluate_config)
+        row["last leaves"] = one_by_one(last, evaluate_config)
     return run, row
 
 
@@ -219,7 +219,7 @@ def shared_outer_step(config: DistillConfig, store: TrajectoryStore) -> OuterSte
     return _STEPS[key]
 
 
-def _one_by_one(made: DistilledSet, config: EvaluateConfig) -> dict[str, Any]:
+def one_by_one(made: DistilledSet, config: EvaluateConfig) -> dict[str, Any]:
     """Scores of every student; those that diverge are counted, and cost the others nothing."""
     students: list[dict[str, float]] = []
     seeds = [config.seed * config.students + number for number in range(config.students)]

@@ -34,7 +34,7 @@ class DistilledPhase:
     pairs: SyntheticPairs
     """The averaged leaves (docs/method.md §5)."""
     last_lr: Tensor
-    """[G], η without averaging, which the published evaluation uses."""
+    """[G], η without averaging, of the same step, which the published evaluation uses."""
     captions: tuple[str, ...]
     """The real training caption nearest to each synthetic text."""
     history: Mapping[str, Tensor] = field(default_factory=dict)
@@ -101,8 +101,9 @@ class DistilledSet(Sequence[SyntheticPairs]):
         """Whether each phase builds on those before it: students learn from their union."""
         return bool(self.provenance.get("config", {}).get("progressive", False))
 
-    def inner_batch(self, phase: int) -> int | None:
-        """Pairs of an inner step that a phase was matched in; None where the set does not record it."""
+    @property
+    def inner_batch(self) -> int | None:
+        """Pairs of the inner steps that the set was matched in; None where it does not record them."""
         size: int | None = self.provenance.get("config", {}).get("batch_size")
         return size
 

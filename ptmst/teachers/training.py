@@ -14,7 +14,7 @@ from ptmst import kernels
 from ptmst.config import TeachConfig
 from ptmst.data import Pairs, image_batches
 from ptmst.data.augment import Views
-from ptmst.engine.compilation import compiler
+from ptmst.engine.compilation import Compiler, compiler
 from ptmst.errors import Diverged
 from ptmst.students.features import feature_batches, kept_features
 from ptmst.students.heads import dropout
@@ -57,7 +57,7 @@ def train_on_pairs(
         features = seen_features(student, pairs, config, theta.device)
     seeing = student if features is None else student.heads
     seeing = seeing.in_bf16() if config.precision == "bf16" else seeing
-    embed = _embedding(seeing, config, theta.device)
+    embed = _embedding(seeing, None if student.frozen else compiler(config.compile, theta.device))
 
     def loss_of(theta: Tensor, images: Tensor, texts: Tensor) -> Tensor:
         return hard_label_loss(contrastive_logits(*embed(theta, images, texts), config.temperature))
@@ -88,10 +88,9 @@ def train_on_pairs(
 
 
 def _embedding(
-    student: Student, config: TeachConfig, device: torch.device
+    student: Student, compiled: Compiler | None
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """`student.embed`, with a trained image tower compiled where that is asked for; heads are small, and may drop."""
-    compiled = None if student.frozen is not None else compiler(config.compile, device)
+    """`student.embed`, with its image tower compiled; the text head is small, and may drop."""
     if compiled is None:
         return student.embed
     embed_images = compiled(student.embed_images)

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -218,17 +218,23 @@ def test_a_few_lines_are_looked_along() -> None:
 
 
 @pytest.mark.slow
-def test_where_students_stand(store: TrajectoryStore) -> None:
-    distilled = distill(DISTILL, store)
+@pytest.mark.parametrize("trajectory", ["shortcut", "raw"])
+def test_where_students_stand(store: TrajectoryStore, trajectory: Literal["shortcut", "raw"]) -> None:
+    made_by = replace(DISTILL, trajectory=trajectory)
+    distilled = distill(made_by, store)
     config = EvaluateConfig(epochs=3, lr_drop=1, protocol="as-matched")
     experts = {number: store.expert(number) for number in range(2)}
     student = store.student((0,))
     judge = Judge(student, store.recipe.pairs("val"), store.recipe.text_tower(), 0.07)
-    found = reached(distilled, DISTILL.phases, experts, student, judge, config)
-    assert [one.phase for one in found] == [1, 2] and found[1].gap is None
+    found, lost = reached(distilled, made_by, experts, student, judge, config)
+    assert [one.phase for one in found] == [1, 2] and found[1].gap is None and not lost
     starts = torch.stack([expert.base for expert in experts.values()])
     draws = [(0, "rolled out", number) for number in experts]
-    ends = [theta.clone() for _, theta in train_students(student, starts, distilled, config, draws)][3::4]
+    walked = [
+        [theta[0].clone() for _, theta in train_students(student, start[None], distilled, config, [draw])][3::4]
+        for start, draw in zip(starts, draws, strict=True)
+    ]
+    ends = [torch.stack(thetas) for thetas in zip(*walked, strict=True)]
     for thetas, one, endpoint in zip(ends, found, (2, 3), strict=True):
         along, off = [], []
         for theta, (number, expert) in zip(thetas, experts.items(), strict=True):
@@ -243,7 +249,7 @@ def test_where_students_stand(store: TrajectoryStore) -> None:
     gap, distances, ahead = found[0].gap, [], []
     assert gap is not None and gap.start == 1
     for theta, expert in zip(ends[0], experts.values(), strict=True):
-        target = expert.shortcut(3).point(1)
+        target = expert.raw().point(1) if trajectory == "raw" else expert.shortcut(3).point(1)
         parts = zip(groups(store, theta - target), groups(store, target - expert.base), strict=True)
         distances.append([np.linalg.norm(away) / np.linalg.norm(whole) for away, whole in parts])
         ahead.append(judge(target).recall - judge(theta).recall)
@@ -253,12 +259,25 @@ def test_where_students_stand(store: TrajectoryStore) -> None:
 
 def test_a_phase_that_begins_at_the_start_has_no_gap(tmp_path_factory: pytest.TempPathFactory) -> None:
     store = tiny_store(tmp_path_factory, True)
-    phases = Phase(8, 2, (0, 2)), Phase(10, 3, (0, 3))
-    distilled = distill(replace(DISTILL, phases=phases, steps=1), store)
+    made_by = replace(DISTILL, phases=(Phase(8, 2, (0, 2)), Phase(10, 3, (0, 3))), steps=1)
     student = store.student((0,))
     judge = Judge(student, store.recipe.pairs("val"), store.recipe.text_tower(), 0.07)
-    found = reached(distilled, phases, {0: store.expert(0)}, student, judge, EvaluateConfig(epochs=1))
-    assert [one.gap for one in found] == [None, None]
+    progressive = replace(DISTILL, progressive=True, steps=1)
+    for config in (made_by, progressive):
+        made = distill(config, store)
+        found, _ = reached(made, config, {0: store.expert(0)}, student, judge, EvaluateConfig(epochs=1))
+        assert [one.gap for one in found] == [None, None]
+
+
+def test_students_that_diverge_are_counted(tmp_path_factory: pytest.TempPathFactory) -> None:
+    store = tiny_store(tmp_path_factory, True)
+    made = distill(replace(DISTILL, steps=1), store)
+    wild = [p.pairs.replace({**p.pairs.leaves(), "lr": torch.full((2,), 1e20)}) for p in made.phases]
+    wilder = replace(made, phases=tuple(replace(p, pairs=pairs) for p, pairs in zip(made.phases, wild, strict=True)))
+    wilder = replace(wilder, provenance={**made.provenance, "config": made.provenance["config"]})
+    found = diagnose(SMALL, store, wilder)
+    assert (found.reached, found.lost) == ((), 2)
+    assert found.findings.sentences[2] == "Students of the set diverge, all 2 of them: its η is too large."
 
 
 # Findings
@@ -305,8 +324,17 @@ def test_late_starts_fade_or_do_not() -> None:
         "Late start points tell a set less: from epoch 2 the gradient's signal-to-noise ratio is 0.25 of that from "
         "epoch 0, so keep start ranges early."
     )
+    silent = {0: signal(None, 0.0), 1: signal(0.9, 1.0)}
+    found = findings({0: 1.0, 1: 2.0}, {"shortcut": silent}, 3)
+    assert found.fading is None and "cannot be told: there is no signal at epoch 0" in found.sentences[2]
     steady = {0: signal(None, 2.0), 1: signal(0.9, 1.8)}
     assert "as much as early ones" in findings({0: 1.0, 1: 2.0}, {"shortcut": steady}, 3).sentences[2]
+
+
+def test_what_one_end_point_cannot_tell_is_not_told() -> None:
+    found = findings({0: 1.0, 1: 2.0}, {"raw": {0: signal(None, 2.0)}, "shortcut": {0: signal(None, 2.0)}}, 1)
+    assert (found.enough, found.best, found.neighbors, found.fading) == (None, 1, {}, None)
+    assert all("cannot be told" in sentence for sentence in found.sentences)
 
 
 def test_phases_meet_or_do_not() -> None:
@@ -323,6 +351,11 @@ def test_phases_meet_or_do_not() -> None:
     assert alone == (
         "Students of the set end 0.70 of the way along the line and 0.30 of its length off it, at a recall of 12.0 on "
         "val."
+    )
+    (first, last) = after(0.2)
+    built = findings({0: 1.0, 1: 2.0}, {"shortcut": LINE}, 3, [replace(first, gap=None), last], 1, True).sentences[2]
+    assert (
+        built.startswith("Phases begin where students stand. Students of the set end 0.70") and "1 diverged." in built
     )
     assert 0 < rules.ALIKE < 1 and 0 < rules.NEAR < 1
 
@@ -376,6 +409,22 @@ def test_what_cannot_be_diagnosed_is_told(
         diagnose(SMALL, store, other)
     with pytest.raises(InputError, match="found none that is recorded"):
         diagnose(SMALL, store, replace(other, provenance={}))
+    with pytest.raises(InputError, match="pairs: expected at most the 24 training images, found 100; lower it"):
+        diagnose(replace(SMALL, pairs=100), store)
+    with pytest.raises(InputError, match="draws: expected at least 2, found 1"):
+        diagnose(replace(SMALL, draws=1), store)
+    with pytest.raises(InputError, match="batch_size: expected fewer than all 8 pairs, found 8"):
+        diagnose(replace(SMALL, batch_size=8), store)
+    last = TrajectoryStore(tmp_path / "last", store.layers, 3, (3,), store.settings)
+    if store.tower is not None:
+        last.add_file("tower.safetensors", store.tower)
+    last.add(0, recorded([store.expert(0).raw().point(t) for t in range(4)], last, (3,)), {"losses": []})
+    other = replace(other, provenance={**other.provenance, "store_sha256": last.fingerprint})
+    with pytest.raises(
+        InputError, match=r"set: expected phases to end at kept epochs \(3\), found phase 1 to end at 2"
+    ):
+        diagnose(SMALL, last, other)
+    assert diagnose(SMALL, last).findings.enough is None
     assert main(["diagnose", str(store.path), "--out", str(store.path), *FLAGS]) == 2
     assert "holds a trajectory store already; choose another --out" in capsys.readouterr().err
     assert not out.exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,16 +91,18 @@ def test_a_stopped_run_continues_to_the_same_bits(
 
     steps, update = iter(range(100)), optimizer.outer_update
 
-    def stopped(*arguments: Any) -> Any:
+    def signalled(*arguments: Any) -> Any:
+        state = update(*arguments)
         if next(steps) == 5:
-            raise KeyboardInterrupt
-        return update(*arguments)
+            signal.raise_signal(signal.SIGINT)  # the loop takes a checkpoint, and stops
+        return state
 
     config = replace(IN_FEATURES, out=tmp_path / "set")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "outer_update", stopped)
+        patch.setattr(module, "outer_update", signalled)
         with pytest.raises(KeyboardInterrupt):
             distill(config, store)
+    assert any((tmp_path / "set").glob("checkpoint-1-00000002.*"))
     found = distill(config, store, resume=True)
     again = DistilledSet.load(tmp_path / "set")
     for ours, loaded, theirs in zip(found, again, distilled, strict=True):
@@ -172,3 +176,24 @@ def test_a_page_shows_the_nearest_real_pictures(distilled: DistilledSet, tmp_pat
     assert (
         "This set has no pictures" in html and "<img" not in html and html.count("<figcaption>") == distilled.num_pairs
     )
+
+
+@pytest.mark.slow
+def test_features_are_not_kept_again(store: TrajectoryStore, distilled: DistilledSet, tmp_path: Path) -> None:
+    """What is looked at on the way, and what is evaluated, is what the tower sees already."""
+    cache = Path(os.environ["PTMST_CACHE"])
+    before = {file.name for file in cache.glob("features-*")}
+    evaluate(distilled, EvaluateConfig(students=1, epochs=1))
+    tracked = distill(replace(DISTILL, track_recall=1), store)
+    after = {file.name for file in cache.glob("features-*")} - before
+    # The splits that are scored, and nothing of synthetic pairs.
+    assert len(after) <= 2 and len(tracked) == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [({"precision": "bf16"}, "precision bf16: expected pixels"), ({"chunk": 2}, "chunk: expected pixels")],
+)
+def test_what_only_a_tower_minds_is_refused(store: TrajectoryStore, how: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        distill(replace(IN_FEATURES, **how), store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from torch.nn import functional as F
 from oracles import Outer, contrastive, relative_error
 from ptmst import DistilledSet, EvaluateConfig, InputError, Phase, TrajectoryStore, distill, evaluate
 from ptmst.config import LeafRates
-from ptmst.distillation.draws import draw_batches
+from ptmst.distillation.draws import draw_batches, draw_mixing
 from ptmst.distillation.progressive import OnUnion, Standing, rollout_steps
 from ptmst.engine.outer_step import OuterStep
 from ptmst.evaluation.students import train_students
+from ptmst.exchange.export import export
 from ptmst.students.losses import student_loss
 from ptmst.support.seeds import generator
 from ptmst.synthetic.pairs import SyntheticPairs
@@ -98,29 +100,37 @@ def test_the_gradient_is_that_of_the_new_pairs(form: str, adjoint: float) -> Non
         assert relative_error(found.grads[name], value) <= 1e-9, name
 
 
-def test_students_walk_as_far_as_the_phases_go() -> None:
-    config = replace(DISTILL, phases=(Phase(8, 2, (0, 2)), Phase(10, 3, (1, 3)), Phase(10, 3, (1, 3))), inner_steps=5)
-    assert rollout_steps(config) == [10, 5, 0]
-    assert rollout_steps(replace(config, expert_epochs=2)) == [5, 2, 0]
+def test_students_walk_to_where_the_next_phase_begins() -> None:
+    phases = (Phase(8, 2, (0, 2)), Phase(10, 9, (2, 3)), Phase(10, 9, (5, 8)))
+    config = replace(DISTILL, phases=phases, inner_steps=5)
+    assert rollout_steps(config) == [10, 15]
+    assert rollout_steps(replace(config, expert_epochs=2)) == [5, 7]
 
 
 @pytest.mark.slow
-def test_where_students_stand_is_by_hand(store: TrajectoryStore) -> None:
+@pytest.mark.parametrize("how", [{}, {"chunk": 2}, {"blend": 1.0}])
+def test_where_students_stand_is_by_hand(store: TrajectoryStore, how: dict[str, Any]) -> None:
     first, second = distill(replace(DISTILL, temperature=0.09), store)
-    phases = (Phase(8, 2, (0, 2)), Phase(10, 3, (1, 3)), Phase(10, 3, (1, 3)))
-    config = replace(PROGRESSIVE, phases=phases, temperature=0.09)
+    phases = (Phase(8, 2, (0, 2)), Phase(10, 3, (1, 3)), Phase(10, 3, (2, 3)))
+    config = replace(PROGRESSIVE, phases=phases, temperature=0.09, **how)
     student, base = store.student((0,)), store.expert(1).base
-    standing = Standing(student, [first, second], config)
+    step = OuterStep.of(student, replace(config, keep="path", chunk=how.get("chunk")))
+    standing = Standing(step, [first, second], config)
     found = standing.point(1, base, 3)
     rng, theta = generator(config.seed, "rollout", 2, 1, 1), base.clone()
-    for phases_so_far, steps in (([first], 6), ([first, second], 3)):
+    for phases_so_far, steps in (([first], 3), ([first, second], 3)):
         images, texts = (torch.cat([getattr(p, n) for p in phases_so_far]) for n in ("images", "texts"))
         dense = torch.block_diag(*(p.similarity.dense() for p in phases_so_far))
         sizes = list(store.layers.group_sizes)
-        for index in draw_batches(len(images), 4, steps, rng):
+        batches = draw_batches(len(images), 4, steps, rng)
+        mixing = draw_mixing(4, steps, 1.0, rng) if "blend" in how else torch.eye(4).expand(steps, 4, 4)
+        if store.recipe.encoder.freeze_tower:
+            images = student.features(images).detach()
+        for index, mix in zip(batches, mixing, strict=True):
             parts = [part.clone().requires_grad_() for part in theta.split(sizes)]
             whole = torch.cat(parts)
-            embeds = student.embed_images(whole, images[index]), student.embed_texts(whole, texts[index])
+            mixed = (mix @ images[index].flatten(1)).view_as(images[index])
+            embeds = student.embed_images(whole, mixed), student.embed_texts(whole, mix @ texts[index])
             logits = F.normalize(embeds[0]) @ F.normalize(embeds[1]).T / 0.09
             contrastive("wbce", logits, dense[index][:, index]).backward()
             rates = phases_so_far[-1].lr.tolist()
@@ -130,10 +140,10 @@ def test_where_students_stand_is_by_hand(store: TrajectoryStore) -> None:
             )
     assert relative_error(found - base, theta - base) <= 1e-3
     # The same until it is rolled out again, on other batches; another expert stands elsewhere.
-    assert standing.point(1, base, 2) is found
+    assert torch.equal(standing.point(1, base, 2), found)
     other = standing.point(1, base, 4)
     assert not torch.equal(other, found) and torch.equal(standing.point(1, base, 5), other)
-    assert torch.equal(Standing(student, [first, second], config).point(1, base, 3), found)
+    assert torch.equal(Standing(step, [first, second], config).point(1, base, 3), found)
     assert not torch.equal(standing.point(0, base, 4), other)
 
 
@@ -148,13 +158,15 @@ def equal(a: SyntheticPairs, b: SyntheticPairs) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stop", [4, 6])
 @pytest.mark.parametrize(
     "changed",
     [{}, {"trajectory": "raw", "similarity": "low-rank", "rank": 2}, {"keep": "primals", "adjoint": 0.5, "blend": 1.0}],
 )
 def test_a_stopped_run_continues_to_the_same_bits(
-    store: TrajectoryStore, changed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: TrajectoryStore, changed: dict[str, Any], stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Within a phase, between two roll-outs and after one."""
     from ptmst.distillation import distill as module
     from ptmst.distillation import optimizer
 
@@ -162,15 +174,17 @@ def test_a_stopped_run_continues_to_the_same_bits(
     expected = distill(config, store)
     steps, update = iter(range(100)), optimizer.outer_update
 
-    def stopped(*arguments: Any) -> Any:
-        if next(steps) == 7:
-            raise KeyboardInterrupt
-        return update(*arguments)
+    def signalled(*arguments: Any) -> Any:
+        state = update(*arguments)
+        if next(steps) == stop:
+            signal.raise_signal(signal.SIGINT)  # the loop takes a checkpoint, and stops
+        return state
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "outer_update", stopped)
+        patch.setattr(module, "outer_update", signalled)
         with pytest.raises(KeyboardInterrupt):
             distill(replace(config, out=tmp_path / "set"), store)
+    assert any((tmp_path / "set").glob(f"checkpoint-1-{stop - 3:08d}.*"))
     found = distill(replace(config, out=tmp_path / "set"), store, resume=True)
     assert all(equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
     assert DistilledSet.load(tmp_path / "set").is_progressive
@@ -193,7 +207,7 @@ def test_what_is_matched_is_where_students_stand(store: TrajectoryStore, monkeyp
     monkeypatch.undo()
     assert len(spans) == 4
     student = store.student((still.seed, "student"))
-    standing = Standing(student, [made[0]], still)
+    standing = Standing(OuterStep.of(student, replace(still, keep="path", chunk=None)), [made[0]], still)
     starts = {(e, k): standing.point(e, store.expert(e).base, k).clone() for k in range(4) for e in (0, 1)}
     targets = {(e, t): store.expert(e).shortcut(3).point(t) for e in (0, 1) for t in (2, 3)}
     for step, (start, target, batches) in enumerate(spans):
@@ -229,3 +243,22 @@ def test_students_learn_from_the_union(store: TrajectoryStore) -> None:
 def test_a_single_phase_builds_on_nothing(store: TrajectoryStore) -> None:
     with pytest.raises(InputError, match="progressive: expected phases that follow one another, found a single one"):
         distill(replace(PROGRESSIVE, phases=PROGRESSIVE.phases[:1]), store)
+
+
+def test_phases_that_do_not_go_on_are_refused(store: TrajectoryStore) -> None:
+    back = (Phase(8, 2, (0, 2)), Phase(10, 3, (0, 3)))
+    with pytest.raises(
+        InputError, match=r"phases\[1\].start: expected progressive phases to begin later .* found epoch 0"
+    ):
+        distill(replace(PROGRESSIVE, phases=back), store)
+
+
+def test_what_knows_phases_one_by_one_does_not_take_them(store: TrajectoryStore, tmp_path: Path) -> None:
+    made = distill(replace(PROGRESSIVE, steps=1), store)
+    with pytest.raises(
+        InputError, match="ptm-st: expected phases that students learn from one by one, found progressive"
+    ):
+        export(made, tmp_path / "out", "ptm-st")
+    pytest.importorskip("pyarrow")
+    export(made, tmp_path / "hf", "hf")
+    assert "students train on each together with those before it" in (tmp_path / "hf" / "README.md").read_text("utf-8")

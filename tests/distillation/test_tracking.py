@@ -15,7 +15,9 @@ from ptmst import DistilledSet, EvaluateConfig, InputError, TrajectoryStore, dis
 from ptmst.config import LeafRates
 from ptmst.distillation import distill as module
 from ptmst.distillation import optimizer
+from ptmst.distillation.distill import averaged_and_last
 from ptmst.distillation.tracking import Tracker
+from ptmst.engine.outer_step import OuterStep
 from ptmst.recipe import Recipe
 from ptmst.synthetic.pairs import SyntheticPairs
 from tiny import DISTILL, tiny_store
@@ -57,6 +59,8 @@ def test_the_best_leaves_are_kept_beside_the_last(
     store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     at = {steps: distill(replace(DISTILL, steps=steps), store) for steps in (2, 4, 5)}
+    # η without averaging is that of the same step.
+    assert not torch.equal(at[4].phases[0].last_lr, at[5].phases[0].last_lr)
     judge = Judge(PEAKS, monkeypatch)
     found = distill(replace(TRACKED, out=tmp_path / "set"), store)
     for made in (found, DistilledSet.load(tmp_path / "set")):
@@ -65,6 +69,7 @@ def test_the_best_leaves_are_kept_beside_the_last(
             # A run of other steps has the same ones up to there.
             assert equal(leaves(phase.pairs), leaves(at[kept][number]))
             assert equal(leaves(phase.at_end), leaves(at[5][number]))
+            assert torch.equal(phase.last_lr, at[kept].phases[number].last_lr)
             assert phase.history["recall"].tolist() == recalls
         assert made.provenance["select"] == {"split": "val", "every": 2, "steps": [4, 2]}
     # A student learns from the best leaves of the phases before.
@@ -110,6 +115,7 @@ def test_a_stopped_run_remembers_its_looks(
     assert len(judge.asked) == 6
     for ours, theirs in zip(found.phases, expected.phases, strict=True):
         assert equal(leaves(ours.pairs), leaves(theirs.pairs)) and equal(leaves(ours.at_end), leaves(theirs.at_end))
+        assert torch.equal(ours.last_lr, theirs.last_lr)
         assert ours.history["recall"].tolist() == theirs.history["recall"].tolist()
 
 
@@ -161,3 +167,15 @@ def test_data_without_val_are_refused(store: TrajectoryStore, monkeypatch: pytes
     monkeypatch.setattr(Recipe, "pairs", without)
     with pytest.raises(InputError, match="track_recall: expected a split val to score students on, found none: val"):
         distill(TRACKED, store)
+
+
+@pytest.mark.slow
+def test_the_last_leaves_of_a_run_are_not_tracked(store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    Judge(PEAKS, monkeypatch)
+    step = OuterStep.of(store.student((0,)), replace(TRACKED, keep="path", chunk=None))
+    kept, last = averaged_and_last(step, replace(TRACKED, keep="path", chunk=None), store)
+    assert "select" in kept.provenance and "select" not in last.provenance
+    plain = distill(replace(DISTILL, steps=5, ema=0.0, keep="path", chunk=None), store)
+    for number, phase in enumerate(last.phases):
+        assert phase.at_end is None and "recall" not in phase.history
+        assert equal(leaves(phase.pairs), leaves(plain[number]))

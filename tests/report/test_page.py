@@ -281,7 +281,7 @@ def test_figures_show_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn.append(figure)
         return ""
 
-    monkeypatch.setattr(page, "_svg", kept)
+    monkeypatch.setattr(page, "svg", kept)
     page._recall_figure(rows())
     (axes,) = drawn[0].axes
     means = [mean(student["mean"] for student in row.scores.students) for row in rows()]

@@ -529,6 +529,9 @@ def test_heads_behind_a_frozen_tower_are_not_trained_in_halves(config: TeachConf
     frozen = replace(config, encoder=replace(config.encoder, freeze_tower=True), precision="bf16")
     with pytest.raises(InputError, match="precision bf16: expected an image tower that is trained, found a frozen one"):
         train_teachers(frozen)
+    frozen = replace(frozen, precision="fp32", compile="on")
+    with pytest.raises(InputError, match="compile on: expected an image tower that is trained, found a frozen one"):
+        train_teachers(frozen)
 
 
 def test_tf32_is_refused_on_a_cpu(config: TeachConfig) -> None:
