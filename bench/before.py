@@ -45,7 +45,7 @@ def stages(folder: str) -> tuple[Stage, ...]:
     start = (*evaluate, "--students", "1", "--epochs", "0")
     return (
         Stage("four experts × 10 epochs, empty cache", teach, "cold", fresh=True),
-        Stage("four experts × 10 epochs, kept features", teach, "kept", rounds=_ROUNDS),
+        Stage("four experts × 10 epochs, kept features", teach, "kept"),
         Stage("40 outer steps, 2 threads", distill, "two", threads=2),
         Stage("40 outer steps, 1 thread", distill, "one", threads=1),
         Stage("three students", evaluate, rounds=_ROUNDS),

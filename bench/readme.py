@@ -250,6 +250,7 @@ PAGES = {
     "docs/formats.md": "../bench/results",
     "docs/adjoint.md": "../bench/results",
     "docs/towers.md": "../bench/results",
+    "docs/phases.md": "../bench/results",
     "docs/results.md": "../bench/results",
 }
 """Each page with its way to the results."""

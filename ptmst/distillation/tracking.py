@@ -69,6 +69,8 @@ class Tracker:
     @torch.no_grad()
     def _seen(self, pairs: SyntheticPairs) -> DistilledPhase:
         """A phase as heads see it: what is but a moment of a run is not kept in the cache."""
+        if not pairs.in_pixels:
+            return DistilledPhase(pairs, pairs.lr, ())
         images = torch.cat([self._student.features(some) for some in pairs.images.split(IMAGES_AT_ONCE)])
         return DistilledPhase(pairs.replace({**pairs.leaves(), "images": images}), pairs.lr, ())
 

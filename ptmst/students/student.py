@@ -47,8 +47,7 @@ class Student:
     ) -> Student:
         """Group 0 holds the image module's trainable parameters, group 1 the text module's, in registration order.
 
-        `tower` is frozen here, and embeds images before the image module does; matrices in place of images are taken to
-        be what it sees already. Raises InputError for modules that are
+        `tower` is frozen here, and embeds images before the image module does. Raises InputError for modules that are
         no pure function of θ: BatchNorm or Dropout in train mode.
         """
         if isinstance(tower, nn.Module):
@@ -91,9 +90,8 @@ class Student:
         return self.layers.flatten([p.detach() for p in parameters])
 
     def features(self, images: Tensor) -> Tensor:
-        """What the frozen tower makes of images: [B, 3, H, W] → [B, Z]; the images, where no tower is frozen, or where
-        they are features [B, Z] already."""
-        if self.frozen is None or images.ndim == 2:
+        """What the frozen tower makes of images: [B, 3, H, W] → [B, Z]; the images, where no tower is frozen."""
+        if self.frozen is None:
             return images
         with self._products(tower=True):
             return self.frozen(images, plain=self._bf16)
