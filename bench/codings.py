@@ -2,8 +2,8 @@
 
 For each data set and seed experts are trained once. Pairs are distilled from their exact float32 trajectories and from
 a store of each dtype, with the same random draws, and fresh students are scored. Drawings have heads behind a frozen
-tower and all pairs of the demo, scenes and digits a trained tower and quick settings: compare codings, not recalls. A
-stopped run continues.
+tower and all pairs of the demo, scenes a trained tower and quick settings: compare codings, not recalls. A stopped run
+continues.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ptmst.trajectories import shortcut
 from ptmst.trajectories.shortcut import Displacement, Expert, Shortcut, shortcut_beta
 from ptmst.trajectories.spans import RawSpan
 
-SEEDS = {"emoji": 8, "scenes": 3, "digits": 3}
+SEEDS = {"emoji": 8, "scenes": 3}
 EMOJI_STEPS = 150
 CODINGS = ("float32", *get_args(Coding))
 

@@ -219,6 +219,20 @@ def store_table(name: str, folder: str) -> str:
     )
 
 
+def before_table(name: str, folder: str) -> str:
+    """What users wait for, of an earlier commit and of this one, quietly and beside a busy process."""
+    result = measured(name)
+    table = Table(["what", *(f"{which}, {how}" for how in ("quiet", "one core busy") for which in ("before", "after"))])
+    for wait in dict.fromkeys(row["wait"] for row in result["rows"]):
+        mine = {row["busy processes beside"]: row for row in result["rows"] if row["wait"] == wait}
+        cells = [f"{mine[beside][f'{which} s']:.1f} s" for beside in (0, 1) for which in ("before", "after")]
+        table.add(wait, *cells)
+    return table.markdown(
+        f"Whole commands, of commit {result['before']} and of this one in turn, each with a cache of its own. "
+        f"{source(result, raw=f'{folder}/{name}.json')}"
+    )
+
+
 def codings_table(name: str, folder: str) -> str:
     """Mean recall by coding, and what a coarser one costs, paired by seed."""
     result = measured(name)

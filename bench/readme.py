@@ -198,6 +198,7 @@ TABLES: dict[str, Make] = {
     "features-kept": partial(cpu.features_table, "features-kept-cpu"),
     "kernels-flat": partial(cpu.kernels_flat_table, "kernels-flat-cpu"),
     "waits": partial(cpu.waits_table, "waits-cpu"),
+    "before": partial(cpu.before_table, "before-cpu"),
     "kernels-allocator": partial(cpu.allocator_table, "kernels-allocator-cpu"),
     "kernels-contrastive": partial(cpu.kernels_contrastive_table, "kernels-contrastive-cpu"),
     "store": partial(cpu.store_table, "store-cpu"),
