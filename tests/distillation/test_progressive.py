@@ -130,7 +130,8 @@ def test_where_students_stand_is_by_hand(store: TrajectoryStore, how: dict[str, 
             parts = [part.clone().requires_grad_() for part in theta.split(sizes)]
             whole = torch.cat(parts)
             mixed = (mix @ images[index].flatten(1)).view_as(images[index])
-            embeds = student.embed_images(whole, mixed), student.embed_texts(whole, mix @ texts[index])
+            heads = student.heads
+            embeds = heads.embed_images(whole, mixed), heads.embed_texts(whole, mix @ texts[index])
             logits = F.normalize(embeds[0]) @ F.normalize(embeds[1]).T / 0.09
             contrastive("wbce", logits, dense[index][:, index]).backward()
             rates = phases_so_far[-1].lr.tolist()
