@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +65,17 @@ def busy(processes: int) -> Iterator[None]:
             one.wait()
 
 
+def run(python: Path, arguments: Sequence[str], work: Path, environment: Mapping[str, str] | None = None) -> None:
+    """A command line of an environment, in a folder."""
+    command = [str(python), "-m", "ptmst", *arguments, "--quiet"]
+    env = os.environ | {"PYTHONSAFEPATH": "1"} | dict(environment or {})
+    subprocess.run(command, check=True, env=env, cwd=work)
+
+
 def taken(python: Path, stage: Stage, work: Path) -> float:
     """Seconds of the quickest round."""
     cache, times = work / "cache", []
-    environment = os.environ | {"PTMST_CACHE": str(cache), "PYTHONSAFEPATH": "1"}
+    environment = {"PTMST_CACHE": str(cache)}
     if stage.threads is not None:
         environment["OMP_NUM_THREADS"] = str(stage.threads)
     for number in range(stage.rounds):
@@ -76,8 +83,7 @@ def taken(python: Path, stage: Stage, work: Path) -> float:
             shutil.rmtree(cache, ignore_errors=True)
         out = ("--out", str(work / f"{stage.out}-{number}")) if stage.out else ()
         began = time.perf_counter()
-        command = [python, "-m", "ptmst", *stage.arguments, *out, "--quiet"]
-        subprocess.run(command, check=True, env=environment, cwd=work)
+        run(python, (*stage.arguments, *out), work, environment)
         times.append(time.perf_counter() - began)
     return min(times)
 
@@ -95,18 +101,7 @@ def main() -> int:
         for which, folder in folders.items():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            command = [
-                pythons[which],
-                "-m",
-                "ptmst",
-                "data",
-                "--name",
-                "emoji",
-                "--root",
-                str(folder / "data"),
-                "--quiet",
-            ]
-            subprocess.run(command, check=True, env=os.environ | {"PYTHONSAFEPATH": "1"}, cwd=folder)
+            run(pythons[which], ("data", "--name", "emoji", "--root", str(folder / "data")), folder)
         with busy(beside):
             both = zip(*(stages(str(folder)) for folder in folders.values()), strict=True)
             for pair in both:

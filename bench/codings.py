@@ -114,7 +114,9 @@ def settings_of(name: str, seed: int, work: Path) -> Experiment:
     root = work / name / "data"
     written = settings.data if name == "emoji" else replace(settings.data, name=name)  # type: ignore[arg-type]
     write_data(replace(written, root=root))
-    data = replace(settings.teach.data, name=name, root=root, image_size=settings.teach.data.image_size or 32)
+    data = replace(
+        settings.teach.data, name=name, root=root, image_size=settings.teach.data.image_size or settings.data.image_size
+    )
     steps = EMOJI_STEPS if name == "emoji" else settings.distill.steps
     return replace(
         settings,

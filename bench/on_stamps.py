@@ -19,7 +19,7 @@ from ptmst.config import TUNING_SEEDS, DataConfig, WriteDataConfig
 from ptmst.data import load_split, write_data
 from ptmst.evaluation.evaluate import evaluate_experts
 from ptmst.studies.ablation import RESULTS
-from ptmst.studies.runs import FULL_HEADS, one_by_one, recalls, store_folder
+from ptmst.studies.runs import FULL_HEADS, Run, one_by_one, recalls, set_folder, store_folder
 from ptmst.support import files
 
 Case = tuple[str, int]
@@ -37,6 +37,11 @@ def _tunes(row: Row) -> bool:
     return row["run"]["seed"] in TUNING_SEEDS
 
 
+def set_of(folder: Path, row: Row) -> DistilledSet:
+    """The set of a run that was compared."""
+    return DistilledSet.load(set_folder(folder, schema.from_json(Run, row["run"])))
+
+
 def measured(folder: Path, root: Path, case: Case, row: Row) -> Iterator[Row]:
     (method, seed), elsewhere = case, {"on": "stamps", "on_root": root}
     if method == FULL_HEADS:
@@ -45,8 +50,7 @@ def measured(folder: Path, root: Path, case: Case, row: Row) -> Iterator[Row]:
         recalls_there = [student["mean"] for student in scores.students]
     else:
         config = schema.from_json(EvaluateConfig, row["provenance"]["config"])
-        (path,) = (path for path in (folder / "sets").iterdir() if _of(path) == case)
-        made = DistilledSet.load(path)
+        made = set_of(folder, row)
         recalls_there = recalls(one_by_one(made, replace(config, seed=seed, **elsewhere)))  # type: ignore[arg-type]
     scored = load_split(DataConfig(name="stamps", root=root, image_size=64), "test")
     yield {
@@ -55,12 +59,6 @@ def measured(folder: Path, root: Path, case: Case, row: Row) -> Iterator[Row]:
         "mean recall": recalls_there,
         "scored": {"data": scored.name, "images": len(scored.image_names), "captions": len(scored)},
     }
-
-
-def _of(path: Path) -> Case:
-    """Method and seed of a set, which is called METHOD-PAIRS-SEED."""
-    method, _, seed = path.name.rsplit("-", 2)
-    return method, int(seed)
 
 
 def main() -> int:

@@ -153,7 +153,7 @@ def table(file: Path) -> str:
     if found is None:
         return NOT_YET
     rows: Rows = [row for row in found["rows"] if "recall" in row]
-    split = "test" if any(f"{name}" for row in rows for name in row["recall"] if name.startswith("test")) else "val"
+    split = "test" if any(name.startswith("test") for row in rows for name in row["recall"]) else "val"
     shown = [row for row in rows if (row["seed"] in TUNING_SEEDS) == (split == "val")]
     head = Table(["", "seeds", "last, at once", "last, as matched", "best look, as matched", "look", "S_ii", "η", "s"])
     for cell in dict.fromkeys(row["cell"] for row in shown):

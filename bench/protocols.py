@@ -16,11 +16,11 @@ from typing import Any, get_args
 
 from bench import result
 from bench.command import bare_parser, collect
-from bench.on_stamps import Case, recorded
+from bench.on_stamps import Case, recorded, set_of
 from bench.result import Row
 from bench.spread import Interval, spread
 from bench.tables import NOT_YET, Table, source
-from ptmst import DistilledSet, EvaluateConfig, schema
+from ptmst import EvaluateConfig, schema
 from ptmst.config import Selection
 from ptmst.presets import methods
 from ptmst.studies.runs import one_by_one, recalls
@@ -30,8 +30,7 @@ SPLITS = ("val", "test")
 
 
 def measured(folder: Path, case: Case, row: Row) -> Iterator[Row]:
-    (method, seed), run = case, row["run"]
-    made = DistilledSet.load(folder / "sets" / f"{method}-{run['pairs']}-{seed}")
+    (method, seed), made = case, set_of(folder, row)
     config = replace(schema.from_json(EvaluateConfig, row["provenance"]["config"]), seed=seed)
     for split in SPLITS:
         for protocol in PROTOCOLS:

@@ -415,6 +415,11 @@ class DistillConfig(Places):
         """Synthetic pairs of all phases together."""
         return sum(phase.pairs for phase in self.phases)
 
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """The epochs at which progressive phases begin, in their order."""
+        return 0, *(phase.start[0] for phase in self.phases[1:])
+
     def pairs_up_to(self, number: int) -> int:
         """Synthetic pairs of a phase and those before it; phases are numbered from 0."""
         return sum(phase.pairs for phase in self.phases[: number + 1])
@@ -424,8 +429,7 @@ class DistillConfig(Places):
         yield from _positive(self, "student_lr", "rollout_every")
         if self.progressive and len(self.phases) == 1:
             yield "progressive: expected phases that follow one another, found a single one; name more, or leave it out"
-        begins = [0, *(phase.start[0] for phase in self.phases[1:])]
-        for i, (before, here) in enumerate(pairwise(begins if self.progressive else [])):
+        for i, (before, here) in enumerate(pairwise(self.begins if self.progressive else ())):
             if here <= before:
                 yield (
                     f"phases[{i + 1}].start: expected progressive phases to begin later than those before, found epoch "

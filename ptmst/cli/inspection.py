@@ -56,7 +56,7 @@ def _store(store: TrajectoryStore, verify: bool) -> Iterator[Line]:
     yield from _settings(store.settings)
     for number in sorted(store.experts):
         expert = store.expert(number, ())
-        walked = store.layers.group_norms(expert.step_norms.sum(0))
+        walked = store.layers.group_norms(expert.step_norms.sum(0)).tolist()
         yield f"expert {number}", f"sum of step norms by group: {', '.join(f'{v:.3g}' for v in walked)}"
     yield "sha256", store.fingerprint
     if verify:

@@ -100,7 +100,7 @@ class Diagnose(Command):
         folders.refuse_taken(self.out)
         files.try_writing(self.out / "diagnosis.json")
         found = diagnose(self.settings, store, distilled)
-        files.write_json(self.out / "diagnosis.json", {"format": "ptmst-diagnosis", "version": 1, **found.to_json()})
+        files.write_json(self.out / "diagnosis.json", found.to_json())
         write_diagnosis_page(self.out / "diagnosis.html", f"Diagnosis of {self.store.name}", found, typed())
         for sentence in found.findings.sentences:
             result(f"* {sentence}")

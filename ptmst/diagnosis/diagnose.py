@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
@@ -19,16 +19,14 @@ from ptmst.diagnosis.geometry import Shape, Shared, shape, shared
 from ptmst.diagnosis.rollouts import Reached, reached, refuse_unknown_lines
 from ptmst.diagnosis.signals import Signal, signals
 from ptmst.distillation.budget import settled
-from ptmst.distillation.draws import draw_batches, initial_pairs
+from ptmst.distillation.draws import draw_batches, initial_phases
 from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import InputError
-from ptmst.students.features import kept_features_of
 from ptmst.students.student import Student
 from ptmst.support import devices, progress
 from ptmst.support.provenance import versions
 from ptmst.support.seeds import generator
 from ptmst.synthetic.distilled_set import DistilledSet
-from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.trajectories.shortcut import Expert, Trajectory
 from ptmst.trajectories.store import TrajectoryStore
 
@@ -67,7 +65,7 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON values (format: docs/formats.md)."""
         record: dict[str, Any] = _plain(asdict(self))
-        return record
+        return {"format": "ptmst-diagnosis", "version": 1, **record}
 
 
 def diagnose(config: DiagnoseConfig, store: TrajectoryStore, distilled: DistilledSet | None = None) -> Diagnosis:
@@ -178,7 +176,7 @@ def _signals(
         seed=config.seed,
     )
     step = OuterStep.of(student, settled(steps, store, student))
-    pairs = _real_pairs(steps, real, student)
+    (pairs,) = initial_phases(steps, student, real)
     draws = [
         draw_batches(config.pairs, config.batch_size, config.inner_steps, generator(config.seed, "diagnosis", number))
         for number in range(config.draws)
@@ -189,18 +187,9 @@ def _signals(
     batches = [devices.sent(one, device) for one in draws]
     with progress.bar("gradients", len(kinds) * endpoint * len(experts) * config.draws) as bar:
         return {
-            kind: signals(step, there, along, range(endpoint), pairs, batches, bar.advance)
+            kind: signals(step, there, along, range(endpoint), pairs.to(device), batches, bar.advance)
             for kind, along in kinds.items()
         }
-
-
-def _real_pairs(steps: DistillConfig, real: tuple[Pairs, Tensor], student: Student) -> SyntheticPairs:
-    """Real pairs as distillation begins with them; behind a frozen tower, what it sees in them."""
-    pairs = initial_pairs(steps, 0, *real, student.layers.num_groups)
-    on_device = pairs.replace({name: leaf.to(student.device) for name, leaf in pairs.leaves().items()})
-    if student.frozen is None:
-        return on_device
-    return replace(on_device, images=kept_features_of(student, on_device.images).to(student.device))
 
 
 def _mean_recalls(ceilings: Mapping[int, Ceiling]) -> dict[int, float]:

@@ -33,7 +33,7 @@ class Shape:
 def shape(expert: Expert) -> Shape:
     """The shape of a trajectory. Vectors [P] of three epochs are held at a time."""
     layers, endpoints = expert.layers, tuple(sorted(expert.displacements))
-    steps = by_group(layers, expert.step_norms)
+    steps = layers.group_norms(expert.step_norms)
     moved = torch.stack([expert.displacements[k].norms for k in endpoints])
     walked = torch.stack([expert.step_norms[:k].sum(0) for k in endpoints])
     walked_by_group = torch.stack([steps[:k].sum(0) for k in endpoints])
@@ -47,17 +47,11 @@ def shape(expert: Expert) -> Shape:
     return Shape(
         endpoints,
         steps,
-        _ratio(by_group(layers, moved), walked_by_group),
+        _ratio(layers.group_norms(moved), walked_by_group),
         _ratio(moved[-1], walked[-1]),
         torch.stack(turns) if turns else torch.empty(0, layers.num_groups),
         tuple(turns_at),
     )
-
-
-def by_group(layers: LayerTable, of_layers: Tensor) -> Tensor:
-    """Norms of layers [..., L] as norms of groups [..., G]."""
-    squares = of_layers.new_zeros(*of_layers.shape[:-1], layers.num_groups)
-    return squares.index_add(-1, layers.groups, of_layers.square()).sqrt()
 
 
 def cosine(layers: LayerTable, a: Tensor, b: Tensor) -> Tensor:

@@ -16,14 +16,13 @@ from ptmst.config import DistillConfig, Phase
 from ptmst.data import Pairs
 from ptmst.distillation.budget import settled
 from ptmst.distillation.checkpoints import Checkpoints
-from ptmst.distillation.draws import draw_batches, draw_mixing, initial_pairs
+from ptmst.distillation.draws import draw_batches, draw_mixing, initial_phases
 from ptmst.distillation.optimizer import OuterState, outer_update
 from ptmst.distillation.progressive import OnUnion, Standing
 from ptmst.distillation.tracking import SPLIT, Tracker, kept_step, recall_so_far, tell_if_turned
 from ptmst.engine.outer_step import OuterStep, TakesOuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.errors import Diverged, InputError
-from ptmst.students.features import kept_features_of
 from ptmst.students.student import Student
 from ptmst.students.text_towers import nearest_captions
 from ptmst.support import devices, folders, progress
@@ -58,7 +57,7 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
         student = store.student((config.seed, "student")).to(devices.pick(config.device))
         real = store.recipe.training_pairs(student.device)
         config = settled(checkpoints.settled or config, store, student)
-        starts = _starts(config, student, real)
+        starts = initial_phases(config, student, real)
         checkpoints.begin(config)
         with devices.threads(config.threads, student.device):
             states = _distill_phases(config, store, student, OuterStep.of(student, config), starts, checkpoints)
@@ -90,19 +89,11 @@ def averaged_and_last(
     device = devices.pick(config.device)
     student, real = store.student((config.seed, "student")).to(device), store.recipe.training_pairs(device)
     checkpoints = Checkpoints(None, config, store, resume=False)
-    states = _distill_phases(config, store, student, outer_step, _starts(config, student, real), checkpoints)
+    states = _distill_phases(config, store, student, outer_step, initial_phases(config, student, real), checkpoints)
     looked = torch.empty(0)
     last = [replace(state, average=state.pairs, best=state.pairs, recall=looked) for state in states]
     as_they_are = replace(config, ema=0.0, track_recall=0)
     return _averaged(states, config, store, real), _averaged(last, as_they_are, store, real)
-
-
-def _starts(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor]) -> list[SyntheticPairs]:
-    starts = [initial_pairs(config, n, *real, student.layers.num_groups) for n in range(len(config.phases))]
-    if config.image_leaves == "pixels":
-        return starts
-    seen = [kept_features_of(student, start.images.to(student.device)) for start in starts]
-    return [replace(start, images=features.cpu()) for start, features in zip(starts, seen, strict=True)]
 
 
 def _distill_phases(
@@ -117,7 +108,6 @@ def _distill_phases(
     tracker = Tracker(config, store, device) if config.track_recall else None
     with progress.bar("distill", config.steps * len(config.phases), checkpoints.steps_done) as bar:
         for pairs in starts:
-            start = pairs.replace({name: sent(leaf, device) for name, leaf in pairs.leaves().items()})
             before = [state.best for state in states]
             judge = None if tracker is None else partial(tracker.recall, before)
             standing, step = None, outer_step
@@ -125,7 +115,9 @@ def _distill_phases(
                 walks = outer_step if isinstance(outer_step, OuterStep) else OuterStep.of(student, config)
                 standing, step = Standing(walks, before, config), OnUnion(outer_step, before)
             drawn = partial(_drawn, len(states), config=config, store=store, standing=standing)
-            states.append(_distill_phase(len(states), config, store, step, drawn, start, checkpoints, bar, judge))
+            states.append(
+                _distill_phase(len(states), config, store, step, drawn, pairs.to(device), checkpoints, bar, judge)
+            )
     return states
 
 
@@ -269,18 +261,14 @@ def _diverged(number: int, step: int, eta: list[float], problems: list[str], con
 
 
 def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:
-    kept, tracked = _on_host(state.best), len(state.recall) > 0
+    kept, tracked = state.best.to("cpu"), len(state.recall) > 0
     return DistilledPhase(
         pairs=kept,
         last_lr=(state.best_lr if tracked else state.pairs.lr).cpu(),
         captions=nearest_captions(kept.texts, texts, pairs.captions),
         history={"loss": state.loss.cpu(), "lr": state.lr.cpu(), **({"recall": state.recall} if tracked else {})},
-        at_end=_on_host(state.average) if tracked else None,
+        at_end=state.average.to("cpu") if tracked else None,
     )
-
-
-def _on_host(pairs: SyntheticPairs) -> SyntheticPairs:
-    return pairs.replace({name: leaf.cpu() for name, leaf in pairs.leaves().items()})
 
 
 def _expert_cache(config: DistillConfig, phase: Phase, store: TrajectoryStore, device: torch.device) -> ExpertCache:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch import Tensor
 from ptmst.config import DistillConfig
 from ptmst.data import Pairs
 from ptmst.data.sampling import random_subset
+from ptmst.students.features import kept_features_of
+from ptmst.students.student import Student
 from ptmst.support.seeds import generator
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.synthetic.soft_labels import FullSimilarity, LowRankSimilarity, Similarity
@@ -27,6 +31,15 @@ def initial_pairs(config: DistillConfig, number: int, pairs: Pairs, texts: Tenso
         similarity = LowRankSimilarity.identity(count, config.rank, config.alpha, rng)
     lr = torch.full((groups,), config.student_lr)
     return SyntheticPairs(pairs.images(pairs.image_of_text[chosen]), texts[chosen].clone(), similarity, lr)
+
+
+def initial_phases(config: DistillConfig, student: Student, real: tuple[Pairs, Tensor]) -> list[SyntheticPairs]:
+    """Every phase at step 0, on the host: its images, or what the student's frozen tower sees in them."""
+    phases = [initial_pairs(config, number, *real, student.layers.num_groups) for number in range(len(config.phases))]
+    if config.image_leaves == "pixels":
+        return phases
+    seen = [kept_features_of(student, pairs.images.to(student.device)) for pairs in phases]
+    return [replace(pairs, images=features.cpu()) for pairs, features in zip(phases, seen, strict=True)]
 
 
 def draw_batches(num_pairs: int, batch: int, steps: int, rng: torch.Generator) -> Tensor:

@@ -45,8 +45,8 @@ class OnUnion:
 def rollout_steps(config: DistillConfig) -> list[int]:
     """Inner steps on the pairs up to each phase but the last, before the next one begins: as many as are matched with
     the expert's epochs from where the phase begins to where the next one does."""
-    begins = [0, *(phase.start[0] for phase in config.phases[1:])]
-    return [config.inner_steps * (later - earlier) // config.expert_epochs for earlier, later in pairwise(begins)]
+    spans = pairwise(config.begins)
+    return [config.inner_steps * (later - earlier) // config.expert_epochs for earlier, later in spans]
 
 
 class Standing:

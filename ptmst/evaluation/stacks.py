@@ -39,7 +39,7 @@ def students_at_once(
     for split in splits:
         split.hold(student)
     for pairs in distilled:
-        see(student, pairs.images.to(device))  # what the tower takes for it is no student's
+        see(student, pairs.to(device))  # what the tower takes for it is no student's
     total = devices.total_bytes(device)
     room = int(_SHARE * total) - torch.cuda.memory_allocated(device)
     one = _stack_bytes(1, student, distilled, config)

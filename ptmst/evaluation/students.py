@@ -16,6 +16,7 @@ from ptmst.students.losses import StudentLoss, student_loss
 from ptmst.students.student import Student
 from ptmst.support.seeds import generator
 from ptmst.synthetic.distilled_set import DistilledSet
+from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.synthetic.union import union
 
 
@@ -51,10 +52,10 @@ def train_students(
     config = as_distilled(distilled, config)
     assert config.loss is not None and config.temperature is not None
     gradient = _gradient(student_loss(student.heads, config.loss, config.temperature))
-    phases = [pairs.replace({name: leaf.to(device) for name, leaf in pairs.leaves().items()}) for pairs in distilled]
+    phases = [pairs.to(device) for pairs in distilled]
     if distilled.is_progressive:
         phases = [union(phases[: number + 1]) for number in range(len(phases))]
-    features = [see(student, pairs.images) for pairs in phases]
+    features = [see(student, pairs) for pairs in phases]
     # Vectors of all students are large: no step makes new ones.
     thetas, momentum, scratch = thetas.clone(), torch.zeros_like(thetas), torch.empty_like(thetas)
     for epoch, (phase, rates, restart) in enumerate(schedule(distilled, config)):
@@ -102,9 +103,11 @@ def _gradient(loss_of: StudentLoss) -> Callable[..., Tensor]:
     return gradient
 
 
-def see(student: Student, images: Tensor) -> Tensor:
-    """What the heads see of images: their features, where a tower is frozen and they are none already."""
-    return images if student.frozen is None or images.ndim == 2 else kept_features_of(student, images).to(images.device)
+def see(student: Student, pairs: SyntheticPairs) -> Tensor:
+    """What the heads see of the pairs' images: features, where a tower is frozen."""
+    if student.frozen is None or not pairs.in_pixels:
+        return pairs.images
+    return kept_features_of(student, pairs.images).to(pairs.images.device)
 
 
 def _per_phase_rates(distilled: DistilledSet, config: EvaluateConfig) -> Iterator[tuple[int, Tensor, bool]]:

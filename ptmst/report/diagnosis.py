@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 import torch
 
 from ptmst.diagnosis.diagnose import SPLIT, Diagnosis
-from ptmst.diagnosis.geometry import Shape
 from ptmst.diagnosis.signals import LEAVES
 from ptmst.report.figures import COLORS, figure, svg
-from ptmst.support import files, progress
+from ptmst.report.templates import write_page
 
 _STYLES = {"raw": "--", "shortcut": "-"}
 
 
 def write_diagnosis_page(out: Path, title: str, diagnosis: Diagnosis, command: str | None = None) -> None:
     """Write one self-contained HTML page. Raises InputError where `out` cannot be written."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = resources.files("ptmst.report").joinpath("diagnosis.html.jinja").read_text("utf-8")
-    style = resources.files("ptmst.report").joinpath("style.css").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(template).render(
-        title=progress.printable(title),
-        style=style,
-        command=command and progress.printable(command),
+    write_page(
+        out,
+        "diagnosis.html.jinja",
+        title,
+        command,
         sentences=diagnosis.findings.sentences,
         experts=len(diagnosis.shapes),
         split=SPLIT,
@@ -42,7 +36,6 @@ def write_diagnosis_page(out: Path, title: str, diagnosis: Diagnosis, command: s
         reached=_reached(diagnosis),
         groups=diagnosis.groups,
     )
-    files.write(out, page.encode("utf-8", "backslashreplace"))
 
 
 def _ceilings(diagnosis: Diagnosis) -> str:
@@ -89,13 +82,9 @@ def _shared(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
 
 def _crooked(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """The least straight layers, means over experts."""
-    layers = torch.stack([one.straightness_of_layers for one in _all(diagnosis)]).mean(0)
+    layers = torch.stack([one.straightness_of_layers for one in diagnosis.shapes.values()]).mean(0)
     worst = layers.argsort()[:8].tolist()
     return [(diagnosis.layers[layer], f"{layers[layer]:.2f}") for layer in worst]
-
-
-def _all(diagnosis: Diagnosis) -> Iterable[Shape]:
-    return diagnosis.shapes.values()
 
 
 def _signals(diagnosis: Diagnosis) -> str:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -22,9 +21,11 @@ from ptmst.errors import InputError
 from ptmst.evaluation.nearest import Nearest, RealPictures
 from ptmst.report.figures import COLORS, figure, svg
 from ptmst.report.tables import Row, lines, note, shown_name
-from ptmst.support import files, progress
+from ptmst.report.templates import text, write_page
+from ptmst.support import progress
 from ptmst.synthetic.distilled_set import DistilledSet
 
+_TEMPLATE = "page.html.jinja"
 _THUMBNAIL = 48
 """Most pixels of a side of a real picture."""
 
@@ -43,17 +44,14 @@ def write_report(
     With `nearest` each distilled picture has the nearest real one beside it, for which all training pictures are read;
     `root` is their folder, where it has moved. Where they are not there, the page says so.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = _template()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     head, body = lines(rows, "±")
     real = RealPictures(root) if nearest else None
-    page = environment.from_string(template).render(
-        title=progress.printable(title),
-        style=_style(),
+    write_page(
+        out,
+        _TEMPLATE,
+        title,
+        command,
         made_by=made_by(),
-        command=command and progress.printable(command),
         note=note(rows),
         head=head,
         body=body,
@@ -62,20 +60,11 @@ def write_report(
         credits=_credits(rows),
         settings=[{"name": shown_name(row), "json": _pretty(row)} for row in rows],
     )
-    files.write(out, page.encode("utf-8", "backslashreplace"))
 
 
 def made_by() -> str:
     """What a page says of its origin: by which template it was made."""
-    return f"ptmst, template {hashlib.sha256((_template() + _style()).encode()).hexdigest()[:12]}"
-
-
-def _template() -> str:
-    return resources.files("ptmst.report").joinpath("page.html.jinja").read_text("utf-8")
-
-
-def _style() -> str:
-    return resources.files("ptmst.report").joinpath("style.css").read_text("utf-8")
+    return f"ptmst, template {hashlib.sha256((text(_TEMPLATE) + text('style.css')).encode()).hexdigest()[:12]}"
 
 
 def _credits(rows: Sequence[Row]) -> list[Credits]:

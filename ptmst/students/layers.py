@@ -131,10 +131,10 @@ class LayerTable:
         """⟨a, b⟩ over each group: [P], [P] → [G]. To the same bits for any number of threads."""
         return torch.stack([_sum(part) for part in (a * b).split(self.group_sizes)])
 
-    def group_norms(self, layer_norms: Tensor) -> tuple[float, ...]:
-        """‖·‖₂ of every group from those of its layers [L]."""
-        squares = torch.zeros(self.num_groups).index_add(0, self.groups, layer_norms.float().square())
-        return tuple(squares.sqrt().tolist())
+    def group_norms(self, layer_norms: Tensor) -> Tensor:
+        """‖·‖₂ of every group from those of its layers: float32 [..., L] → [..., G]."""
+        squares = layer_norms.new_zeros(*layer_norms.shape[:-1], self.num_groups)
+        return squares.index_add(-1, self.groups, layer_norms.square()).sqrt()
 
     def layer_norms(self, theta: Tensor) -> Tensor:
         """‖θ_ℓ‖₂ of every layer: [P] → float32 [L], summed in float64."""

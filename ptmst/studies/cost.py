@@ -126,7 +126,7 @@ def _on_the_way(config: DistillConfig, store: TrajectoryStore, step: OuterStep, 
         return 0.0
     still = distill_with(step, replace(config, steps=1, track_recall=0, progressive=False), store)
     device = devices.pick(config.device)
-    phases = [pairs.replace({n: leaf.to(device) for n, leaf in pairs.leaves().items()}) for pairs in still]
+    phases = [pairs.to(device) for pairs in still]
     seconds = 0.0
     if config.track_recall:
         tracker = Tracker(config, store, device)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ptmst.errors import InputError
+from ptmst.support.devices import sent
 from ptmst.synthetic.soft_labels import Similarity
 
 
@@ -46,6 +48,10 @@ class SyntheticPairs:
     def replace(self, leaves: Mapping[str, Tensor]) -> SyntheticPairs:
         """The same pairs with other values."""
         return SyntheticPairs(leaves["images"], leaves["texts"], self.similarity.replace(leaves), leaves["lr"])
+
+    def to(self, device: torch.device | str) -> SyntheticPairs:
+        """The same pairs with their leaves on a device."""
+        return self.replace({name: sent(leaf, device) for name, leaf in self.leaves().items()})
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         """One pair for a DataLoader; `index` finds its rows in the soft labels (`similarity.batch`)."""
