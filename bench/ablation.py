@@ -60,15 +60,17 @@ def on_other_data(results: Path, name: str, own: str) -> str:
     if result is None or home is None:
         return NOT_YET
     there: dict[str, list[float]] = defaultdict(list)
+    seeds: dict[str, int] = defaultdict(int)
     for row in result["rows"]:
         there[row["method"]] += row["mean recall"]
+        seeds[row["method"]] += 1
     here = {method: recalls(rows) for (method, _), rows in measured(home).items()}
     full = max(mean(values) for values in there.values())
     table = Table(["method", "runs that ended well", own, result["rows"][0]["scored"]["data"], "of all"])
     for method in sorted(there, key=lambda method: mean(there[method])):
         values, share = there[method], f"{100 * mean(there[method]) / full:.0f} %"
         scored = [value for value in here[method] if value]
-        table.add(method, str(len(values) // 3), spread(scored), spread(values), share)
+        table.add(method, str(seeds[method]), spread(scored), spread(values), share)
     images, captions = (result["rows"][0]["scored"][key] for key in ("images", "captions"))
     return table.markdown(
         f"Mean recall on test in percent, mean ± standard deviation over seeds × 3 students, of runs that did not end "
