@@ -261,14 +261,18 @@ def _diverged(number: int, step: int, eta: list[float], problems: list[str], con
 
 
 def _finished(state: OuterState, pairs: Pairs, texts: Tensor) -> DistilledPhase:
-    kept, tracked = state.best.to("cpu"), len(state.recall) > 0
+    kept, tracked = _on_host(state.best), len(state.recall) > 0
     return DistilledPhase(
         pairs=kept,
         last_lr=(state.best_lr if tracked else state.pairs.lr).cpu(),
         captions=nearest_captions(kept.texts, texts, pairs.captions),
         history={"loss": state.loss.cpu(), "lr": state.lr.cpu(), **({"recall": state.recall} if tracked else {})},
-        at_end=state.average.to("cpu") if tracked else None,
+        at_end=_on_host(state.average) if tracked else None,
     )
+
+
+def _on_host(pairs: SyntheticPairs) -> SyntheticPairs:
+    return pairs.replace({name: leaf.cpu() for name, leaf in pairs.leaves().items()})
 
 
 def _expert_cache(config: DistillConfig, phase: Phase, store: TrajectoryStore, device: torch.device) -> ExpertCache:
