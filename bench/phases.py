@@ -34,6 +34,7 @@ STEPS, LOOK = 1000, 100
 STUDENTS = 3
 FREE = {"student_lr": 0.01, "rates": LeafRates(0.0056, 0.0056, 0.002, 0.033)}
 """As tuned for pixels: η on a linear scale, S free."""
+LOG = FREE | {"lr_scale": "log", "rates": LeafRates(0.0056, 0.0056, 0.02, 0.033)}
 UNIT = {
     "student_lr": 0.05,
     "lr_scale": "log",
@@ -54,10 +55,21 @@ def two(**more: Any) -> dict[str, Any]:
 PLANS: dict[str, dict[str, Mapping[str, Any]]] = {
     "soft-labels": {
         "S free, η linear": FREE,
-        "S free, η log": FREE | {"lr_scale": "log", "rates": LeafRates(0.0056, 0.0056, 0.02, 0.033)},
+        "S free, η log": LOG,
         "S in 0 … 1, η log": UNIT,
         "S in 0 … 1, η linear": UNIT | {"lr_scale": "linear", "rates": LeafRates(0.0056, 0.0056, 0.004, 0.1)},
         "S = I, η log": UNIT | {"rates": LeafRates(0.0056, 0.0056, 0.05, 0.0)},
+    },
+    "steps": {
+        name: {"lr_scale": "log", "steps": 4000, "track_recall": 200, **how}
+        for name, how in {
+            "S free": LOG,
+            "S free, a third of its rate": LOG | {"rates": LeafRates(0.0056, 0.0056, 0.02, 0.011)},
+            "S free, rates fall by a cosine": LOG | {"rate_decay": "cosine"},
+            "S pulled by 0.5 %": LOG | {"similarity_pull": 0.005},
+            "S pulled by 2 %": LOG | {"similarity_pull": 0.02},
+            "S in 0 … 1": UNIT,
+        }.items()
     },
     "end-points": {
         f"K = {endpoint}, starts 0–{last - 1}": UNIT | one(endpoint, last)

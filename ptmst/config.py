@@ -371,6 +371,8 @@ class DistillConfig(Places):
     """Weight of the low-rank part: S = diag(a) + (alpha/rank) L Rᵀ."""
     similarity_range: Literal["free", "unit"] = "free"
     """Values that full soft labels may take: free, as published, or unit: clamped to 0 … 1 after every outer step."""
+    similarity_pull: float = 0.0
+    """Share of the way to the identity that full soft labels are drawn back after every outer step."""
     blend: float = 0.0
     """Mix each batch with a permutation of itself by λ from Beta(blend, blend) (RepBlend: 1); 0 = no mixing."""
     student_lr: float = 0.1
@@ -383,6 +385,8 @@ class DistillConfig(Places):
     momentum: float = 0.5
     """Momentum of sgd, or β₁ of adam, whose β₂ is 0.99."""
     rates: LeafRates = field(default_factory=LeafRates)
+    rate_decay: Literal["none", "cosine"] = "none"
+    """How all outer rates fall over the steps of a phase: not at all, or by half a cosine to zero."""
     adjoint: float = 0.5
     """Factor on the adjoint recursion: 0 = truncated (the paper) … 1 = exact gradient; see docs/adjoint.md."""
     adjoint_clip: float | None = 1.0
@@ -441,14 +445,20 @@ class DistillConfig(Places):
             yield f"chunk: expected pixels, which go through a tower, found features with {self.chunk}; leave it out"
         yield from _positive_or_none(self, "threads")
         yield from _at_least(self, 0, "blend", "momentum", "ema", "track_recall", "checkpoint_minutes", "seed")
+        yield from _at_least(self, 0, "similarity_pull")
         if self.similarity_range == "unit" and self.similarity != "full":
             yield (
                 f"similarity_range unit: expected full soft labels, found {self.similarity}; leave it free, or set "
                 "similarity full"
             )
+        if self.similarity_pull > 0 and self.similarity != "full":
+            yield (
+                f"similarity_pull: expected full soft labels to pull, found {self.similarity}; leave it out, or set "
+                "similarity full"
+            )
         if not self.phases:
             yield "phases: expected at least one, found none; name one, such as 99:5:0-2"
-        yield from _below(self, 1, "momentum", "ema")
+        yield from _below(self, 1, "momentum", "ema", "similarity_pull")
         yield from gradient_problems(self.adjoint, self.adjoint_clip, self.keep, self.chunk)
         if isinstance(self.chunk, int) and self.chunk > 0 and self.batch_size % self.chunk:
             yield f"chunk: expected a divisor of batch_size {self.batch_size}, found {self.chunk}; name one"

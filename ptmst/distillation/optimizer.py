@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -26,9 +27,9 @@ def outer_update(state: OuterState, gradient: OuterGradient, config: DistillConf
             _descend(state, name, exponent, leaf * grad, exponent.clone(), config)
             leaf.copy_(exponent.exp_())
             average[name].lerp_(leaf, 1 - config.ema)
-        elif name == "similarity" and config.similarity_range == "unit":
+        elif name == "similarity" and (config.similarity_range == "unit" or config.similarity_pull):
             _descend(state, name, leaf, grad, leaf.clone(), config)
-            average[name].lerp_(leaf.clamp_(0, 1), 1 - config.ema)
+            average[name].lerp_(_held(leaf, config), 1 - config.ema)
         else:
             _descend(state, name, leaf, grad, average[name], config)
     state.loss[state.step] = gradient.per_group
@@ -38,7 +39,7 @@ def outer_update(state: OuterState, gradient: OuterGradient, config: DistillConf
 
 def _descend(state: OuterState, name: str, leaf: Tensor, grad: Tensor, average: Tensor, config: DistillConfig) -> None:
     """One step on a leaf, or on what it is a function of; in place."""
-    rate, buffer = _rate(config.rates, name), state.first_moment[name]
+    rate, buffer = _rate(config.rates, name) * _left_of_rates(config, state.step), state.first_moment[name]
     if config.optimizer == "sgd":
         kernels.sgd_ema_(leaf, grad, buffer, average, rate, config.momentum, config.ema)
         return
@@ -48,6 +49,18 @@ def _descend(state: OuterState, name: str, leaf: Tensor, grad: Tensor, average: 
     scale = (second / (1 - _ADAM_BETA2**t)).sqrt_().add_(_ADAM_EPS)
     leaf.addcdiv_(buffer, scale, value=-rate / (1 - config.momentum**t))
     average.lerp_(leaf, 1 - config.ema)
+
+
+def _held(labels: Tensor, config: DistillConfig) -> Tensor:
+    """Soft labels [N, N] after an outer step, pulled toward the identity and clamped as configured; in place."""
+    if config.similarity_pull:
+        labels.mul_(1 - config.similarity_pull).diagonal().add_(config.similarity_pull)
+    return labels.clamp_(0, 1) if config.similarity_range == "unit" else labels
+
+
+def _left_of_rates(config: DistillConfig, step: int) -> float:
+    """Factor on every rate at an outer step."""
+    return 1.0 if config.rate_decay == "none" else (1 + math.cos(math.pi * step / config.steps)) / 2
 
 
 def _rate(rates: LeafRates, leaf: str) -> float:
