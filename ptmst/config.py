@@ -8,7 +8,7 @@ default, except for the adjoint (docs/adjoint.md).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -281,6 +281,16 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class OpenPhases(Phase):
+    """Stands for phases that are chosen from the store's experts when a run begins (docs/phases.md)."""
+
+    endpoint: int = 0
+    start: tuple[int, int] = (0, 0)
+    by: Literal["auto", "search"] = "auto"
+    """auto: by a rule; search: by short runs that are scored on val, near what the rule says."""
+
+
+@dataclass(frozen=True)
 class LeafRates:
     """Outer learning rate of each leaf."""
 
@@ -341,7 +351,8 @@ class DistillConfig(Places):
     out: Path | None = field(default=None, metadata=RUN | _PASSING)
     """Folder to write checkpoints and the distilled set to; none = write nothing (Python API only)."""
     phases: tuple[Phase, ...] = (Phase(200, 5, (0, 2)), Phase(299, 7, (1, 3)))
-    """Phases, each as PAIRS:ENDPOINT:FIRST-LAST with LAST excluded, such as 200:5:0-2 299:7:1-3."""
+    """Phases, each as PAIRS:ENDPOINT:FIRST-LAST with LAST excluded, such as 200:5:0-2 299:7:1-3; auto:PAIRS = chosen
+    from the experts by a rule, search:PAIRS = near it, by short runs that are scored on val."""
     trajectory: Literal["shortcut", "raw"] = "shortcut"
     """Trajectory to match: the shortcut to the phase's end point, or the raw epochs."""
     expert_epochs: int = 1
@@ -352,6 +363,8 @@ class DistillConfig(Places):
     """Student steps per outer step."""
     batch_size: int = 40
     """Synthetic pairs per student step."""
+    batch_share: float | None = None
+    """In place of batch_size: its share of the pairs of the smallest phase, such as 0.5; none = batch_size."""
     loss: LossKind = "wbce"
     """Loss of the student."""
     temperature: float = TEMPERATURE
@@ -420,6 +433,18 @@ class DistillConfig(Places):
         return sum(phase.pairs for phase in self.phases)
 
     @property
+    def open_phases(self) -> OpenPhases | None:
+        """What stands for phases that are yet to be chosen; none where they are."""
+        return next((phase for phase in self.phases if isinstance(phase, OpenPhases)), None)
+
+    def sized(self) -> DistillConfig:
+        """The same with the share of a batch as a number of pairs."""
+        if self.batch_share is None:
+            return self
+        smallest = min(phase.pairs for phase in self.phases)
+        return replace(self, batch_size=max(1, round(self.batch_share * smallest)), batch_share=None)
+
+    @property
     def begins(self) -> tuple[int, ...]:
         """The epochs at which progressive phases begin, in their order."""
         return 0, *(phase.start[0] for phase in self.phases[1:])
@@ -431,7 +456,7 @@ class DistillConfig(Places):
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "expert_epochs", "steps", "inner_steps", "batch_size", "temperature", "rank")
         yield from _positive(self, "student_lr", "rollout_every")
-        if self.progressive and len(self.phases) == 1:
+        if self.progressive and len(self.phases) == 1 and self.open_phases is None:
             yield "progressive: expected phases that follow one another, found a single one; name more, or leave it out"
         for i, (before, here) in enumerate(pairwise(self.begins if self.progressive else ())):
             if here <= before:
@@ -460,9 +485,17 @@ class DistillConfig(Places):
             yield "phases: expected at least one, found none; name one, such as 99:5:0-2"
         yield from _below(self, 1, "momentum", "ema", "similarity_pull")
         yield from gradient_problems(self.adjoint, self.adjoint_clip, self.keep, self.chunk)
-        if isinstance(self.chunk, int) and self.chunk > 0 and self.batch_size % self.chunk:
-            yield f"chunk: expected a divisor of batch_size {self.batch_size}, found {self.chunk}; name one"
+        if self.batch_share is not None and not 0 < self.batch_share <= 1:
+            yield f"batch_share: expected a share above 0 and up to 1, found {self.batch_share}; such as 0.5"
+        elif self.phases:
+            yield from self._batch_problems(self.sized().batch_size)
+        if self.open_phases is not None and len(self.phases) > 1:
+            yield f"phases: expected {self.open_phases.by}:PAIRS alone, found others beside it; drop them"
         for i, phase in enumerate(self.phases):
+            if not phase.pairs > 0:
+                yield f"phases[{i}].pairs: expected a positive number, found {phase.pairs}; raise it"
+            if isinstance(phase, OpenPhases):
+                continue
             first, last = phase.start
             if not 0 <= first < last:
                 yield f"phases[{i}].start: expected 0 <= first < last, found {first}-{last}; fix the range"
@@ -471,9 +504,14 @@ class DistillConfig(Places):
                     f"phases[{i}]: expected the last span {last - 1}→{last - 1 + self.expert_epochs} to end by the "
                     f"end point, found end point {phase.endpoint}; raise it or lower the start range"
                 )
-            if phase.pairs < self.batch_size:
+
+    def _batch_problems(self, size: int) -> Iterator[str]:
+        if isinstance(self.chunk, int) and self.chunk > 0 and size % self.chunk:
+            yield f"chunk: expected a divisor of batch_size {size}, found {self.chunk}; name one"
+        for i, phase in enumerate(self.phases):
+            if 0 < phase.pairs < size:
                 yield (
-                    f"phases[{i}].pairs: expected at least one batch of {self.batch_size}, found {phase.pairs} "
+                    f"phases[{i}].pairs: expected at least one batch of {size}, found {phase.pairs} "
                     "pairs; lower batch_size or raise pairs"
                 )
 

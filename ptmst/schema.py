@@ -7,12 +7,12 @@ import difflib
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ptmst.config import Chunk, Endpoints, Phase
+from ptmst.config import Chunk, Endpoints, OpenPhases, Phase
 from ptmst.errors import InputError, said_of
 
 if TYPE_CHECKING:
@@ -132,13 +132,25 @@ def parse_path(text: str) -> Path:
 
 
 def parse_phase(text: str) -> Phase:
-    """`PAIRS:ENDPOINT:FIRST-LAST`, such as 200:5:0-2."""
+    """`PAIRS:ENDPOINT:FIRST-LAST`, such as 200:5:0-2; or `auto:PAIRS` or `search:PAIRS`."""
     try:
+        by, _, rest = text.partition(":")
+        if by in ("auto", "search"):
+            return OpenPhases(int(rest), by="auto" if by == "auto" else "search")
         pairs, endpoint, start = text.split(":")
         first, last = start.split("-")
         return Phase(int(pairs), int(endpoint), (int(first), int(last)))
     except ValueError:
-        raise ValueError(f"expected PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2, found {text}") from None
+        raise ValueError(
+            f"expected PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2, auto:PAIRS or search:PAIRS, found {text}"
+        ) from None
+
+
+def phase_text(phase: Phase) -> str:
+    """As `parse_phase` reads it."""
+    if isinstance(phase, OpenPhases):
+        return f"{phase.by}:{phase.pairs}"
+    return f"{phase.pairs}:{phase.endpoint}:{phase.start[0]}-{phase.start[1]}"
 
 
 def parse_chunk(text: str) -> Chunk:
@@ -175,10 +187,12 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(_is_literal, _one_of)
     converter.register_structure_hook_func(lambda t: t == Endpoints, _endpoints)
     converter.register_structure_hook_func(lambda t: t == Chunk, _chunk)
+    converter.register_structure_hook_func(lambda t: t == tuple[Phase, ...], partial(_phases, converter))
     converter.register_structure_hook_func(
         lambda t: without_none(t) is not None, lambda v, t: _optional(converter, v, t)
     )
     converter.register_unstructure_hook_func(lambda t: t == Chunk, lambda v: v)
+    converter.register_unstructure_hook_func(lambda t: t == tuple[Phase, ...], partial(_of_phases, converter))
     converter.register_unstructure_hook_func(lambda t: t == Endpoints, lambda v: v if v == "all" else list(v))
     return converter
 
@@ -229,6 +243,20 @@ def _chunk(value: object, _: object) -> Chunk:
     if value is None or type(value) is int:
         return value
     raise TypeError(f"expected a number of images, none or auto, found {value!r}")
+
+
+def _phases(converter: Converter, value: object, _: object) -> tuple[Phase, ...]:
+    """Tables, or a text for phases that are chosen later."""
+    if isinstance(value, str):
+        return (parse_phase(value),)
+    found: list[Phase] = converter.structure(value, list[Phase])
+    return tuple(found)
+
+
+def _of_phases(converter: Converter, phases: Sequence[Phase]) -> object:
+    if any(isinstance(phase, OpenPhases) for phase in phases):
+        return " ".join(map(phase_text, phases))
+    return [converter.unstructure(phase) for phase in phases]
 
 
 def _endpoints(value: object, _: object) -> Endpoints:

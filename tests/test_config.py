@@ -9,6 +9,7 @@ import json
 import re
 import types
 import typing
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -27,11 +28,12 @@ from ptmst.config import (
     EncoderConfig,
     EvaluateConfig,
     LeafRates,
+    OpenPhases,
     Phase,
     TeachConfig,
 )
 from ptmst.errors import InputError
-from ptmst.presets import experiment
+from ptmst.presets import experiment, in_one_phase
 from ptmst.schema import check, from_json, from_toml, parse_endpoints, parse_phase, to_json
 
 KINDS = [kind for _, kind in inspect.getmembers(configs, inspect.isclass) if dataclasses.is_dataclass(kind)]
@@ -85,7 +87,7 @@ def test_json_round_trip(kind: type, data: st.DataObject) -> None:
     assert repr(again) == repr(config)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not Phase])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not issubclass(kind, Phase)])
 def test_missing_settings_take_their_defaults(kind: type) -> None:
     assert from_json(kind, {}) == kind()
     check(kind())
@@ -233,6 +235,15 @@ def test_endpoints_of_another_type_are_refused() -> None:
             DistillConfig(phases=(Phase(39, 5, (0, 2)),)),
             "phases[0].pairs: expected at least one batch of 40, found 39 pairs; lower batch_size or raise pairs",
         ),
+        (DistillConfig(batch_share=1.5), "batch_share: expected a share above 0 and up to 1, found 1.5; such as 0.5"),
+        (
+            DistillConfig(phases=(Phase(0, 5, (0, 2)),)),
+            "phases[0].pairs: expected a positive number, found 0; raise it",
+        ),
+        (
+            DistillConfig(similarity="low-rank", similarity_pull=0.1),
+            "similarity_pull: expected full soft labels to pull, found low-rank; leave it out, or set similarity full",
+        ),
         (DistillConfig(phases=()), "phases: expected at least one, found none; name one, such as 99:5:0-2"),
         (DistillConfig(steps=0), "steps: expected a positive number, found 0; raise it"),
         (DistillConfig(temperature=float("nan")), "temperature: expected a positive number, found nan; raise it"),
@@ -364,16 +375,42 @@ def test_all_settings_that_cannot_be_used_are_in_one_message() -> None:
 def test_phases_and_endpoints_on_a_command_line() -> None:
     assert parse_phase("200:5:0-2") == Phase(200, 5, (0, 2))
     assert parse_phase("1:10:12-345") == Phase(1, 10, (12, 345))
+    assert parse_phase("auto:100") == OpenPhases(100)
+    assert parse_phase("search:7") == OpenPhases(7, by="search")
     assert parse_endpoints("5,7") == (5, 7)
     assert parse_endpoints("10") == (10,)
     assert parse_endpoints("all") == "all"
 
 
-@pytest.mark.parametrize("text", ["", "200", "200:5", "200:5:0", "200:5:0-2-3", "200:5:-1-2", "a:5:0-2", "200:5.0:0-2"])
+@pytest.mark.parametrize(
+    "text", ["", "200", "200:5", "200:5:0", "200:5:0-2-3", "200:5:-1-2", "a:5:0-2", "200:5.0:0-2", "auto:", "auto:x"]
+)
 def test_a_mistyped_phase(text: str) -> None:
-    message = f"^expected PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2, found {re.escape(text)}$"
-    with pytest.raises(ValueError, match=message):
+    expected = "PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2, auto:PAIRS or search:PAIRS"
+    with pytest.raises(ValueError, match=f"^expected {expected}, found {re.escape(text)}$"):
         parse_phase(text)
+
+
+@pytest.mark.parametrize("text", ["auto:100", "search:50"])
+def test_phases_that_are_left_open(tmp_path: Path, text: str) -> None:
+    config = DistillConfig(phases=(parse_phase(text),), batch_size=20)
+    check(config)
+    assert to_json(config)["phases"] == text
+    again = from_json(DistillConfig, json.loads(json.dumps(to_json(config))))
+    assert again == config and isinstance(again.phases[0], OpenPhases)
+    (tmp_path / "x.toml").write_text(f'phases = "{text}"\nbatch_size = 20\n')
+    assert from_toml(DistillConfig, tmp_path / "x.toml") == config
+    assert in_one_phase(config) == config
+    with pytest.raises(InputError, match=f"^phases: expected {text.split(':')[0]}:PAIRS alone, found others beside it"):
+        check(replace(config, phases=(*config.phases, Phase(50, 5, (0, 2)))))
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.5, 25), (1.0, 50), (0.3, 15), (0.001, 1)])
+def test_a_batch_may_be_a_share_of_the_pairs(share: float, size: int) -> None:
+    config = DistillConfig(phases=(Phase(80, 5, (0, 2)), Phase(50, 5, (1, 3))), batch_share=share, batch_size=1000)
+    check(config)
+    assert config.sized() == replace(config, batch_size=size, batch_share=None)
+    assert config.sized().sized() == config.sized()
 
 
 @pytest.mark.parametrize("text", ["", "5,", "5;7", "5-7", "ALL", "5.0"])

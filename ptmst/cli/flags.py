@@ -118,9 +118,6 @@ def constructors() -> ConstructorRegistry:
             str_from_instance=lambda value: [str(value)],
         )
 
-    def shown(phase: Phase) -> str:
-        return f"{phase.pairs}:{phase.endpoint}:{phase.start[0]}-{phase.start[1]}"
-
     @registry.primitive_rule
     def phase(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Phase] | None:
         if info.type is not Phase:
@@ -130,7 +127,7 @@ def constructors() -> ConstructorRegistry:
             metavar="PHASE",
             instance_from_str=lambda words: schema.parse_phase(words[0]),
             is_instance=lambda value: isinstance(value, Phase),
-            str_from_instance=lambda value: [shown(value)],
+            str_from_instance=lambda value: [schema.phase_text(value)],
         )
 
     @registry.primitive_rule
@@ -142,7 +139,7 @@ def constructors() -> ConstructorRegistry:
             metavar="[PHASE [PHASE ...]]",
             instance_from_str=lambda words: tuple(map(schema.parse_phase, words)),
             is_instance=lambda value: isinstance(value, tuple) and all(isinstance(one, Phase) for one in value),
-            str_from_instance=lambda value: list(map(shown, value)),
+            str_from_instance=lambda value: list(map(schema.phase_text, value)),
         )
 
     @registry.primitive_rule

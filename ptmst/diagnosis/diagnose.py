@@ -13,7 +13,6 @@ from torch import Tensor
 from ptmst import schema
 from ptmst.config import DiagnoseConfig, DistillConfig, EvaluateConfig, Phase
 from ptmst.data import Pairs
-from ptmst.diagnosis.ceilings import Ceiling, Judge, ceiling, looks
 from ptmst.diagnosis.findings import Findings, findings
 from ptmst.diagnosis.geometry import Shape, Shared, shape, shared
 from ptmst.diagnosis.rollouts import Reached, reached, refuse_unknown_lines
@@ -22,6 +21,8 @@ from ptmst.distillation.budget import settled
 from ptmst.distillation.draws import draw_batches, initial_phases
 from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import InputError
+from ptmst.evaluation.ceilings import Ceiling, Judge, ceiling, looks
+from ptmst.evaluation.scorer import CHOOSING
 from ptmst.students.student import Student
 from ptmst.support import devices, progress
 from ptmst.support.provenance import versions
@@ -32,7 +33,6 @@ from ptmst.trajectories.store import TrajectoryStore
 
 _MOST_LINES = 5
 """Shortcuts that are looked along, the longest among them."""
-SPLIT = "val"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def diagnose(config: DiagnoseConfig, store: TrajectoryStore, distilled: Distille
     numbers = sorted(store.experts)[: config.experts]
     experts = {number: store.expert(number) for number in numbers}
     student = store.student((config.seed, "diagnosis")).to(device)
-    judge = Judge(student, store.recipe.pairs(SPLIT), store.recipe.text_tower(), store.recipe.temperature)
+    judge = Judge(student, store.recipe.pairs(CHOOSING), store.recipe.text_tower(), store.recipe.temperature)
     with devices.arithmetic("fp32"):
         shapes = {number: shape(expert) for number, expert in experts.items()}
         lines = _lines(store.endpoints)

@@ -8,9 +8,8 @@ from statistics import mean
 
 from ptmst.diagnosis.rollouts import Reached
 from ptmst.diagnosis.signals import LEAVES, Signal
+from ptmst.distillation.choosing import NEAR
 
-NEAR = 0.95
-"""Of the best recall: an end point that reaches it is no ceiling."""
 CALMER = 0.1
 """Cosine that neighboring start points have to agree better by, for a shortcut to be called calmer."""
 ALIKE = 0.5

@@ -135,7 +135,8 @@ def needed(config: DistillConfig, store: TrajectoryStore, student: Student) -> f
 
 
 def _whole(config: DistillConfig) -> DistillConfig:
-    """A chunk of all images of a batch is none."""
+    """A batch as a number; a chunk of all its images is none."""
+    config = config.sized()
     return replace(config, chunk=None) if config.chunk == config.batch_size else config
 
 

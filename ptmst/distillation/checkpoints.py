@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ptmst import schema
 from ptmst.config import DistillConfig
+from ptmst.distillation.choosing import Choice, Trial
 from ptmst.distillation.optimizer import OuterState
 from ptmst.errors import InputError
 from ptmst.support import files
@@ -34,6 +36,10 @@ class Checkpoints:
         """Raises InputError where the folder holds another run, or one that was not to be resumed."""
         self.settled: DistillConfig | None = None
         """`config` as the run that is resumed had settled it: what was `auto` stays what it was."""
+        self.choice: Choice | None = None
+        """Of that run's phases, where they were open."""
+        self.trials: tuple[Trial, ...] = ()
+        """Of that run's search for phases, if it was not at its end."""
         self._folder, self._every_s = folder, 60 * config.checkpoint_minutes
         self._saved_at = time.monotonic()
         self._record = {
@@ -54,16 +60,29 @@ class Checkpoints:
                 f"{folder}: expected a run of these settings and this store, found another; resume with the "
                 "settings it began with, or choose another --out"
             )
+        self.trials = tuple(schema.from_json(Trial, trial) for trial in record.get("trials", ()))
+        if config.open_phases is not None and "settled" not in record:
+            return
         before = record.get("settled", {})
         if config.threads is not None:
             before = {**before, "threads": config.threads}
         self.settled = replace(config, **before)
+        if "choice" in record:
+            self.choice = schema.from_json(Choice, record["choice"])
+            self.settled = self.choice.applied(self.settled)
 
-    def begin(self, settled: DistillConfig) -> None:
-        """Write what the folder is for, before anything else is written there."""
-        if self._folder is not None and not (self._folder / RUN).exists():
+    def keep_trials(self, trials: Sequence[Trial]) -> None:
+        """Write those of a search that have been run."""
+        if self._folder is not None:
+            kept = [schema.to_json(trial) for trial in trials]
+            files.write_json(self._folder / RUN, {**self._record, "trials": kept})
+
+    def begin(self, settled: DistillConfig, choice: Choice | None) -> None:
+        """Write what the folder is for, before any checkpoint."""
+        if self._folder is not None and (self.settled is None or not (self._folder / RUN).exists()):
             what = {"keep": settled.keep, "chunk": settled.chunk, "threads": settled.threads}
-            files.write_json(self._folder / RUN, {**self._record, "settled": what})
+            chosen = {} if choice is None else {"choice": choice.to_json()}
+            files.write_json(self._folder / RUN, {**self._record, "settled": what, **chosen})
 
     @property
     def steps_done(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,13 +16,15 @@ from ptmst.config import DistillConfig, Phase
 from ptmst.data import Pairs
 from ptmst.distillation.budget import settled
 from ptmst.distillation.checkpoints import Checkpoints
+from ptmst.distillation.choosing import Choice, Trial, choose
 from ptmst.distillation.draws import draw_batches, draw_mixing, initial_phases
 from ptmst.distillation.optimizer import OuterState, outer_update
 from ptmst.distillation.progressive import OnUnion, Standing
-from ptmst.distillation.tracking import SPLIT, Tracker, kept_step, recall_so_far, tell_if_turned
+from ptmst.distillation.tracking import Tracker, kept_step, recall_so_far, tell_if_turned
 from ptmst.engine.outer_step import OuterStep, TakesOuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.errors import Diverged, InputError
+from ptmst.evaluation.scorer import CHOOSING
 from ptmst.students.student import Student
 from ptmst.students.text_towers import nearest_captions
 from ptmst.support import devices, folders, progress
@@ -36,6 +38,9 @@ from ptmst.trajectories.prefetch import ExpertCache
 from ptmst.trajectories.shortcut import Expert, Trajectory
 from ptmst.trajectories.spans import RawSpan, Span
 from ptmst.trajectories.store import TrajectoryStore
+
+_JUDGES = 3
+"""Students that a short run of a search is scored by."""
 
 
 def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = False) -> DistilledSet:
@@ -56,12 +61,17 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
             return DistilledSet.load(out)
         student = store.student((config.seed, "student")).to(devices.pick(config.device))
         real = store.recipe.training_pairs(student.device)
-        config = settled(checkpoints.settled or config, store, student)
+        config, choice = checkpoints.settled or config, checkpoints.choice
+        if config.open_phases is not None:
+            choice = choose_phases(config, store, checkpoints.trials, checkpoints.keep_trials)
+            config = choice.applied(config)
+            _check_against_store(config, store)
+        config = settled(config, store, student)
         starts = initial_phases(config, student, real)
-        checkpoints.begin(config)
+        checkpoints.begin(config, choice)
         with devices.threads(config.threads, student.device):
             states = _distill_phases(config, store, student, OuterStep.of(student, config), starts, checkpoints)
-        distilled = _averaged(states, config, store, real)
+        distilled = _averaged(states, config, store, real, choice)
         if out is not None:
             distilled.save(out)
             checkpoints.clear()
@@ -84,8 +94,11 @@ def averaged_and_last(
     Later ones of progressive phases stand on the averages of those before, in both.
     """
     schema.check(config)
-    store = store.at(config)
+    config, store, choice = config.sized(), store.at(config), None
     _check_against_store(config, store)
+    if config.open_phases is not None:
+        choice = choose_phases(config, store)
+        config = choice.applied(config)
     device = devices.pick(config.device)
     student, real = store.student((config.seed, "student")).to(device), store.recipe.training_pairs(device)
     checkpoints = Checkpoints(None, config, store, resume=False)
@@ -93,7 +106,34 @@ def averaged_and_last(
     looked = torch.empty(0)
     last = [replace(state, average=state.pairs, best=state.pairs, recall=looked) for state in states]
     as_they_are = replace(config, ema=0.0, track_recall=0)
-    return _averaged(states, config, store, real), _averaged(last, as_they_are, store, real)
+    return _averaged(states, config, store, real, choice), _averaged(last, as_they_are, store, real, choice)
+
+
+def choose_phases(
+    config: DistillConfig,
+    store: TrajectoryStore,
+    known: Iterable[Trial] = (),
+    keep: Callable[[Sequence[Trial]], object] = lambda trials: None,
+) -> Choice:
+    """The phases for a config whose phases are open: `choosing.choose`, with short distillations."""
+    device = devices.pick(config.device)
+
+    def recall_of(short: DistillConfig) -> float:
+        student = store.student((short.seed, "student")).to(device)
+        short = settled(short, store, student)
+        starts = initial_phases(short, student, store.recipe.training_pairs(device))
+        nowhere = Checkpoints(None, short, store, resume=False)
+        try:
+            with devices.threads(short.threads, device):
+                states = _distill_phases(short, store, student, OuterStep.of(student, short), starts, nowhere, "search")
+        except Diverged:
+            return 0.0
+        *before, last = (state.average for state in states)
+        return Tracker(short, store, device, [(short.seed, "judge", number) for number in range(_JUDGES)]).recall(
+            before, last
+        )
+
+    return choose(config, store, device, recall_of, known, keep)
 
 
 def _distill_phases(
@@ -103,10 +143,11 @@ def _distill_phases(
     outer_step: TakesOuterStep,
     starts: list[SyntheticPairs],
     checkpoints: Checkpoints,
+    label: str = "distill",
 ) -> list[OuterState]:
     device, states = devices.pick(config.device), list[OuterState]()
     tracker = Tracker(config, store, device) if config.track_recall else None
-    with progress.bar("distill", config.steps * len(config.phases), checkpoints.steps_done) as bar:
+    with progress.bar(label, config.steps * len(config.phases), checkpoints.steps_done) as bar:
         for pairs in starts:
             before = [state.best for state in states]
             judge = None if tracker is None else partial(tracker.recall, before)
@@ -122,7 +163,11 @@ def _distill_phases(
 
 
 def _averaged(
-    states: Sequence[OuterState], config: DistillConfig, store: TrajectoryStore, real: tuple[Pairs, Tensor]
+    states: Sequence[OuterState],
+    config: DistillConfig,
+    store: TrajectoryStore,
+    real: tuple[Pairs, Tensor],
+    choice: Choice | None,
 ) -> DistilledSet:
     """The set of every phase's average, at the end or at the best look."""
     provenance = {
@@ -131,9 +176,11 @@ def _averaged(
         "store_sha256": store.fingerprint,
         "versions": versions(),
     }
+    if choice is not None:
+        provenance["choice"] = choice.to_json()
     if config.track_recall:
         kept = [kept_step(state, config) for state in states]
-        provenance["select"] = {"split": SPLIT, "every": config.track_recall, "steps": kept}
+        provenance["select"] = {"split": CHOOSING, "every": config.track_recall, "steps": kept}
     phases = tuple(_finished(state, *real) for state in states)
     return DistilledSet(phases, provenance, store.settings, store.tower)
 
@@ -290,6 +337,7 @@ def _needed_endpoints(config: DistillConfig, phase: Phase) -> set[int]:
 
 
 def _check_against_store(config: DistillConfig, store: TrajectoryStore) -> None:
+    """Raises InputError; phases that are open are chosen so that they fit."""
     if not len(store):
         raise InputError(f"{store.path}: expected at least one expert, found none; run `ptmst teach` to its end")
     if config.image_leaves == "features" and store.settings and not store.recipe.encoder.freeze_tower:
@@ -297,7 +345,7 @@ def _check_against_store(config: DistillConfig, store: TrajectoryStore) -> None:
             f"image_leaves features: expected experts behind a frozen image tower, found in {store.path} those that "
             "train it; distill pixels, or teach with --encoder.freeze-tower"
         )
-    for number, phase in enumerate(config.phases, start=1):
+    for number, phase in enumerate(config.phases if config.open_phases is None else (), start=1):
         needed = _needed_endpoints(config, phase)
         past = sorted(k for k in needed if k > store.epochs)
         if past:

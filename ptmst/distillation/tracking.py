@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import mean
 
 import torch
 
@@ -15,47 +16,55 @@ from ptmst.config import DistillConfig, EvaluateConfig
 from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.distillation.optimizer import OuterState
 from ptmst.errors import Diverged, InputError
-from ptmst.evaluation.scorer import RetrievalScorer
+from ptmst.evaluation.scorer import CHOOSING, RetrievalScorer
 from ptmst.evaluation.students import train_students
+from ptmst.students.student import Student
 from ptmst.support.devices import arithmetic
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.trajectories.store import TrajectoryStore
 
 _LOG = logging.getLogger(__name__)
-SPLIT = "val"
+Draw = tuple[int | str, ...]
+"""The seed key of a student."""
 _TURNED = 3
 """Looks in a row below the best one, after which a run says that recall falls."""
 
 
 class Tracker:
-    """Mean recall on val, percent, of one student that is trained as `ptmst evaluate` trains them."""
+    """Mean recall on val, percent, of a few students that are trained as `ptmst evaluate` trains them."""
 
-    def __init__(self, config: DistillConfig, store: TrajectoryStore, device: torch.device) -> None:
-        """Raises InputError for data without a split val."""
+    def __init__(
+        self, config: DistillConfig, store: TrajectoryStore, device: torch.device, draws: Sequence[Draw] = ()
+    ) -> None:
+        """Of the students of `draws`, or of one of the run's own. Raises InputError for data without a split val."""
         self._config, self._store, self._device = config, store, device
         try:
-            held_out = store.recipe.pairs(SPLIT)
+            held_out = store.recipe.pairs(CHOOSING)
         except InputError as error:
             raise InputError(
-                f"track_recall: expected a split {SPLIT} to score students on, found none: {error}"
+                f"track_recall: expected a split {CHOOSING} to score students on, found none: {error}"
             ) from error
         self._scorer = RetrievalScorer(held_out, store.recipe.text_tower(), device)
-        self._draw = (config.seed, "tracked")
-        self._student = store.student(self._draw).to(device)
+        self._draws = tuple(draws) or ((config.seed, "tracked"),)
+        self._students = [store.student(draw).to(device) for draw in self._draws]
 
     def recall(self, before: Sequence[SyntheticPairs], pairs: SyntheticPairs) -> float:
-        """Of a student that learns from a phase's pairs after those of the phases before; 0 where it diverges."""
+        """Of students that learn from a phase's pairs after those of the phases before; 0 of one that diverges."""
         made = DistilledSet(
             tuple(map(self._seen, [*before, pairs])), {"config": self._trained_as}, self._store.settings
         )
+        both = zip(self._students, self._draws, strict=True)
+        return mean(self._of_student(student, draw, made) for student, draw in both)
+
+    def _of_student(self, student: Student, draw: Draw, made: DistilledSet) -> float:
         config = replace(EvaluateConfig(), students=1, device=self._config.device)
-        thetas = self._student.flatten().to(self._device)[None]
+        thetas = student.flatten().to(self._device)[None]
         try:
             with torch.enable_grad(), arithmetic("fp32"):
-                for _, trained in train_students(self._student, thetas, made, config, [self._draw]):
+                for _, trained in train_students(student, thetas, made, config, [draw]):
                     thetas = trained
-            return self._scorer.score(self._student, thetas[0])["mean"]
+            return self._scorer.score(student, thetas[0])["mean"]
         except Diverged:
             return 0.0
 
@@ -71,7 +80,7 @@ class Tracker:
         """A phase as heads see it: what is but a moment of a run is not kept in the cache."""
         if not pairs.in_pixels:
             return DistilledPhase(pairs, pairs.lr, ())
-        images = torch.cat([self._student.features(some) for some in pairs.images.split(IMAGES_AT_ONCE)])
+        images = torch.cat([self._students[0].features(some) for some in pairs.images.split(IMAGES_AT_ONCE)])
         return DistilledPhase(pairs.replace({**pairs.leaves(), "images": images}), pairs.lr, ())
 
 
@@ -91,10 +100,10 @@ def tell_if_turned(number: int, state: OuterState, config: DistillConfig) -> Non
     if state.step == config.steps and step < state.step:
         _LOG.info(
             "distill: phase %d keeps the leaves after %d of %d outer steps, recall %.1f on %s; the last ones have %.1f",
-            *(number + 1, step, config.steps, recalls.max(), SPLIT, recalls[-1]),
+            *(number + 1, step, config.steps, recalls.max(), CHOOSING, recalls[-1]),
         )
     elif len(recalls) - 1 - int(recalls.argmax()) == _TURNED:
         _LOG.info(
             "distill: phase %d, outer step %d: recall on %s was best after step %d, %.1f, and is %.1f now",
-            *(number + 1, state.step, SPLIT, step, recalls.max(), recalls[-1]),
+            *(number + 1, state.step, CHOOSING, step, recalls.max(), recalls[-1]),
         )

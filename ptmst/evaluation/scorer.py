@@ -16,6 +16,8 @@ from ptmst.students.features import feature_batches, kept_features
 from ptmst.students.student import Student
 from ptmst.students.text_towers import TextTower, embed_captions
 
+CHOOSING = "val"
+"""The split that everything is chosen on; on test nothing is."""
 _HELD_BYTES = 4 << 30
 """Images of a split that may be held on the device."""
 

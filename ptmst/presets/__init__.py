@@ -143,7 +143,9 @@ def applied(name: str, to: Experiment, *, published: bool = False) -> Experiment
 
 
 def in_one_phase(config: DistillConfig) -> DistillConfig:
-    """All phases merged into one, with their pairs, start ranges and outer steps."""
+    """All phases merged into one, with their pairs, start ranges and outer steps; a single one stays as it is."""
+    if len(config.phases) == 1:
+        return config
     starts = [phase.start for phase in config.phases]
     phase = Phase(
         pairs=config.pairs,

@@ -8,8 +8,9 @@ from statistics import mean
 
 import torch
 
-from ptmst.diagnosis.diagnose import SPLIT, Diagnosis
+from ptmst.diagnosis.diagnose import Diagnosis
 from ptmst.diagnosis.signals import LEAVES
+from ptmst.evaluation.scorer import CHOOSING
 from ptmst.report.figures import COLORS, figure, svg
 from ptmst.report.templates import write_page
 
@@ -25,7 +26,7 @@ def write_diagnosis_page(out: Path, title: str, diagnosis: Diagnosis, command: s
         command,
         sentences=diagnosis.findings.sentences,
         experts=len(diagnosis.shapes),
-        split=SPLIT,
+        split=CHOOSING,
         endpoint=diagnosis.endpoint,
         ceilings=_ceilings(diagnosis),
         shapes=_shapes(diagnosis),
@@ -48,7 +49,9 @@ def _ceilings(diagnosis: Diagnosis) -> str:
             values = [mean(getattr(one.lines[endpoint][t], what) for one in every) for t in line]
             color = COLORS[number % len(COLORS)]
             axes.plot(list(line), values, color=color, lw=1.2, marker=".", label=f"line to {endpoint}")
-        axes.set(xlabel="epoch", ylabel=f"mean recall on {SPLIT}, percent" if what == "recall" else "contrastive loss")
+        axes.set(
+            xlabel="epoch", ylabel=f"mean recall on {CHOOSING}, percent" if what == "recall" else "contrastive loss"
+        )
     if every[0].lines:
         drawn.axes[0].legend(frameon=False, fontsize=8)
     return svg(drawn)

@@ -14,6 +14,7 @@ import torch
 from ptmst.config import DistillConfig, EvaluateConfig, LeafRates, TeachConfig
 from ptmst.data import Pairs, load_split
 from ptmst.distillation.budget import settled
+from ptmst.distillation.choosing import most_search_steps, stand_in
 from ptmst.distillation.distill import distill_with
 from ptmst.distillation.progressive import Standing, rollout_steps
 from ptmst.distillation.tracking import Tracker
@@ -109,7 +110,10 @@ def store_of_noise(config: TeachConfig, folder: Path) -> TrajectoryStore:
 
 
 def distilling(config: DistillConfig, store: TrajectoryStore, clock: Clock = time.process_time) -> float:
-    """Seconds of a distillation, from a few eager outer steps of every phase, a look and a roll-out."""
+    """Seconds of a distillation, from a few eager outer steps of every phase, a look and a roll-out; with the most
+    that a search for phases takes."""
+    searching = most_search_steps(config) / config.steps
+    config = stand_in(config, store)
     # The same work, but nothing moves: settings that diverge can be measured too.
     config = replace(config, compile="off", rates=_NO_RATES)
     student = store.student((config.seed, "student")).to(devices.pick(config.device))
@@ -117,7 +121,7 @@ def distilling(config: DistillConfig, store: TrajectoryStore, clock: Clock = tim
     step = OuterStep.of(student, config)
     plain = replace(config, track_recall=0, progressive=False)
     steps = _extrapolated(lambda steps: distill_with(step, replace(plain, steps=steps), store), config.steps, clock)
-    return steps + _on_the_way(config, store, step, clock)
+    return (1 + searching) * steps + _on_the_way(config, store, step, clock)
 
 
 def _on_the_way(config: DistillConfig, store: TrajectoryStore, step: OuterStep, clock: Clock) -> float:
@@ -154,11 +158,13 @@ def distilling_by_parts(config: DistillConfig, store: TrajectoryStore, clock: Cl
         # What comes before the first step is in both.
         return distilling(short, store, clock) - distilling(replace(short, steps=1), store, clock)
 
+    searching = most_search_steps(config)
+    config = stand_in(config, store)
     least, larger, longer = of_a_step(1, 2), of_a_step(1, 4), of_a_step(2, 2)
     an_image, an_inner_step = max(0.0, larger - least) / 2, max(0.0, longer - least)
     inner = an_inner_step + an_image * (config.batch_size - 2)
     # Of all phases.
-    return config.steps * (max(0.0, least - an_inner_step) + config.inner_steps * inner)
+    return (config.steps + searching) * (max(0.0, least - an_inner_step) + config.inner_steps * inner)
 
 
 def students(num_pairs: int, config: EvaluateConfig, store: TrajectoryStore, clock: Clock = time.process_time) -> float:

@@ -15,6 +15,7 @@ from ptmst import schema
 from ptmst.config import Device, EvaluateConfig, Experiment, TeachConfig
 from ptmst.data import Pairs, load_split
 from ptmst.distillation.budget import needed, settled
+from ptmst.distillation.choosing import most_search_steps, stand_in
 from ptmst.students.image_towers import prepared
 from ptmst.students.student import Student
 from ptmst.students.text_towers import text_tower
@@ -139,13 +140,19 @@ def _seconds_an_image(student: Student, size: int) -> float:
 def _distilling(settings: Experiment, store: TrajectoryStore, tried: Trial) -> Stage:
     config = replace(settings.distill, out=None)
     student = store.student((config.seed, "student")).to(devices.pick(config.device))
-    config, size, width = settled(config, store, student), store.recipe.data.image_size, store.recipe.text_width
+    asked, searching = config, most_search_steps(config)
+    config, size, width = (
+        settled(stand_in(config, store), store, student),
+        store.recipe.data.image_size,
+        store.recipe.text_width,
+    )
     assert size is not None
     # An inner step with its gradient is about four steps of an expert; behind a frozen tower, three of its passes.
     frozen = student.frozen is not None
     an_image = 3 * _seconds_an_image(student, size) if frozen else 4 * tried.seconds / settings.teach.batch_size
     quick = an_image * config.inner_steps * config.batch_size <= _QUICK_S
-    seconds = (cost.distilling if quick else cost.distilling_by_parts)(config, store, time.perf_counter)
+    asked = replace(config, phases=asked.phases)
+    seconds = (cost.distilling if quick else cost.distilling_by_parts)(asked, store, time.perf_counter)
     experts = settings.teach.experts * expert_bytes(store.layers.num_params, len({p.endpoint for p in config.phases}))
     memory = _held() + needed(config, store, student) + min(experts, devices.free_bytes(student.device) / 2)
     labels = [phase.pairs if config.similarity == "full" else 2 * config.rank + 1 for phase in config.phases]
@@ -154,8 +161,11 @@ def _distilling(settings: Experiment, store: TrajectoryStore, tried: Trial) -> S
         image = student.features(torch.zeros(1, 3, size, size, device=student.device)).shape[1]
     numbers = [p.pairs * (image + width + s) for p, s in zip(config.phases, labels, strict=True)]
     chunk = "" if config.chunk is None else f", chunks of {config.chunk}"
-    what = f"{config.pairs} pairs, {config.steps * len(config.phases):,} outer steps, keep {config.keep}{chunk}"
-    return Stage("distill", seconds, memory, 4 * sum(numbers), what)
+    search = f", up to {searching:,} more to choose phases" if searching else ""
+    steps = f"{config.steps * len(config.phases):,} outer steps{search}"
+    return Stage(
+        "distill", seconds, memory, 4 * sum(numbers), f"{config.pairs} pairs, {steps}, keep {config.keep}{chunk}"
+    )
 
 
 def _evaluating(settings: Experiment, store: TrajectoryStore, pairs: Pairs, tried: Trial) -> Stage:

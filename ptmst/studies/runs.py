@@ -17,7 +17,6 @@ from ptmst.config import (
     EvaluateConfig,
     Experiment,
     LossKind,
-    Phase,
     Selection,
 )
 from ptmst.distillation.budget import settled
@@ -85,9 +84,7 @@ def settings(base: Experiment, run: Run) -> Experiment:
     """A method's settings at a size: phases cut to it, no batch larger than a phase, as tuned."""
     count = len(base.distill.phases)
     shares = _shares(run.pairs, count)
-    phases = tuple(
-        Phase(share, phase.endpoint, phase.start) for share, phase in zip(shares, base.distill.phases, strict=True)
-    )
+    phases = tuple(replace(phase, pairs=share) for share, phase in zip(shares, base.distill.phases, strict=True))
     # One batch for all methods: the smallest phase holds it.
     cut = replace(base.distill, phases=phases, batch_size=min(base.distill.batch_size, *shares))
     experiment = applied(run.method, replace(base, distill=cut))
@@ -101,7 +98,7 @@ def settings(base: Experiment, run: Run) -> Experiment:
     )
     if run.batch:
         smallest = min(phase.pairs for phase in distill.phases)
-        changed = replace(changed, batch_size=min(max(1, round(run.batch * run.pairs)), smallest))
+        changed = replace(changed, batch_size=min(max(1, round(run.batch * run.pairs)), smallest), batch_share=None)
     return replace(experiment, distill=changed)
 
 

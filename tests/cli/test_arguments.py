@@ -9,7 +9,7 @@ import pytest
 from ptmst.cli import main, parse
 from ptmst.config import Phase
 
-PHASE = "expected PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2, found"
+PHASE = "expected PAIRS:ENDPOINT:FIRST-LAST, such as 200:5:0-2, auto:PAIRS or search:PAIRS, found"
 
 
 @pytest.mark.parametrize(

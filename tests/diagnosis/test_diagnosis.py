@@ -18,14 +18,15 @@ from ptmst import DistilledSet, EvaluateConfig, InputError, TrajectoryStore, dis
 from ptmst.cli import main
 from ptmst.config import DiagnoseConfig, Phase
 from ptmst.diagnosis import findings as rules
-from ptmst.diagnosis.ceilings import Judge, Point
 from ptmst.diagnosis.diagnose import Diagnosis, _lines, diagnose
 from ptmst.diagnosis.findings import findings
 from ptmst.diagnosis.geometry import shape, shared
 from ptmst.diagnosis.rollouts import Gap, Reached, reached
 from ptmst.diagnosis.signals import Signal, signals
+from ptmst.distillation.choosing import NEAR
 from ptmst.distillation.draws import draw_batches
 from ptmst.engine.outer_step import OuterStep
+from ptmst.evaluation.ceilings import Judge, Point
 from ptmst.evaluation.evaluate import evaluate_experts
 from ptmst.evaluation.students import train_students
 from ptmst.trajectories.recorder import Recorder
@@ -357,7 +358,7 @@ def test_phases_meet_or_do_not() -> None:
     assert (
         built.startswith("Phases begin where students stand. Students of the set end 0.70") and "1 diverged." in built
     )
-    assert 0 < rules.ALIKE < 1 and 0 < rules.NEAR < 1
+    assert 0 < rules.ALIKE < 1 and 0 < NEAR < 1
 
 
 # The command

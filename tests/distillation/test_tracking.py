@@ -129,9 +129,10 @@ def test_a_look_is_a_students_recall(store: TrajectoryStore) -> None:
     assert found == pytest.approx([tracker.recall([still[0]], still[1])] * 3)
     # With the draws of another student.
     (score,) = evaluate(still, EvaluateConfig(students=1, split="val", seed=8)).students
-    draw = 8, "student", 0
-    tracker._draw, tracker._student = draw, store.student(draw)  # type: ignore[assignment]
-    assert tracker.recall([still[0]], still[1]) == pytest.approx(score["mean"]) != pytest.approx(found[0])
+    other = Tracker(config, store, torch.device("cpu"), [(8, "student", 0)]).recall([still[0]], still[1])
+    assert other == pytest.approx(score["mean"]) != pytest.approx(found[0])
+    both = Tracker(config, store, torch.device("cpu"), [(8, "student", 0), (3, "tracked")])
+    assert both.recall([still[0]], still[1]) == pytest.approx((score["mean"] + found[0]) / 2)
 
 
 @pytest.mark.slow

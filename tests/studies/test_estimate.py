@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ptmst import cli
-from ptmst.config import EvaluateConfig, Experiment, TeachConfig
+from ptmst.config import EvaluateConfig, Experiment, OpenPhases, TeachConfig
 from ptmst.data import write_scenes
+from ptmst.distillation import choosing
 from ptmst.distillation.distill import distill
 from ptmst.errors import InputError
 from ptmst.studies import cost, estimate
@@ -57,6 +58,20 @@ def test_stages_and_their_size(
     assert distilled.num_pairs == 18
     tensors = sum(leaf.nbytes for pairs in distilled for leaf in pairs.leaves().values())
     assert stages["distill"].disk == pytest.approx(tensors, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_search_for_phases_is_counted(experiment: Experiment, quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not quick:
+        monkeypatch.setattr(estimate, "_QUICK_S", 0.0)
+    searching = replace(experiment.distill, phases=(OpenPhases(8, by="search"),), steps=40)
+    monkeypatch.setattr(choosing, "choose", lambda *_: pytest.fail("an estimate chooses nothing"))
+    _, stage, _ = estimate.estimate(replace(experiment, distill=searching))
+    # Five runs of a fourth, three of a half.
+    assert stage.what.startswith("8 pairs, 40 outer steps, up to 110 more to choose phases, keep ")
+    _, plain, _ = estimate.estimate(replace(experiment, distill=replace(searching, phases=(OpenPhases(8),))))
+    assert plain.what.startswith("8 pairs, 40 outer steps, keep ") and plain.disk == stage.disk
 
 
 def test_it_is_said_in_words() -> None:
