@@ -18,6 +18,7 @@ from ptmst.config import DistillConfig, OpenPhases, Phase
 from ptmst.distillation import distill as module
 from ptmst.distillation.choosing import NEAR, Choice, Trial, by_rule, choose, nearby
 from ptmst.distillation.distill import averaged_and_last
+from ptmst.distillation.optimizer import outer_update
 from ptmst.distillation.tracking import Tracker
 from ptmst.engine.outer_step import OuterStep
 from ptmst.evaluation.scorer import RetrievalScorer
@@ -132,10 +133,9 @@ def test_a_search_halves_what_it_tries(
     assert "a search of 5 trials of 2 and 3 trials of 4, 22 outer steps in all before the 8 of the run" in told
     assert "phases 8:7:0-4, chosen by 8 short runs; experts have a recall of 50.0 at epoch 3" in told
     # What is known is not asked again.
-    again = list[DistillConfig]()
-    monkeypatch.setattr(module, "choose", None)
-    resumed = choose(tracked, store, CPU, lambda config: again.append(config) or recall_of(config), found.trials[:6])
-    assert resumed == found and [config.phases[0].endpoint for config in again] == [7, 5]
+    asked.clear()
+    assert choose(tracked, store, CPU, recall_of, found.trials[:6]) == found
+    assert asked == [(7, 4, 4), (5, 3, 4)]
 
 
 def test_a_choice_survives_json() -> None:
@@ -206,19 +206,19 @@ def test_a_run_that_was_stopped_keeps_its_choice(
 ) -> None:
     config = replace(AUTO, out=tmp_path / "out")
     whole = distill(replace(config, out=None), store)
-    update, steps = module.outer_update, list[int]()
+    steps = list[int]()
 
     def stops(state: Any, *rest: Any) -> Any:
         steps.append(state.step)
         if len(steps) == 3:
             raise KeyboardInterrupt
-        return update(state, *rest)
+        return outer_update(state, *rest)
 
     monkeypatch.setattr(module, "outer_update", stops)
     with pytest.raises(KeyboardInterrupt):
         distill(config, store)
     monkeypatch.setattr(module, "choose", lambda *_: pytest.fail("chosen again"))
-    monkeypatch.setattr(module, "outer_update", update)
+    monkeypatch.setattr(module, "outer_update", outer_update)
     found = distill(config, store, resume=True)
     assert found.provenance == whole.provenance
     assert torch.equal(found[0].images, whole[0].images)
