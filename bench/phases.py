@@ -1,18 +1,21 @@
-"""`python -m bench.phases PLAN --json FILE`: choices about phases on drawings, in a frozen tower's features.
+"""`python -m bench.phases PLAN --json FILE`: choices about phases, and about what is learned in them.
 
-Cells are tried on seeds that nothing is compared on, and scored on val; `--seeds N` scores N fresh seeds on test too.
-All cells of a plan have the same outer steps. A stopped run continues.
+On emoji in a frozen tower's features, where an outer step takes a tenth of a second; on scenes and digits in pixels of
+a small tower that is trained. Cells are tried on seeds that nothing is compared on, and scored on val; `--seeds N`
+scores N fresh seeds on test too. A stopped run continues where it was.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -22,7 +25,7 @@ from bench.result import Row, Rows
 from bench.spread import spread
 from bench.tables import NOT_YET, Table, source
 from ptmst import DistilledSet, EvaluateConfig, LeafRates, Phase, TrajectoryStore, distill, train_teachers
-from ptmst.config import TUNING_SEEDS, DistillConfig
+from ptmst.config import TUNING_SEEDS, DistillConfig, Experiment
 from ptmst.data import write_data
 from ptmst.errors import Diverged
 from ptmst.presets import experiment
@@ -30,18 +33,22 @@ from ptmst.studies.runs import one_by_one, recalls
 from ptmst.support import parallel, progress
 from ptmst.support.provenance import machine
 
+Data = Literal["emoji", "scenes", "digits"]
 STEPS, LOOK = 1000, 100
 STUDENTS = 3
-FREE = {"student_lr": 0.01, "rates": LeafRates(0.0056, 0.0056, 0.002, 0.033)}
-"""As tuned for pixels: η on a linear scale, S free."""
-LOG = FREE | {"lr_scale": "log", "rates": LeafRates(0.0056, 0.0056, 0.02, 0.033)}
-UNIT = {
-    "student_lr": 0.05,
-    "lr_scale": "log",
-    "similarity_range": "unit",
-    "rates": LeafRates(0.0056, 0.0056, 0.05, 0.1),
+RATES: dict[Data, LeafRates] = {
+    "emoji": LeafRates(0.0056, 0.0056, 0.002, 0.033),
+    "scenes": LeafRates(0.02, 0.1, 0.002, 0.1),
+    "digits": LeafRates(0.02, 0.1, 0.002, 0.1),
 }
-"""η as its logarithm, S within 0 … 1; rates by a few trials on one seed."""
+"""As tuned for pixels, with η on a linear scale and S free."""
+Cell = Mapping[str, Any]
+"""Settings of a distillation; `times` are factors on these rates."""
+FREE: Cell = {}
+LOG: Cell = {"lr_scale": "log", "times": LeafRates(1, 1, 10, 1)}
+"""η as its logarithm, whose steps are of a few percent, as before."""
+UNIT: Cell = {"lr_scale": "log", "similarity_range": "unit", "times": LeafRates(1, 1, 25, 3)}
+"""S within 0 … 1 too; rates by a few trials on one seed of emoji."""
 
 
 def one(endpoint: int, last: int, pairs: int = 100) -> dict[str, Any]:
@@ -52,88 +59,110 @@ def two(**more: Any) -> dict[str, Any]:
     return {"phases": (Phase(50, 5, (0, 3)), Phase(50, 10, (3, 6))), "steps": STEPS // 2, **more}
 
 
-PLANS: dict[str, dict[str, Mapping[str, Any]]] = {
+def longer(**more: Any) -> dict[str, Any]:
+    return {"steps": 4000, "track_recall": 200, **more}
+
+
+PLANS: dict[str, dict[str, Cell]] = {
     "soft-labels": {
         "S free, η linear": FREE,
         "S free, η log": LOG,
         "S in 0 … 1, η log": UNIT,
-        "S in 0 … 1, η linear": UNIT | {"lr_scale": "linear", "rates": LeafRates(0.0056, 0.0056, 0.004, 0.1)},
-        "S = I, η log": UNIT | {"rates": LeafRates(0.0056, 0.0056, 0.05, 0.0)},
+        "S in 0 … 1, η linear": UNIT | {"lr_scale": "linear", "times": LeafRates(1, 1, 2, 3)},
+        "S = I, η log": UNIT | {"times": LeafRates(1, 1, 25, 0)},
     },
     "steps": {
-        name: {"lr_scale": "log", "steps": 4000, "track_recall": 200, **how}
-        for name, how in {
-            "S free": LOG,
-            "S free, a third of its rate": LOG | {"rates": LeafRates(0.0056, 0.0056, 0.02, 0.011)},
-            "S free, rates fall by a cosine": LOG | {"rate_decay": "cosine"},
-            "S pulled by 0.5 %": LOG | {"similarity_pull": 0.005},
-            "S pulled by 2 %": LOG | {"similarity_pull": 0.02},
-            "S in 0 … 1": UNIT,
-        }.items()
+        "S free": longer(**LOG),
+        "S free, a third of its rate": longer(**LOG | {"times": LeafRates(1, 1, 10, 1 / 3)}),
+        "S free, rates fall by a cosine": longer(**LOG, rate_decay="cosine"),
+        "S pulled by 0.5 %": longer(**LOG, similarity_pull=0.005),
+        "S pulled by 2 %": longer(**LOG, similarity_pull=0.02),
+        "S in 0 … 1": longer(**UNIT),
     },
     "end-points": {
-        f"K = {endpoint}, starts 0–{last - 1}": UNIT | one(endpoint, last)
+        f"K = {endpoint}, starts 0–{last - 1}": LOG | one(endpoint, last)
         for endpoint, last in ((2, 1), (3, 2), (5, 2), (5, 3), (5, 5), (7, 4), (10, 3), (10, 5), (10, 8))
     },
-    "batches": {f"batches of {size}": UNIT | {"batch_size": size} for size in (10, 25, 50, 75, 100)},
+    "batches": {f"batches of {size}": LOG | {"batch_size": size} for size in (10, 25, 50, 75, 100)},
     "phases": {
-        "one phase, K = 5": UNIT | one(5, 3),
-        "one phase, K = 10": UNIT | one(10, 5),
-        "two phases": UNIT | two(batch_size=25),
-        "two phases, batches of 50": UNIT | two(),
-        "two phases, progressive": UNIT | two(batch_size=25, progressive=True),
-        "two phases, progressive, batches of 50": UNIT | two(progressive=True),
+        "one phase, K = 5": LOG | one(5, 3),
+        "one phase, K = 10": LOG | one(10, 5),
+        "two phases": LOG | two(batch_size=25),
+        "two phases, batches of 50": LOG | two(),
+        "two phases, progressive": LOG | two(batch_size=25, progressive=True),
+        "two phases, progressive, batches of 50": LOG | two(progressive=True),
     },
     "trajectories": {
-        "shortcut, adjoint 0.5": UNIT,
-        "shortcut, truncated": UNIT | {"adjoint": 0.0, "adjoint_clip": None},
-        "raw, adjoint 0.5": UNIT | {"trajectory": "raw"},
-        "raw, truncated": UNIT | {"trajectory": "raw", "adjoint": 0.0, "adjoint_clip": None},
+        "shortcut, adjoint 0.5": LOG,
+        "shortcut, truncated": LOG | {"adjoint": 0.0, "adjoint_clip": None},
+        "raw, adjoint 0.5": LOG | {"trajectory": "raw"},
+        "raw, truncated": LOG | {"trajectory": "raw", "adjoint": 0.0, "adjoint_clip": None},
     },
 }
 
 
 @dataclass(frozen=True)
 class Run:
+    data: Data
     plan: str
     cell: str
     seed: int
     work: Path
 
+    @property
+    def out(self) -> Path:
+        """Where its set is kept."""
+        name = re.sub(r"\W+", "-", self.cell).strip("-")
+        return self.work / "sets" / f"{self.plan}-{name}-{self.seed}"
 
-def settings(plan: str, cell: str, seed: int) -> DistillConfig:
+
+def whole(data: Data) -> Experiment:
+    """The experiment that cells change."""
+    found = experiment("demo,st-adjoint" if data == "emoji" else "ablation,st-adjoint")
+    if data == "digits":
+        teach = replace(found.teach, data=replace(found.teach.data, name="digits"))
+        found = replace(found, data=replace(found.data, name="digits"), teach=teach)
+    return found
+
+
+def settings(run: Run) -> DistillConfig:
+    cell = dict(PLANS[run.plan][run.cell])
+    times, rates = cell.pop("times", LeafRates(1, 1, 1, 1)), RATES[run.data]
     base = replace(
-        experiment("demo,st-adjoint").distill,
-        image_leaves="features",
+        whole(run.data).distill,
+        image_leaves="features" if run.data == "emoji" else "pixels",
         phases=(Phase(100, 5, (0, 3)),),
         steps=STEPS,
         batch_size=50,
         track_recall=LOOK,
+        rates=LeafRates(*(getattr(rates, leaf) * getattr(times, leaf) for leaf in vars(rates))),
     )
-    return replace(base, **PLANS[plan][cell], seed=seed, threads=1, device="cpu")
+    return replace(base, **cell, seed=run.seed, threads=1, device="cpu")
 
 
-def experts(asked: tuple[int, Path]) -> Path:
+def experts(asked: tuple[Data, int, Path]) -> Path:
     """Those of a seed, trained unless they exist."""
-    seed, work = asked
-    whole = experiment("demo")
-    write_data(replace(whole.data, root=work / "data"))
-    data = replace(whole.teach.data, root=work / "data")
+    data, seed, work = asked
+    planned = whole(data)
+    write_data(replace(planned.data, root=work / "data"))
     out = work / f"store-{seed}"
-    train_teachers(replace(whole.teach, data=data, out=out, seed=seed, workers=1, device="cpu"))
+    teach = replace(planned.teach, data=replace(planned.teach.data, root=work / "data"), endpoints="all", out=out)
+    train_teachers(replace(teach, seed=seed, workers=1, device="cpu"))
     return out
 
 
 def measure(run: Run) -> Row:
     """Distill, and score the leaves that val chose and the last ones, by two protocols."""
-    config, store = settings(run.plan, run.cell, run.seed), TrajectoryStore.open(run.work / f"store-{run.seed}")
+    config, store = settings(run), TrajectoryStore.open(run.work / f"store-{run.seed}")
     row: Row = {"cell": run.cell, "seed": run.seed}
-    began = time.process_time()
+    began, resumed = time.process_time(), run.out.exists()
     try:
-        made = distill(config, store)
+        made = distill(replace(config, out=run.out), store, resume=True)
     except Diverged as error:
-        return row | {"why": str(error)}
-    row |= {"cpu s": time.process_time() - began, "kept after": made.provenance["select"]["steps"]}
+        return row | {"why": str(error).replace(str(run.out), run.out.name)}
+    if not resumed:
+        row["cpu s"] = time.process_time() - began
+    row["kept after"] = made.provenance["select"]["steps"]
     row["curve"] = [phase.history["recall"].tolist() for phase in made.phases]
     row["loss"] = [float(phase.history["loss"][-20:].sum(1).mean()) for phase in made.phases]
     row["lr"] = [phase.pairs.lr.tolist() for phase in made.phases]
@@ -177,7 +206,8 @@ def table(file: Path) -> str:
         kept = mean(sum(row["kept after"]) for row in mine)
         diagonal = mean(mean(one["diagonal"] for one in row["S"]) for row in mine)
         eta = mean(mean(map(mean, row["lr"])) for row in mine)
-        numbers = (f"{kept:.0f}", f"{diagonal:.1f}", f"{eta:.2f}", f"{mean(row['cpu s'] for row in mine):.0f}")
+        seconds = [row["cpu s"] for row in mine if "cpu s" in row]
+        numbers = (f"{kept:.0f}", f"{diagonal:.1f}", f"{eta:.2f}", f"{mean(seconds):.0f}" if seconds else "")
         names = ("last, per-phase", "last, as-matched", "best, as-matched")
         head.add(cell, str(len(mine)), *map(over, names), *numbers)
     ended = [f"{row['cell']}, seed {row['seed']}" for row in found["rows"] if "why" in row]
@@ -192,13 +222,16 @@ def table(file: Path) -> str:
 def main() -> int:
     options = bare_parser("phases", __doc__)
     options.add_argument("plan", choices=PLANS)
+    options.add_argument("--data", choices=get_args(Data), default="emoji", help="what it is tried on")
     options.add_argument("--seeds", type=int, default=0, metavar="N", help="fresh seeds that are scored on test")
     options.add_argument("--tuning-seeds", type=int, default=1, metavar="N", help="seeds that are scored on val alone")
+    options.add_argument("--cells", metavar="WORDS", default="", help="only cells whose name has these words in it")
     options.add_argument("--workers", type=int, default=2, metavar="N", help="runs at once, a thread each")
     options.add_argument("--work", type=Path, default=Path("runs/phases"), metavar="FOLDER", help="may be removed")
     asked = options.parse_args()
     seeds = [*TUNING_SEEDS[: asked.tuning_seeds], *range(asked.seeds)]
-    runs = [Run(asked.plan, cell, seed, asked.work) for seed in seeds for cell in PLANS[asked.plan]]
+    run = partial(Run, asked.data, asked.plan, work=asked.work / asked.data)
+    runs = [run(cell, seed) for seed in seeds for cell in PLANS[asked.plan] if asked.cells in cell]
     rows = [row for row in result.rows(asked.json) if row["cell"] in PLANS[asked.plan]]
     done = {(row["cell"], row["seed"]) for row in rows}
     left = [run for run in runs if (run.cell, run.seed) not in done]
@@ -206,9 +239,8 @@ def main() -> int:
         parallel.processes(asked.workers) as workers,
         progress.bar(asked.plan, len(runs), len(runs) - len(left)) as bar,
     ):
-        for path in workers.completed(
-            experts, [(seed, asked.work) for seed in dict.fromkeys(run.seed for run in left)]
-        ):
+        wanted = dict.fromkeys((run.data, run.seed, run.work) for run in left)
+        for path in workers.completed(experts, list(wanted)):
             bar.note(path.name)
         for row in workers.completed(measure, left):
             rows.append(row)
