@@ -44,10 +44,10 @@ RATES: dict[Data, LeafRates] = {
 """As tuned for pixels, with η on a linear scale and S free."""
 Cell = Mapping[str, Any]
 """Settings of a distillation; `times` are factors on these rates."""
-FREE: Cell = {}
-LOG: Cell = {"lr_scale": "log", "times": LeafRates(1, 1, 10, 1)}
+FREE: dict[str, Any] = {}
+LOG: dict[str, Any] = {"lr_scale": "log", "times": LeafRates(1, 1, 10, 1)}
 """η as its logarithm, whose steps are of a few percent, as before."""
-UNIT: Cell = {"lr_scale": "log", "similarity_range": "unit", "times": LeafRates(1, 1, 25, 3)}
+UNIT: dict[str, Any] = {"lr_scale": "log", "similarity_range": "unit", "times": LeafRates(1, 1, 25, 3)}
 """S within 0 … 1 too; rates by a few trials on one seed of emoji."""
 
 
