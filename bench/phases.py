@@ -118,11 +118,11 @@ class Run:
 
 def whole(data: Data) -> Experiment:
     """The experiment that cells change."""
-    found = experiment("demo,st-adjoint" if data == "emoji" else "ablation,st-adjoint")
-    if data == "digits":
-        teach = replace(found.teach, data=replace(found.teach.data, name="digits"))
-        found = replace(found, data=replace(found.data, name="digits"), teach=teach)
-    return found
+    if data == "emoji":
+        return experiment("demo,st-adjoint")
+    found = experiment("ablation,st-adjoint")
+    teach = replace(found.teach, data=replace(found.teach.data, name=data))
+    return replace(found, data=replace(found.data, name=data), teach=teach)
 
 
 def settings(run: Run) -> DistillConfig:
