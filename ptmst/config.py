@@ -21,6 +21,8 @@ Keep = Literal["nothing", "path", "primals"]
 KeepOrAuto = Literal["auto", "nothing", "path", "primals"]
 Chunk = int | Literal["auto"] | None
 Compile = Literal["auto", "on", "off"]
+Protocol = Literal["as-matched", "per-phase", "reference"]
+"""Of students."""
 Selection = Literal["random", "herding", "kcenter", "forgetting"]
 """Of real pairs."""
 Writable = Literal["scenes", "digits", "emoji", "drawings", "stamps"]
@@ -529,7 +531,7 @@ class EvaluateConfig(Places):
     together: int | None = field(default=None, metadata=COMPUTE)
     """Students trained in parallel, as one stack; none = as many as fit on CUDA; on a CPU all of them behind a frozen
     tower, otherwise one at a time."""
-    protocol: Literal["as-matched", "per-phase", "reference"] = "per-phase"
+    protocol: Protocol = "per-phase"
     """per-phase: optimizer and schedule restart in every phase; as-matched: so too, on batches as large as those of the
     inner steps that made the set; reference: one optimizer and schedule for all phases."""
     split: Literal["test", "val"] = "test"
@@ -585,7 +587,7 @@ class EvaluateConfig(Places):
 
 TUNING_SEEDS = range(1000, 1010)
 """Seeds of the experts, pairs and students that an ablation tunes on: the first of them, as many as are asked for."""
-Axis = Literal["rates", "batch", "similarity", "lr", "steps"]
+Axis = Literal["rates", "batch", "similarity", "lr", "steps", "protocol"]
 """What an ablation may tune of a method."""
 
 
@@ -608,7 +610,8 @@ class AblateConfig:
     pairs: tuple[int, ...] = (20, 50, 100)
     """Sizes of the sets, in pairs."""
     tune: tuple[str, ...] = ("rates",)
-    """What is tuned on val, one after another: rates, batch, similarity (the rate of S), lr (η's start), steps."""
+    """What is tuned on val, one after another: rates, batch, similarity (the rate of S), lr (η's start), steps,
+    protocol (students that see all pairs at once, or batches as they were matched; of real pairs, a half)."""
     tuning_seeds: int = 2
     """Seeds that each trial is the mean of."""
     tuned_in: Path | None = field(default=None, metadata=_PASSING)

@@ -17,6 +17,7 @@ from ptmst.config import (
     EvaluateConfig,
     Experiment,
     LossKind,
+    Protocol,
     Selection,
 )
 from ptmst.distillation.budget import settled
@@ -51,13 +52,15 @@ class Run:
     """Loss and student learning rate, of real pairs."""
     split: Literal["test", "val"] = "test"
     batch: float = 0.0
-    """Share of the pairs in an inner batch; 0 = the experiment's batch size."""
+    """Share of the pairs in an inner batch, of real pairs in a batch of students; 0 = the experiment's batch size."""
     similarity: float = 1.0
     """On the rate of S, besides `factor`."""
     eta: float = 1.0
     """On the start of η."""
     steps: int = 1
     """On the outer steps."""
+    protocol: Protocol | None = None
+    """Of students; none = the experiment's."""
 
     @property
     def tunes(self) -> bool:
@@ -149,10 +152,15 @@ def measure(asked: tuple[Path, Experiment, Run, Device]) -> tuple[Run, dict[str,
         began = time.process_time()
         with peak_memory() as peak:
             made = subset(store, selection, run.pairs, run.lr, run.seed, device)
+        if run.batch:
+            made = replace(made, provenance={**made.provenance, "config": {"batch_size": round(run.batch * run.pairs)}})
         cost = {"seconds": time.process_time() - began, "peak bytes": sum(peak)}
         if "never_learned" in made.provenance:
             cost["never learned"] = made.provenance["never_learned"]
     evaluate_config = evaluation(base, sizes)
+    # Batches of real pairs are a choice too, of as many steps as at once.
+    of_real_pairs: Protocol | None = "as-matched" if run.method not in methods() and run.batch else None
+    evaluate_config = replace(evaluate_config, protocol=of_real_pairs or run.protocol or evaluate_config.protocol)
     evaluate_config = replace(evaluate_config, loss=loss, temperature=evaluate_config.temperature or temperature)
     evaluate_config = replace(evaluate_config, seed=run.seed, split=run.split, device=device)
     provenance = {

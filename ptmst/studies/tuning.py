@@ -17,6 +17,8 @@ FACTORS = (1 / 27, 1 / 9, 1 / 3, 1.0, 3.0, 9.0)
 REAL_LOSSES: tuple[LossKind, ...] = ("wbce", "infonce")
 REAL_LR = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Losses and student learning rates that are tried for real pairs."""
+_REAL_BATCHES = (0.0, 1 / 2)
+"""Shares of real pairs in a student's batch, where the protocol is tuned; 0 = as many as evaluation has."""
 _STEP = 3.0
 """Between factors that are tried one after another."""
 
@@ -41,6 +43,7 @@ def tried(axes: Sequence[str]) -> list[Tried]:
         "similarity": Tried("similarity", few, extends=True),
         "lr": Tried("eta", few, extends=True),
         "steps": Tried("steps", (1, 2)),
+        "protocol": Tried("protocol", ("per-phase", "as-matched")),
     }
     return [of[axis] for axis in axes]
 
@@ -56,7 +59,7 @@ def searched(start: Run, axes: Sequence[str], base: Experiment) -> list[Tried]:
 def trials(start: Run, axes: Sequence[str], base: Experiment) -> Between:
     """How many runs `search` asks for, for one method."""
     if start.method not in methods():
-        return Between.exactly(len(REAL_LOSSES) * len(REAL_LR))
+        return Between.exactly(len(_of_real_pairs(start, axes)))
     known = searched(start, axes, base)
     least = 1 + sum(len(axis.values) - 1 for axis in known)
     return Between(least, least + sum(axis.extends for axis in known))
@@ -67,10 +70,11 @@ def search(
 ) -> dict[str, Run]:
     """The best run of every method, by method; `recalls` of runs are measured together.
 
-    Real pairs are tuned by loss and η, distilled ones by the axes one after another. Of equals it is what there was.
+    Real pairs are tuned by loss and η, and where the protocol is tuned by students' batch; distilled ones by the axes
+    one after another. Of equals it is what there was.
     """
     # An axis that is yet to come is at one of the values that will be compared.
-    first = {axis.field: axis.values[0] for axis in tried(axes) if axis.field == "batch"}
+    first = {axis.field: axis.values[0] for axis in tried(axes) if axis.field in ("batch", "protocol")}
     found = {run.method: replace(run, **first) if run.method in methods() else run for run in starts}
 
     def best(of: Mapping[str, Sequence[Run]]) -> dict[str, Run]:
@@ -80,11 +84,7 @@ def search(
             method: max(runs, key=lambda run: (recall[run], run == found.get(method))) for method, runs in of.items()
         }
 
-    real = {
-        method: [replace(run, loss=loss, lr=lr) for loss, lr in product(REAL_LOSSES, REAL_LR)]
-        for method, run in found.items()
-        if method not in methods()
-    }
+    real = {method: _of_real_pairs(run, axes) for method, run in found.items() if method not in methods()}
     for axis in tried(axes):
         having = [method for method, run in found.items() if axis in searched(run, axes, base)]
         found |= best({method: _along(axis, found[method], axis.values) for method in having} | real)
@@ -94,6 +94,13 @@ def search(
             ends = {method: getattr(found[method], axis.field) for method in having}
             found |= best({m: _along(axis, found[m], (end, beyond[end])) for m, end in ends.items() if end in beyond})
     return found
+
+
+def _of_real_pairs(run: Run, axes: Sequence[str]) -> list[Run]:
+    """What is tried of them, all at once."""
+    batches = _REAL_BATCHES if "protocol" in axes else _REAL_BATCHES[:1]
+    tried = product(batches, REAL_LOSSES, REAL_LR)
+    return [replace(run, batch=batch, loss=loss, lr=lr) for batch, loss, lr in tried]
 
 
 def _along(axis: Tried, run: Run, values: Iterable[Any]) -> list[Run]:
@@ -111,7 +118,8 @@ def tuned(run: Run, trials: Sequence[Run]) -> str:
         return " (edge)" if len(found) > 1 and getattr(run, field) in (min(found), max(found)) else ""
 
     if run.method not in methods():
-        return f"{run.loss}, η {run.lr:g}{edge('lr')}"
+        in_batches = f", students' batch {100 * run.batch:.0f} %" if run.batch else ""
+        return f"{run.loss}, η {run.lr:g}{edge('lr')}{in_batches}"
     factors = {"factor": "rates", "similarity": "S", "eta": "η"}
     shown = [
         f"{name} × {getattr(run, field):.2g}{edge(field)}"
@@ -119,4 +127,5 @@ def tuned(run: Run, trials: Sequence[Run]) -> str:
         if field == "factor" or values(field) | {getattr(run, field)} != {1.0}
     ]
     shown += [f"batch {100 * run.batch:.0f} %"] if run.batch else []
-    return ", ".join(shown + ([f"steps × {run.steps}"] if values("steps") | {run.steps} != {1} else []))
+    shown += [f"steps × {run.steps}"] if values("steps") | {run.steps} != {1} else []
+    return ", ".join(shown + ([run.protocol] if run.protocol is not None else []))

@@ -14,7 +14,7 @@ import pytest
 
 from bench import ablation as table
 from ptmst import DistilledSet, EvaluateConfig, Scores, TrajectoryStore, cli, distill, evaluate
-from ptmst.config import AblateConfig, Experiment, LeafRates, Phase, TeachConfig, WriteDataConfig
+from ptmst.config import AblateConfig, Experiment, LeafRates, Phase, Protocol, TeachConfig, WriteDataConfig
 from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.baselines import subset
 from ptmst.presets import experiment, methods
@@ -22,7 +22,7 @@ from ptmst.report.tables import fraction_of_full, how
 from ptmst.schema import from_json, to_json
 from ptmst.studies import ablation, runs, tuning
 from ptmst.studies.ablation import COLUMNS, RESULTS, ablate
-from ptmst.studies.runs import Run, evaluation, settings
+from ptmst.studies.runs import Run, evaluation, measure, settings
 from ptmst.studies.tuning import REAL_LOSSES
 from ptmst.support import files, parallel
 from tiny import DISTILL, ENCODER
@@ -185,6 +185,30 @@ def test_a_distilled_cell_is_what_one_would_run_by_hand(
         config = replace(TINY.evaluate, students=1, seed=2 * seed + number, loss=plain.loss, split=split, device="cpu")
         config = replace(config, epochs=epochs[0], lr_drop=epochs[1])
         assert dict(evaluate(made, config).students[0]) == student
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["herding", "lors"])
+def test_students_that_see_some_pairs_at_a_time_are_what_one_would_run_by_hand(
+    grid: AblateConfig, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real pairs by half, distilled ones in their inner batches; as many steps as at once."""
+    monkeypatch.setenv("PTMST_CACHE", str(grid.out / "cache"))
+    protocol: Protocol | None = None if method == "herding" else "as-matched"
+    run = Run(method, 8, 1000, lr=0.1, split="val", batch=1 / 2 if method == "herding" else 0.0, protocol=protocol)
+    _, row = measure((grid.out, TINY, run, "cpu"))
+    assert row["provenance"]["config"]["protocol"] == "as-matched"
+    store = TrajectoryStore.open(grid.out / "store-1000")
+    if method == "herding":
+        made = subset(store, "herding", 8, 0.1, seed=1000)
+        made = replace(made, provenance={"config": {"batch_size": 4}})
+    else:
+        made = distill(replace(settings(TINY, run).distill, seed=1000, device="cpu"), store)
+    for number, student in enumerate(row["students"]):
+        config = replace(TINY.evaluate, students=1, seed=2000 + number, loss="wbce", split="val", device="cpu")
+        config = replace(config, epochs=5, lr_drop=3, protocol="as-matched")
+        assert dict(evaluate(made, config).students[0]) == student
+        assert dict(evaluate(made, replace(config, protocol="per-phase")).students[0]) != student
 
 
 def test_a_lost_student_recalls_nothing(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:

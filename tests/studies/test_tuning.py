@@ -105,6 +105,27 @@ def test_every_method_has_as_many_trials(inside: bool) -> None:
         assert counts[run.method] == (expected.least if inside else expected.most)
 
 
+def test_students_of_all_methods_may_see_all_pairs_at_once_or_some() -> None:
+    def recall(run: Run) -> float:
+        return run.factor + 2 * (run.protocol == "as-matched") + 2 * (run.batch == 1 / 2)
+
+    axes = ("rates", "protocol")
+    asked, found = asked_and_found(recall, axes, "lors", "random")
+    assert [run.protocol for run in asked if run.method == "lors"][-1] == "as-matched"
+    assert {run.protocol for run in asked if run.method == "lors"} == {"per-phase", "as-matched"}
+    assert found["lors"].protocol == "as-matched" and found["lors"].factor == 9.0
+    assert {(run.batch, run.loss, run.lr) for run in asked if run.method == "random"} == {
+        (batch, loss, lr) for batch in (0.0, 0.5) for loss in tuning.REAL_LOSSES for lr in tuning.REAL_LR
+    }
+    assert found["random"].batch == 1 / 2 and found["random"].protocol is None
+    for run in starts("lors", "random"):
+        assert (
+            trials(run, axes, BASE).least <= sum(r.method == run.method for r in asked) <= trials(run, axes, BASE).most
+        )
+    assert tuned(found["lors"], asked) == "rates × 9 (edge), as-matched"
+    assert tuned(found["random"], asked).endswith(", students' batch 50 %")
+
+
 def test_rates_alone_have_a_longer_list_and_no_value_beyond_it() -> None:
     asked, found = asked_and_found(landscape(factor=100.0), ("rates",), "lors")
     assert [run.factor for run in asked] == list(FACTORS) and found["lors"].factor == FACTORS[-1]
