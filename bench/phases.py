@@ -10,16 +10,18 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, get_args
+from unittest.mock import patch
 
 import torch
 
-from bench import result
+from bench import other_experts, result
 from bench.command import bare_parser
 from bench.result import Row, Rows
 from bench.spread import spread
@@ -27,6 +29,7 @@ from bench.tables import NOT_YET, Table, source
 from ptmst import DistilledSet, EvaluateConfig, LeafRates, Phase, TrajectoryStore, distill, train_teachers
 from ptmst.config import TUNING_SEEDS, DistillConfig, Experiment
 from ptmst.data import write_data
+from ptmst.distillation.distill import _drawn
 from ptmst.errors import Diverged
 from ptmst.presets import experiment
 from ptmst.studies.runs import one_by_one, recalls
@@ -43,7 +46,8 @@ RATES: dict[Data, LeafRates] = {
 }
 """As tuned for pixels, with η on a linear scale and S free."""
 Cell = Mapping[str, Any]
-"""Settings of a distillation; `times` are factors on these rates."""
+"""Settings of a distillation; `times` are factors on these rates. `experts` are others than those of the experiment: so
+many, or of a kind (bench/other_experts.py). With `moving` start ranges grow from the first point to the whole."""
 FREE: dict[str, Any] = {}
 LOG: dict[str, Any] = {"lr_scale": "log", "times": LeafRates(1, 1, 10, 1)}
 """η as its logarithm, whose steps are of a few percent, as before."""
@@ -92,6 +96,16 @@ PLANS: dict[str, dict[str, Cell]] = {
         "two phases, progressive": LOG | two(batch_size=25, progressive=True),
         "two phases, progressive, batches of 50": LOG | two(progressive=True),
     },
+    "ideas": {
+        "K = 10, starts 0–4": LOG | one(10, 5),
+        "evenly spaced points (MCT)": LOG | one(10, 5) | {"experts": "convex"},
+        "end points averaged over experts": LOG | one(10, 5) | {"experts": "averaged"},
+        "2 experts": LOG | one(10, 5) | {"experts": 2},
+        "16 experts": LOG | one(10, 5) | {"experts": 16},
+        "spans of 2 epochs": LOG | one(10, 5) | {"expert_epochs": 2},
+        "spans of 3 epochs": LOG | one(10, 5) | {"expert_epochs": 3},
+        "start ranges that grow (DATM)": LOG | one(10, 5) | {"moving": True},
+    },
     "trajectories": {
         "shortcut, adjoint 0.5": LOG,
         "shortcut, truncated": LOG | {"adjoint": 0.0, "adjoint_clip": None},
@@ -115,6 +129,16 @@ class Run:
         name = re.sub(r"\W+", "-", self.cell).strip("-")
         return self.work / "sets" / f"{self.plan}-{name}-{self.seed}"
 
+    @property
+    def settings_of_cell(self) -> Cell:
+        return PLANS[self.plan][self.cell]
+
+    @property
+    def store(self) -> Path:
+        """Where its experts are."""
+        other = self.settings_of_cell.get("experts")
+        return self.work / (f"store-{self.seed}" + ("" if other is None else f"-{other}"))
+
 
 def whole(data: Data) -> Experiment:
     """The experiment that cells change."""
@@ -126,7 +150,7 @@ def whole(data: Data) -> Experiment:
 
 
 def settings(run: Run) -> DistillConfig:
-    cell = dict(PLANS[run.plan][run.cell])
+    cell = {name: value for name, value in run.settings_of_cell.items() if name not in ("experts", "moving")}
     times, rates = cell.pop("times", LeafRates(1, 1, 1, 1)), RATES[run.data]
     base = replace(
         whole(run.data).distill,
@@ -140,24 +164,43 @@ def settings(run: Run) -> DistillConfig:
     return replace(base, **cell, seed=run.seed, threads=1, device="cpu")
 
 
-def experts(asked: tuple[Data, int, Path]) -> Path:
-    """Those of a seed, trained unless they exist."""
-    data, seed, work = asked
-    planned = whole(data)
-    write_data(replace(planned.data, root=work / "data"))
-    out = work / f"store-{seed}"
-    teach = replace(planned.teach, data=replace(planned.teach.data, root=work / "data"), endpoints="all", out=out)
-    train_teachers(replace(teach, seed=seed, workers=1, device="cpu"))
-    return out
+def experts(run: Run) -> Path:
+    """Those of a run, trained or made unless they exist."""
+    planned, other = whole(run.data), run.settings_of_cell.get("experts")
+    write_data(replace(planned.data, root=run.work / "data"))
+    data = replace(planned.teach.data, root=run.work / "data")
+    teach = replace(planned.teach, data=data, endpoints="all", seed=run.seed, workers=1, device="cpu")
+    if isinstance(other, int):
+        train_teachers(replace(teach, experts=other, out=run.store))
+        return run.store
+    store = train_teachers(replace(teach, out=run.work / f"store-{run.seed}"))
+    return store.path if other is None else other_experts.made(other, store, run.store)
+
+
+@contextmanager
+def growing() -> Iterator[None]:
+    """Start ranges that grow from their first point to the whole, evenly, as difficulty-aligned ones do."""
+
+    def drawn(number: int, step: int, cache: Any, *, config: DistillConfig, **more: Any) -> Any:
+        phase = config.phases[number]
+        first, last = phase.start
+        now = replace(phase, start=(first, first + 1 + (last - first) * step // config.steps))
+        phases = (*config.phases[:number], now, *config.phases[number + 1 :])
+        return _drawn(number, step, cache, config=replace(config, phases=phases), **more)
+
+    with patch("ptmst.distillation.distill._drawn", drawn):
+        yield
 
 
 def measure(run: Run) -> Row:
     """Distill, and score the leaves that val chose and the last ones, by two protocols."""
-    config, store = settings(run), TrajectoryStore.open(run.work / f"store-{run.seed}")
+    config, store = settings(run), TrajectoryStore.open(run.store)
     row: Row = {"cell": run.cell, "seed": run.seed}
     began, resumed = time.process_time(), run.out.exists()
+    moving = growing() if run.settings_of_cell.get("moving") else nullcontext()
     try:
-        made = distill(replace(config, out=run.out), store, resume=True)
+        with moving:
+            made = distill(replace(config, out=run.out), store, resume=True)
     except Diverged as error:
         return row | {"why": str(error).replace(str(run.out), run.out.name)}
     if not resumed:
@@ -239,9 +282,12 @@ def main() -> int:
         parallel.processes(asked.workers) as workers,
         progress.bar(asked.plan, len(runs), len(runs) - len(left)) as bar,
     ):
-        wanted = dict.fromkeys((run.data, run.seed, run.work) for run in left)
-        for path in workers.completed(experts, list(wanted)):
-            bar.note(path.name)
+        stores = {run.store: run for run in left}
+        # Some are made from others.
+        made = {store for store, run in stores.items() if "experts" in run.settings_of_cell}
+        for some in (stores.keys() - made, made):
+            for path in workers.completed(experts, [stores[store] for store in sorted(some)]):
+                bar.note(path.name)
         for row in workers.completed(measure, left):
             rows.append(row)
             result.write(asked.json, rows, machine=machine() | {"threads": 1})
