@@ -156,12 +156,13 @@ def choose(
     else:
         phases = _searched(config, nearby(recalls, asked.pairs, config.expert_epochs), recall_of, tried, keep)
     choice = Choice(schema.phase_text(asked), phases, tuple(sorted(recalls.items())), tuple(tried))
+    best = max(recalls, key=lambda epoch: recalls[epoch])
+    ends = {phase.endpoint: f"{recalls[phase.endpoint]:.1f} at epoch {phase.endpoint}" for phase in choice.phases}
     _LOG.info(
-        "distill: phases %s, chosen by %s; experts have a recall of %s on %s",
+        "distill: phases %s, chosen by %s; recall of experts on %s is %s, at best %.1f at epoch %d",
         " ".join(map(schema.phase_text, choice.phases)),
-        "their rule" if asked.by == "auto" else f"{len(choice.trials)} short runs",
-        ", ".join(f"{recall:.1f} at epoch {epoch}" for epoch, recall in choice.recall),
-        CHOOSING,
+        "a rule" if asked.by == "auto" else f"{len(choice.trials)} short runs",
+        *(CHOOSING, " and ".join(ends.values()), recalls[best], best),
     )
     return choice
 

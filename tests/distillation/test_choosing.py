@@ -131,7 +131,7 @@ def test_a_search_halves_what_it_tries(
     ]
     told = " ".join(record.getMessage() for record in caplog.records)
     assert "a search of 5 trials of 2 and 3 trials of 4, 22 outer steps in all before the 8 of the run" in told
-    assert "phases 8:7:0-4, chosen by 8 short runs; experts have a recall of 50.0 at epoch 3" in told
+    assert "8:7:0-4, chosen by 8 short runs; recall of experts on val is 100.0 at epoch 7, at best 100.0 at" in told
     # What is known is not asked again.
     asked.clear()
     assert choose(tracked, store, CPU, recall_of, found.trials[:6]) == found
