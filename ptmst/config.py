@@ -531,9 +531,9 @@ class EvaluateConfig(Places):
     together: int | None = field(default=None, metadata=COMPUTE)
     """Students trained in parallel, as one stack; none = as many as fit on CUDA; on a CPU all of them behind a frozen
     tower, otherwise one at a time."""
-    protocol: Protocol = "per-phase"
-    """per-phase: optimizer and schedule restart in every phase; as-matched: so too, on batches as large as those of the
-    inner steps that made the set; reference: one optimizer and schedule for all phases."""
+    protocol: Protocol = "as-matched"
+    """as-matched: on batches as large as those of the inner steps that made the set, with an optimizer and schedule for
+    each phase; per-phase: so too, on batches of batch_size; reference: one optimizer and schedule for all phases."""
     split: Literal["test", "val"] = "test"
     """Split to score the students on; use val to choose settings."""
     on: str | None = field(default=None, metadata=_SCORED)
@@ -556,7 +556,7 @@ class EvaluateConfig(Places):
     every: int = 10
     """Epochs between evaluations."""
     batch_size: int = 128
-    """Pairs per student batch."""
+    """Pairs per student batch; as-matched has as many batches, of fewer pairs."""
     momentum: float = 0.9
     """Momentum of the students' SGD."""
     weight_decay: float = 5e-4

@@ -101,7 +101,7 @@ def _outer_step(config: DistillConfig, side: Side, *, seed: int, store: Trajecto
 
 def evaluations(cell: Cell, distilled: DistilledSet) -> dict[Form, list[dict[str, float] | None]]:
     """Mean recall of every student on val and test, by protocol; None for a student that diverged."""
-    config = EvaluateConfig(seed=cell.seed, device="cpu")
+    config = EvaluateConfig(seed=cell.seed, protocol="per-phase", device="cpu")
     protocols: dict[Form, Callable[[], tuple[DistilledSet, EvaluateConfig]]] = {
         "per-phase": lambda: (distilled, config),
         "reference": lambda: (distilled, replace(config, protocol="reference")),

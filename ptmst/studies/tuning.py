@@ -79,7 +79,8 @@ def search(
 
     def best(of: Mapping[str, Sequence[Run]]) -> dict[str, Run]:
         asked = [run for runs in of.values() for run in runs]
-        recall = dict(zip(asked, recalls(asked), strict=True))
+        # The last bits of a mean depend on its order.
+        recall = {run: round(value, 6) for run, value in zip(asked, recalls(asked), strict=True)}
         return {
             method: max(runs, key=lambda run: (recall[run], run == found.get(method))) for method, runs in of.items()
         }

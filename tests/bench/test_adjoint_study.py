@@ -397,7 +397,7 @@ def test_parts_of_a_set_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
         "second": (second,),
     }
     ((merged,), config) = (found["at once"][0].phases, found["at once"][1])
-    assert config == EvaluateConfig(seed=0, device="cpu")
+    assert config == EvaluateConfig(seed=0, protocol="per-phase", device="cpu")
     s = torch.zeros(5, 5)
     s[:2, :2], s[2:, 2:] = (part.pairs.similarity.dense() for part in (first, second))
     assert torch.equal(merged.pairs.similarity.dense(), s)

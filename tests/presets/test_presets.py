@@ -65,7 +65,7 @@ def test_a_row_is_the_papers(name: str) -> None:
     )
     assert teach.encoder.freeze_tower == name.startswith("cc3m")
     assert teach.encoder.head_width == (2048 if name.startswith("cc3m") else None)
-    assert found.evaluate == EvaluateConfig()
+    assert found.evaluate == EvaluateConfig(protocol="per-phase")
 
 
 REPBLEND = {

@@ -86,7 +86,7 @@ def test_records_hold_every_number_and_how_it_was_got(tmp_path: Path, suffix: st
             assert float(record["percent of all real pairs"]) == pytest.approx(100 * share)
         assert (int(record["pairs"]), int(record["students"])) == (row.pairs, len(row.scores.students))
         assert record["split"] == "test"
-    assert [record["protocol"] for record in found] == ["per-phase", "reference", "per-phase", "as trained"]
+    assert [record["protocol"] for record in found] == ["as-matched", "reference", "as-matched", "as trained"]
     assert [record["selection"] for record in found] == ["last", "best-test", "last", "last"]
     assert [record.get("tower", "") for record in found] == ["", "", "timm:nf_resnet50", ""]
 
@@ -139,11 +139,11 @@ def test_latex_has_what_an_ablation_tunes(tmp_path: Path) -> None:
 
 
 def test_how_rows_were_evaluated_is_told() -> None:
-    assert how(rows()[:1]) == ["3 students, scenes test, per-phase, selection last, loss wbce"]
+    assert how(rows()[:1]) == ["3 students, scenes test, as-matched, selection last, loss wbce"]
     assert how(rows()) == [
-        "50 % | of_them & more: 3 students, scenes test, per-phase, selection last, loss wbce",
+        "50 % | of_them & more: 3 students, scenes test, as-matched, selection last, loss wbce",
         "ours: 3 students, scenes test, reference, selection best-test, loss wbce",
-        "elsewhere: 3 students of timm:nf_resnet50 (warmed up for 3 epochs), scenes test, per-phase, selection last, "
+        "elsewhere: 3 students of timm:nf_resnet50 (warmed up for 3 epochs), scenes test, as-matched, selection last, "
         "loss wbce",
         "all: 2 experts, scenes test, as trained, selection last",
     ]
@@ -155,20 +155,20 @@ def test_how_rows_were_evaluated_is_told() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"data": "digits", "split": "val"}, "3 students, digits val, per-phase"),
-        ({"seeds": [4, 5]}, "3 students of 2 seeds, scenes test, per-phase"),
+        ({"data": "digits", "split": "val"}, "3 students, digits val, as-matched"),
+        ({"seeds": [4, 5]}, "3 students of 2 seeds, scenes test, as-matched"),
         ({"image_weights_sha256": "0123456789abcdef"}, "3 students of timm:vit (weights 01234567), scenes test"),
         ({"encoder": {"image_tower": "timm:vit", "warmup_epochs": 0}}, "3 students of timm:vit (random weights), "),
         ({"config": {"epochs": 3, "weight_decay": 0.1}}, "selection last, loss wbce, epochs 3, weight_decay 0.1"),
-        ({"scored": {"images": 1234}}, "3 students, scenes test of 1,234 images, per-phase"),
+        ({"scored": {"images": 1234}}, "3 students, scenes test of 1,234 images, as-matched"),
         ({"config": {"temperature": 0.05}}, "selection last, loss wbce, temperature 0.05."),
         ({"config": {"temperature": 0.07}}, "selection last, loss wbce."),
-        ({"config": {"together": 2, "seed": 9}}, "3 students, scenes test, per-phase, selection last, loss wbce"),
+        ({"config": {"together": 2, "seed": 9}}, "3 students, scenes test, as-matched, selection last, loss wbce"),
         (
             {"scored": {"data": "stamps", "images": 9}, "config": {"on": "stamps"}},
-            "3 students, scenes, scored on stamps test of 9 images, per-phase, selection last, loss wbce.",
+            "3 students, scenes, scored on stamps test of 9 images, as-matched, selection last, loss wbce.",
         ),
-        ({"scored": {"data": "scenes", "images": 9}}, "3 students, scenes test of 9 images, per-phase"),
+        ({"scored": {"data": "scenes", "images": 9}}, "3 students, scenes test of 9 images, as-matched"),
         ({"config": {"count_equal_captions": True}}, "selection last, loss wbce, equal captions correct."),
     ],
 )
