@@ -1,8 +1,8 @@
 """`python -m bench.phases PLAN --json FILE`: choices about phases, and about what is learned in them.
 
-On emoji in a frozen tower's features, where an outer step takes a tenth of a second; on scenes and digits in pixels of
-a small tower that is trained. Cells are tried on seeds that nothing is compared on, and scored on val; `--seeds N`
-scores N fresh seeds on test too. A stopped run continues where it was.
+On emoji and drawings in a frozen tower's features, where an outer step takes a tenth of a second; on scenes and digits
+in pixels of a small tower that is trained. Cells are tried on seeds that nothing is compared on, and scored on val;
+`--seeds N` scores N fresh seeds on test too. A stopped run continues where it was.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ from bench.result import Row, Rows
 from bench.spread import spread
 from bench.tables import NOT_YET, Table, source
 from ptmst import DistilledSet, EvaluateConfig, LeafRates, Phase, TrajectoryStore, distill, train_teachers
-from ptmst.config import TUNING_SEEDS, DistillConfig, Experiment
+from ptmst.config import TUNING_SEEDS, DistillConfig, Experiment, OpenPhases
 from ptmst.data import write_data
 from ptmst.distillation.distill import _drawn
 from ptmst.errors import Diverged
 from ptmst.presets import experiment
+from ptmst.schema import from_json, phase_text
 from ptmst.studies.runs import one_by_one, recalls
 from ptmst.support import parallel, progress
 from ptmst.support.provenance import machine
 
-Data = Literal["emoji", "scenes", "digits"]
+Data = Literal["emoji", "drawings", "scenes", "digits"]
 STEPS, LOOK = 1000, 100
 STUDENTS = 3
 RATES: dict[Data, LeafRates] = {
     "emoji": LeafRates(0.0056, 0.0056, 0.002, 0.033),
+    "drawings": LeafRates(0.0056, 0.0056, 0.002, 0.033),
     "scenes": LeafRates(0.02, 0.1, 0.002, 0.1),
     "digits": LeafRates(0.02, 0.1, 0.002, 0.1),
 }
@@ -86,6 +88,14 @@ PLANS: dict[str, dict[str, Cell]] = {
     "end-points": {
         f"K = {endpoint}, starts 0–{last - 1}": LOG | one(endpoint, last)
         for endpoint, last in ((2, 1), (3, 2), (5, 2), (5, 3), (5, 5), (7, 4), (10, 3), (10, 5), (10, 8))
+    }
+    | {
+        "by the rule": LOG | {"phases": (OpenPhases(100),)},
+        "by the search": LOG | {"phases": (OpenPhases(100, by="search"),)},
+    },
+    "sizes": {
+        f"{pairs} pairs, batches of {size}": LOG | one(5, 3, pairs) | {"batch_size": size}
+        for pairs, size in ((20, 10), (50, 25), (200, 50), (200, 100), (500, 50), (500, 250))
     },
     "batches": {f"batches of {size}": LOG | {"batch_size": size} for size in (10, 25, 50, 75, 100)},
     "phases": {
@@ -140,11 +150,14 @@ class Run:
         return self.work / (f"store-{self.seed}" + ("" if other is None else f"-{other}"))
 
 
+def frozen(data: Data) -> bool:
+    """Whether they are looked at by a frozen tower, whose features are distilled."""
+    return data in ("emoji", "drawings")
+
+
 def whole(data: Data) -> Experiment:
     """The experiment that cells change."""
-    if data == "emoji":
-        return experiment("demo,st-adjoint")
-    found = experiment("ablation,st-adjoint")
+    found = experiment("demo,st-adjoint" if frozen(data) else "ablation,st-adjoint")
     teach = replace(found.teach, data=replace(found.teach.data, name=data))
     return replace(found, data=replace(found.data, name=data), teach=teach)
 
@@ -154,7 +167,7 @@ def settings(run: Run) -> DistillConfig:
     times, rates = cell.pop("times", LeafRates(1, 1, 1, 1)), RATES[run.data]
     base = replace(
         whole(run.data).distill,
-        image_leaves="features" if run.data == "emoji" else "pixels",
+        image_leaves="features" if frozen(run.data) else "pixels",
         phases=(Phase(100, 5, (0, 3)),),
         steps=STEPS,
         batch_size=50,
@@ -205,6 +218,7 @@ def measure(run: Run) -> Row:
         return row | {"why": str(error).replace(str(run.out), run.out.name)}
     if not resumed:
         row["cpu s"] = time.process_time() - began
+    row["phases"] = [phase_text(phase) for phase in from_json(DistillConfig, made.provenance["config"]).phases]
     row["kept after"] = made.provenance["select"]["steps"]
     row["curve"] = [phase.history["recall"].tolist() for phase in made.phases]
     row["loss"] = [float(phase.history["loss"][-20:].sum(1).mean()) for phase in made.phases]
