@@ -31,6 +31,7 @@ from ptmst.config import TUNING_SEEDS, DistillConfig, Experiment, OpenPhases
 from ptmst.data import write_data
 from ptmst.distillation.distill import _drawn
 from ptmst.errors import Diverged
+from ptmst.evaluation.evaluate import evaluate_experts
 from ptmst.presets import experiment
 from ptmst.schema import from_json, phase_text
 from ptmst.studies.runs import one_by_one, recalls
@@ -40,6 +41,8 @@ from ptmst.support.provenance import machine
 Data = Literal["emoji", "drawings", "scenes", "digits"]
 STEPS, LOOK = 1000, 100
 STUDENTS = 3
+ALL = "all real pairs"
+"""What cells are compared with: the experts of the seed."""
 RATES: dict[Data, LeafRates] = {
     "emoji": LeafRates(0.0056, 0.0056, 0.002, 0.033),
     "drawings": LeafRates(0.0056, 0.0056, 0.002, 0.033),
@@ -141,7 +144,7 @@ class Run:
 
     @property
     def settings_of_cell(self) -> Cell:
-        return PLANS[self.plan][self.cell]
+        return PLANS[self.plan].get(self.cell, {})
 
     @property
     def store(self) -> Path:
@@ -207,8 +210,11 @@ def growing() -> Iterator[None]:
 
 def measure(run: Run) -> Row:
     """Distill, and score the leaves that val chose and the last ones, by two protocols."""
-    config, store = settings(run), TrajectoryStore.open(run.store)
+    store, splits = TrajectoryStore.open(run.store), ("val",) if run.seed in TUNING_SEEDS else ("val", "test")
     row: Row = {"cell": run.cell, "seed": run.seed}
+    if run.cell == ALL:
+        return row | {"experts": {split: _of_experts(store, split) for split in splits}}
+    config = settings(run)
     began, resumed = time.process_time(), run.out.exists()
     moving = growing() if run.settings_of_cell.get("moving") else nullcontext()
     try:
@@ -220,12 +226,12 @@ def measure(run: Run) -> Row:
         row["cpu s"] = time.process_time() - began
     row["phases"] = [phase_text(phase) for phase in from_json(DistillConfig, made.provenance["config"]).phases]
     row["kept after"] = made.provenance["select"]["steps"]
+    row["looks"] = EvaluateConfig().protocol
     row["curve"] = [phase.history["recall"].tolist() for phase in made.phases]
     row["loss"] = [float(phase.history["loss"][-20:].sum(1).mean()) for phase in made.phases]
     row["lr"] = [phase.pairs.lr.tolist() for phase in made.phases]
     row["S"] = [_of_labels(pairs.similarity.dense()) for pairs in made]
     last = replace(made, phases=tuple(replace(one, pairs=one.at_end or one.pairs) for one in made.phases))
-    splits = ("val",) if run.seed in TUNING_SEEDS else ("val", "test")
     row["recall"] = {
         f"{split}, {which}, {protocol}": _recalls(of, split, protocol, run.seed)
         for split in splits
@@ -233,6 +239,11 @@ def measure(run: Run) -> Row:
         for protocol in ("per-phase", "as-matched")
     }
     return row
+
+
+def _of_experts(store: TrajectoryStore, split: Any) -> list[float]:
+    config = EvaluateConfig(students=len(store), split=split, device="cpu", threads=1)
+    return [student["mean"] for student in evaluate_experts(store, config).students]
 
 
 def _of_labels(matrix: torch.Tensor) -> dict[str, float]:
@@ -253,6 +264,7 @@ def table(file: Path) -> str:
     rows: Rows = [row for row in found["rows"] if "recall" in row]
     split = "test" if any(name.startswith("test") for row in rows for name in row["recall"]) else "val"
     shown = [row for row in rows if (row["seed"] in TUNING_SEEDS) == (split == "val")]
+    experts = [row for row in found["rows"] if row["cell"] == ALL and split in row["experts"]]
     head = Table(["", "seeds", "last, at once", "last, as matched", "best look, as matched", "look", "S_ii", "η", "s"])
     for cell in dict.fromkeys(row["cell"] for row in shown):
         mine = [row for row in shown if row["cell"] == cell]
@@ -267,6 +279,8 @@ def table(file: Path) -> str:
         numbers = (f"{kept:.0f}", f"{diagonal:.1f}", f"{eta:.2f}", f"{mean(seconds):.0f}" if seconds else "")
         names = ("last, per-phase", "last, as-matched", "best, as-matched")
         head.add(cell, str(len(mine)), *map(over, names), *numbers)
+    if experts:
+        head.add(ALL, str(len(experts)), spread([v for row in experts for v in row["experts"][split]]), *[None] * 6)
     ended = [f"{row['cell']}, seed {row['seed']}" for row in found["rows"] if "why" in row]
     told = f"Ended early: {'; '.join(ended)}. " if ended else ""
     return head.markdown(
@@ -274,6 +288,39 @@ def table(file: Path) -> str:
         "all pairs at once, or in batches as they were matched; of the leaves after the last outer step, and of those "
         f"that were best on val, with the step of that look. {told}{source(found, ran='')}"
     )
+
+
+def steps_table(files: Mapping[str, Path]) -> str:
+    """Recall by outer steps, a line for each data set and cell; `files` by data set."""
+    table = Table(["", "", "seeds", *(f"{step:,}" for step in _STEPS), "best", "at the end", "as matched"], left=(0, 1))
+    sources, protocols = [], set()
+    for data, file in files.items():
+        if (found := result.read(file)) is None:
+            continue
+        rows: Rows = [row for row in found["rows"] if "recall" in row and row["seed"] in TUNING_SEEDS]
+        for cell in dict.fromkeys(row["cell"] for row in rows):
+            mine = [row for row in rows if row["cell"] == cell]
+            protocols |= {row.get("looks", "per-phase") for row in mine}
+            every = PLANS["steps"][cell]["track_recall"]
+            looks = [[row["curve"][0][step // every - 1] for row in mine] for step in _STEPS]
+            last = [
+                [value for row in mine for value in row["recall"][f"val, last, {protocol}"]]
+                for protocol in ("per-phase", "as-matched")
+            ]
+            best = f"{mean(max(row['curve'][0]) for row in mine):.1f}"
+            table.add(data, cell, str(len(mine)), *(f"{mean(one):.1f}" for one in looks), best, *map(spread, last))
+        sources.append(f"{data}: {source(found, ran='')}")
+    if not sources:
+        return NOT_YET
+    seen = {"per-phase": "all pairs at once", "as-matched": "batches as matched"}
+    return table.markdown(
+        "Mean recall on val in percent by outer steps, of the averaged leaves at that look: one student a look, whose "
+        f"batches are {' or '.join(seen[one] for one in sorted(protocols))}. At the end {STUDENTS} students, that see "
+        f"all pairs at once, or as matched: mean ± standard deviation. {' '.join(sources)}"
+    )
+
+
+_STEPS = (200, 400, 1000, 2000, 4000)
 
 
 def main() -> int:
@@ -288,8 +335,9 @@ def main() -> int:
     asked = options.parse_args()
     seeds = [*TUNING_SEEDS[: asked.tuning_seeds], *range(asked.seeds)]
     run = partial(Run, asked.data, asked.plan, work=asked.work / asked.data)
-    runs = [run(cell, seed) for seed in seeds for cell in PLANS[asked.plan] if asked.cells in cell]
-    rows = [row for row in result.rows(asked.json) if row["cell"] in PLANS[asked.plan]]
+    cells = [*(cell for cell in PLANS[asked.plan] if asked.cells in cell), ALL]
+    runs = [run(cell, seed) for seed in seeds for cell in cells]
+    rows = [row for row in result.rows(asked.json) if row["cell"] in (*PLANS[asked.plan], ALL)]
     done = {(row["cell"], row["seed"]) for row in rows}
     left = [run for run in runs if (run.cell, run.seed) not in done]
     with (

@@ -173,6 +173,20 @@ def phases_table(plan: str, folder: str) -> str:
     return _with_raw(table(RESULTS / f"phases-{plan}.json"), f"phases-{plan}", folder)
 
 
+def phases_by_steps(folder: str) -> str:
+    """Recall by outer steps on every data set."""
+    from bench.phases import steps_table
+
+    names = {"emoji": "phases-steps", "scenes": "phases-steps-scenes", "digits": "phases-steps-digits"}
+    measured = {data: name for data, name in names.items() if (RESULTS / f"{name}.json").exists()}
+    table = steps_table({data: RESULTS / f"{name}.json" for data, name in measured.items()})
+    for name in measured.values():
+        table = _with_raw(table, name, folder)
+    return table
+
+
+PHASES = ("soft-labels", "end-points", "end-points-drawings", "batches", "sizes", "phases", "trajectories", "ideas")
+"""Results of bench.phases that have a table."""
 Make = Callable[[str], str]
 """From the way of a page to the results to a table in Markdown."""
 TABLES: dict[str, Make] = {
@@ -220,8 +234,18 @@ TABLES: dict[str, Make] = {
     "ablation-emoji": partial(ablation_table, "emoji"),
     **{
         f"phases-{plan}": partial(phases_table, plan)
-        for plan in ("soft-labels", "end-points", "batches", "phases", "trajectories")
+        for plan in (
+            "soft-labels",
+            "end-points",
+            "end-points-drawings",
+            "batches",
+            "sizes",
+            "phases",
+            "trajectories",
+            "ideas",
+        )
     },
+    "phases-steps": phases_by_steps,
     "protocols": protocols_table,
     "on-stamps": lambda folder: _with_raw(ablation.on_other_data(RESULTS, "on-stamps", "emoji"), "on-stamps", folder),
     "ablation-emoji-sizes": partial(ablation_table, "emoji-sizes"),
