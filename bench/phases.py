@@ -80,6 +80,7 @@ PLANS: dict[str, dict[str, Cell]] = {
         "S in 0 … 1, η linear": UNIT | {"lr_scale": "linear", "times": LeafRates(1, 1, 2, 3)},
         "S = I, η log": UNIT | {"times": LeafRates(1, 1, 25, 0)},
     },
+    "losses": {loss: LOG | {"loss": loss} for loss in ("wbce", "bce", "kl", "mse", "cwcl", "siglip", "infonce")},
     "steps": {
         "S free": longer(**LOG),
         "S free, a third of its rate": longer(**LOG | {"times": LeafRates(1, 1, 10, 1 / 3)}),

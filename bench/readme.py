@@ -185,7 +185,10 @@ def phases_by_steps(folder: str) -> str:
     return table
 
 
-PHASES = ("soft-labels", "end-points", "end-points-drawings", "batches", "sizes", "phases", "trajectories", "ideas")
+PHASES = (
+    *("soft-labels", "losses", "end-points", "end-points-drawings", "batches", "sizes"),
+    *("phases", "trajectories", "ideas"),
+)
 """Results of bench.phases that have a table."""
 Make = Callable[[str], str]
 """From the way of a page to the results to a table in Markdown."""
