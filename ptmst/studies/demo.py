@@ -50,15 +50,19 @@ def preset_of(data: str, quick: bool) -> str:
     return f"{'scenes' if data in ('scenes', 'digits') else 'demo'}{'-quick' * quick}"
 
 
+def settings_of(data: str, quick: bool) -> Experiment:
+    """Those of the preset; what it has tuned for its methods on its own data alone."""
+    settings = experiment(preset_of(data, quick))
+    return settings if data == settings.data.name else replace(settings, tuned={})
+
+
 def run_demo(source: DataConfig, out: Path, quick: bool, command: str) -> list[Row]:
     """Run the demo on a data set in `out`, or continue it; returns the rows of its table, of which it writes a page.
 
     A set that `ptmst data` writes is written to `out`, unless `source` has a root. Raises InputError for data without a
     val or test split, for a tower that is not installed, and where `out` holds another demo, or cannot be written.
     """
-    settings = experiment(preset_of(source.name, quick))
-    if source.name != settings.teach.data.name:
-        settings = replace(settings, tuned={})  # on other data
+    settings = settings_of(source.name, quick)
     _refuse_missing_tower(settings)
     with folders.claimed(out, FOLDER), _timed(out, source.name, settings) as seconds:
         rows = _rows(source, out, settings)

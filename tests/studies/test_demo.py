@@ -82,6 +82,17 @@ def in_turn(function: Callable[[Any], Any], tasks: dict[str, Any], workers: int)
     return {name: function(task) for name, task in tasks.items()}
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_was_tuned_on_a_demos_data_counts_there_alone(quick: bool) -> None:
+    for data, protocol in (
+        *(("emoji", "per-phase"), ("scenes", "per-phase")),
+        *(("digits", "as-matched"), ("csv:pairs.csv", "as-matched")),
+    ):
+        found = demo.settings_of(data, quick)
+        assert applied("lors", found).evaluate.protocol == protocol
+        assert applied("ptm-st", found).evaluate.protocol == "as-matched"
+
+
 @pytest.mark.parametrize("data", [SCENES, DIGITS])
 def test_a_demo_runs_whole_and_is_reused(
     data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
