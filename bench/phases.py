@@ -83,11 +83,13 @@ PLANS: dict[str, dict[str, Cell]] = {
     "losses": {loss: LOG | {"loss": loss} for loss in ("wbce", "bce", "kl", "mse", "cwcl", "siglip", "infonce")},
     "steps": {
         "S free": longer(**LOG),
+        "S free, 16 experts": longer(**LOG, experts=16),
         "S free, a third of its rate": longer(**LOG | {"times": LeafRates(1, 1, 10, 1 / 3)}),
         "S free, rates fall by a cosine": longer(**LOG, rate_decay="cosine"),
         "S pulled by 0.5 %": longer(**LOG, similarity_pull=0.005),
         "S pulled by 2 %": longer(**LOG, similarity_pull=0.02),
         "S in 0 … 1": longer(**UNIT),
+        "S in 0 … 1, 16 experts": longer(**UNIT, experts=16),
     },
     "end-points": {
         f"K = {endpoint}, starts 0–{last - 1}": LOG | one(endpoint, last)
