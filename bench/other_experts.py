@@ -32,7 +32,7 @@ KINDS: dict[str, Callable[[Mapping[int, Expert]], dict[int, Expert]]] = {"convex
 
 def made(kind: str, store: TrajectoryStore, folder: Path) -> Path:
     """The store of a kind, in a folder; it stays as it is where it is there."""
-    if not (folder / "store.json").exists():
+    if not (folder / "store.json").exists() or len(TrajectoryStore.open(folder)) < len(store):
         other = TrajectoryStore(folder, store.layers, store.epochs, store.endpoints, store.settings)
         if store.tower is not None:
             other.add_file("tower.safetensors", store.tower)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ptmst.config import Phase as Phase
     from ptmst.config import Places as Places
     from ptmst.config import TeachConfig as TeachConfig
+    from ptmst.config import TrainConfig as TrainConfig
     from ptmst.data import Pairs as Pairs
     from ptmst.data import load_pairs as load_pairs
     from ptmst.data import write_digits as write_digits
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from ptmst.exchange.export import export as export
     from ptmst.exchange.replay_buffers import import_buffers as import_buffers
     from ptmst.recipe import Recipe as Recipe
+    from ptmst.retrieval.trained_student import TrainedStudent as TrainedStudent
+    from ptmst.retrieval.trained_student import load_student as load_student
+    from ptmst.retrieval.training import train_student as train_student
     from ptmst.students.layers import LayerTable as LayerTable
     from ptmst.students.losses import SoftContrastiveLoss as SoftContrastiveLoss
     from ptmst.students.student import Student as Student
@@ -83,6 +87,8 @@ _HOME = {
     "Student": "students.student",
     "SyntheticPairs": "synthetic.pairs",
     "TeachConfig": "config",
+    "TrainConfig": "config",
+    "TrainedStudent": "retrieval.trained_student",
     "TrajectoryMatchingLoss": "trajectories.matching",
     "TrajectoryStore": "trajectories.store",
     "Truncated": "engine.recursion",
@@ -94,11 +100,13 @@ _HOME = {
     "import_set": "exchange.distilled_sets",
     "keep_freed_memory": "support.memory",
     "load_pairs": "data",
+    "load_student": "retrieval.trained_student",
     "outer_gradient": "engine.outer_step",
     "progress": "support.progress",
     "random_pairs": "evaluation.baselines",
     "retrieval_recall": "evaluation.metrics",
     "subset": "evaluation.baselines",
+    "train_student": "retrieval.training",
     "train_teachers": "teachers.teach",
     "write_digits": "data",
     "write_emoji": "data",

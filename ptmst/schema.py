@@ -248,7 +248,7 @@ def _chunk(value: object, _: object) -> Chunk:
 def _phases(converter: Converter, value: object, _: object) -> tuple[Phase, ...]:
     """Tables, or a text for phases that are chosen later."""
     if isinstance(value, str):
-        return (parse_phase(value),)
+        return tuple(map(parse_phase, value.split()))
     found: list[Phase] = converter.structure(value, list[Phase])
     return tuple(found)
 

@@ -30,12 +30,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": GROUND | {"support", "students", "synthetic", "trajectories"},
     "teachers": GROUND | {"support", "data", "students", "recipe", "trajectories", "engine", "kernels"},
     "evaluation": GROUND | {"support", "data", "students", "recipe", "synthetic", "trajectories"},
+    "retrieval": GROUND | {"support", "data", "students", "recipe", "synthetic", "trajectories", "evaluation"},
     "distillation": GROUND
     | {"support", "data", "students", "synthetic", "trajectories", "engine", "evaluation", "kernels"},
     "diagnosis": GROUND
     | {"support", "data", "students", "recipe", "synthetic", "trajectories", "engine", "evaluation", "distillation"},
     "exchange": GROUND | {"support", "data", "students", "recipe", "synthetic", "trajectories"},
-    "report": GROUND | {"support", "data", "synthetic", "trajectories", "evaluation", "diagnosis"},
+    "report": GROUND | {"support", "data", "synthetic", "trajectories", "evaluation", "retrieval", "diagnosis"},
 }
 """A package, or a file at the top → what of ours it may import beside itself. The order is that of the floors."""
 ROOF = {"studies", "cli", "__main__", "__init__"}

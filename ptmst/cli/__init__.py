@@ -21,6 +21,7 @@ from ptmst.cli.exchange import Export, Import
 from ptmst.cli.flags import STARTS_AGAIN, Command, WithPreset, constructors, split_off, value_of
 from ptmst.cli.help import show_help
 from ptmst.cli.pipeline import Data, DataCheck, Distill, Evaluate, Report, Subset, Teach
+from ptmst.cli.retrieval import Query, Train
 from ptmst.cli.studies import Ablate, Demo, Diagnose, Estimate
 from ptmst.errors import InputError
 from ptmst.support import memory, progress, threads
@@ -33,6 +34,8 @@ COMMANDS: dict[str, type[Command]] = {
     "subset": Subset,
     "evaluate": Evaluate,
     "report": Report,
+    "train": Train,
+    "query": Query,
     "import": Import,
     "export": Export,
     "ablate": Ablate,

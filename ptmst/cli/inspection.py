@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ptmst.data.credits import Credits
 from ptmst.distillation.checkpoints import run_record
+from ptmst.distillation.choosing import Choice
 from ptmst.errors import InputError
+from ptmst.schema import from_json, phase_text
 from ptmst.students.layers import LayerTable
 from ptmst.support import files
 from ptmst.support.published import load_published
@@ -77,6 +79,10 @@ def _set(path: Path, verify: bool) -> Iterator[Line]:
         yield f"phase {number}", f"{len(pairs)} pairs, {what} {images}, texts {texts}, {form} soft labels, η {rates}"
     yield from _settings(distilled.settings)
     yield "method", str(distilled.provenance.get("method", "unknown"))
+    if "choice" in distilled.provenance:
+        choice = from_json(Choice, distilled.provenance["choice"])
+        tried = f", of {len(choice.trials)} short runs" if choice.trials else ""
+        yield "phases", f"{choice.asked} chose {' '.join(map(phase_text, choice.phases))}{tried}"
     for name in ("store_sha256", "versions"):
         if name in distilled.provenance:
             yield name, _short(distilled.provenance[name])

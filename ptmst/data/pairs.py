@@ -184,9 +184,13 @@ class Pairs:
 
     def _read(self, index: int) -> Tensor:
         """Pixels uint8 [3, H, W] of an image."""
-        path, size = self.image_paths[index], (self.image_size, self.image_size)
-        resized = decode(self.places[index], path).upright.resize(size, Image.Resampling.BICUBIC)
-        return rearrange(torch.from_numpy(np.array(resized)), "h w c -> c h w")
+        return resized(self.places[index], self.image_paths[index], self.image_size)
+
+
+def resized(place: Place, path: Path, size: int) -> Tensor:
+    """Pixels uint8 [3, size, size] of the picture at `place`. Raises InputError that names `path`, as `decode` does."""
+    picture = decode(place, path).upright.resize((size, size), Image.Resampling.BICUBIC)
+    return rearrange(torch.from_numpy(np.array(picture)), "h w c -> c h w")
 
 
 def load_split(data: DataConfig, split: str) -> Pairs:

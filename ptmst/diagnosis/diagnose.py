@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ptmst import schema
-from ptmst.config import DiagnoseConfig, DistillConfig, EvaluateConfig, Phase
+from ptmst.config import DiagnoseConfig, DistillConfig, EvaluateConfig, Phase, Selection
 from ptmst.data import Pairs
+from ptmst.diagnosis.ceilings import Ceiling, Judge, ceiling, looks
 from ptmst.diagnosis.findings import Findings, findings
 from ptmst.diagnosis.geometry import Shape, Shared, shape, shared
 from ptmst.diagnosis.rollouts import Reached, reached, refuse_unknown_lines
@@ -21,7 +22,6 @@ from ptmst.distillation.budget import settled
 from ptmst.distillation.draws import draw_batches, initial_phases
 from ptmst.engine.outer_step import OuterStep
 from ptmst.errors import InputError
-from ptmst.evaluation.ceilings import Ceiling, Judge, ceiling, looks
 from ptmst.evaluation.scorer import CHOOSING
 from ptmst.students.student import Student
 from ptmst.support import devices, progress
@@ -134,8 +134,9 @@ def _endpoint(config: DiagnoseConfig, store: TrajectoryStore) -> int:
 def _made_by(distilled: DistilledSet, store: TrajectoryStore) -> DistillConfig:
     """The settings that a set was distilled with. Raises InputError where it is of other experts."""
     of, record = distilled.provenance.get("store_sha256"), distilled.provenance.get("config")
-    if record is None or of != store.fingerprint:
-        found = "none that is recorded" if record is None or of is None else "other ones"
+    selected = distilled.provenance.get("method") in get_args(Selection)
+    if record is None or selected or of != store.fingerprint:
+        found = "real pairs" if selected else "none that is recorded" if record is None or of is None else "other ones"
         raise InputError(f"set: expected one that was distilled from the experts of {store.path}, found {found}")
     made_by = schema.from_json(DistillConfig, record)
     refuse_unknown_lines(made_by, store.endpoints)

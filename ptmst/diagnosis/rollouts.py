@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ptmst.config import DistillConfig, EvaluateConfig, Phase
+from ptmst.diagnosis.ceilings import Judge, Point
 from ptmst.errors import Diverged, InputError
-from ptmst.evaluation.ceilings import Judge, Point
 from ptmst.evaluation.students import train_students
 from ptmst.students.student import Student
 from ptmst.support import progress

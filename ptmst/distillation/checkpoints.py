@@ -20,6 +20,8 @@ from ptmst.trajectories.store import TrajectoryStore
 
 _KIND, _VERSION = "distillation run", 1
 _KEEP = 2
+_NOTED = ("settled", "trials", "choice")
+"""What is found out in a run's course and stays as it is when that is resumed."""
 _ASIDE = ".damaged"
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Checkpoints:
         """Of that run's search for phases, if it was not at its end."""
         self._folder, self._every_s = folder, 60 * config.checkpoint_minutes
         self._saved_at = time.monotonic()
-        self._record = {
+        self._record: dict[str, Any] = {
             "format": "ptmst-distillation-run",
             "version": _VERSION,
             "store_sha256": store.fingerprint,
@@ -60,9 +62,8 @@ class Checkpoints:
                 f"{folder}: expected a run of these settings and this store, found another; resume with the "
                 "settings it began with, or choose another --out"
             )
+        self._record |= {name: record[name] for name in _NOTED if name in record}
         self.trials = tuple(schema.from_json(Trial, trial) for trial in record.get("trials", ()))
-        if config.open_phases is not None and "settled" not in record:
-            return
         before = record.get("settled", {})
         if config.threads is not None:
             before = {**before, "threads": config.threads}
@@ -71,18 +72,24 @@ class Checkpoints:
             self.choice = schema.from_json(Choice, record["choice"])
             self.settled = self.choice.applied(self.settled)
 
+    def begin(self, settled: DistillConfig) -> None:
+        """Write what the folder is for, before anything else is written there."""
+        if "settled" not in self._record:
+            self._note(settled={"keep": settled.keep, "chunk": settled.chunk, "threads": settled.threads})
+
     def keep_trials(self, trials: Sequence[Trial]) -> None:
         """Write those of a search that have been run."""
-        if self._folder is not None:
-            kept = [schema.to_json(trial) for trial in trials]
-            files.write_json(self._folder / RUN, {**self._record, "trials": kept})
+        self._note(trials=[schema.to_json(trial) for trial in trials])
 
-    def begin(self, settled: DistillConfig, choice: Choice | None) -> None:
-        """Write what the folder is for, before any checkpoint."""
-        if self._folder is not None and (self.settled is None or not (self._folder / RUN).exists()):
-            what = {"keep": settled.keep, "chunk": settled.chunk, "threads": settled.threads}
-            chosen = {} if choice is None else {"choice": choice.to_json()}
-            files.write_json(self._folder / RUN, {**self._record, "settled": what, **chosen})
+    def keep_choice(self, choice: Choice) -> None:
+        """Write which phases were chosen, which has all trials in it."""
+        self._record.pop("trials", None)
+        self._note(choice=choice.to_json())
+
+    def _note(self, **more: Any) -> None:
+        self._record |= more
+        if self._folder is not None:
+            files.write_json(self._folder / RUN, self._record)
 
     @property
     def steps_done(self) -> int:

@@ -15,6 +15,7 @@ from ptmst.config import DistillConfig, Phase
 from ptmst.errors import InputError
 from ptmst.evaluation.scorer import CHOOSING, RetrievalScorer
 from ptmst.support import progress
+from ptmst.support.devices import arithmetic
 from ptmst.trajectories.store import TrajectoryStore
 
 NEAR = 0.95
@@ -24,6 +25,8 @@ _HALVINGS = (4, 2)
 """What a trial has of the outer steps: a fourth of them, then a half; the better half of the trials goes on."""
 _MOST_TRIED = 5
 """Of `nearby`."""
+JUDGES = 3
+"""Students that a short run of a search is scored by."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -62,10 +65,11 @@ def by_rule(recalls: Mapping[int, float], pairs: int, expert_epochs: int = 1) ->
     """One phase of all pairs to the first kept epoch at which the experts' recall is near its best, with spans that
     start in its first half.
 
-    `recalls` are by kept epoch, those below `expert_epochs` apart.
+    `recalls` are by kept epoch; a span of `expert_epochs` ends by the end point.
     """
-    best = max(recalls.values())
-    endpoint = min(epoch for epoch, recall in recalls.items() if epoch >= expert_epochs and recall >= NEAR * best)
+    kept = {epoch: recall for epoch, recall in recalls.items() if epoch >= expert_epochs}
+    best = max(kept.values())
+    endpoint = min(epoch for epoch, recall in kept.items() if recall >= NEAR * best)
     return (_phase(pairs, endpoint, 1 / 2, expert_epochs),)
 
 
@@ -89,11 +93,12 @@ def stand_in(config: DistillConfig, store: TrajectoryStore) -> DistillConfig:
     return config if asked is None else replace(config, phases=(Phase(asked.pairs, store.endpoints[-1], (0, 1)),))
 
 
-def most_search_steps(config: DistillConfig) -> int:
-    """Outer steps of a search at most, beside those of the run."""
+def most_of_search(config: DistillConfig) -> tuple[int, int]:
+    """Outer steps of a search at most, beside those of the run, and students that judge them."""
     if config.open_phases is None or config.open_phases.by == "auto":
-        return 0
-    return sum(count * steps for count, steps in _rounds(_MOST_TRIED, config))
+        return 0, 0
+    rounds = _rounds(_MOST_TRIED, config)
+    return sum(count * steps for count, steps in rounds), JUDGES * sum(count for count, _ in rounds)
 
 
 def _rounds(candidates: int, config: DistillConfig) -> list[tuple[int, int]]:
@@ -120,7 +125,7 @@ def expert_recalls(store: TrajectoryStore, device: torch.device) -> dict[int, fl
     scorer = RetrievalScorer(held_out, store.recipe.text_tower(), device)
     numbers = sorted(store.experts)[:_EXPERTS]
     found: dict[int, list[float]] = {epoch: [] for epoch in store.endpoints}
-    with progress.bar("phases", len(numbers)) as bar:
+    with arithmetic("fp32"), progress.bar("phases", len(numbers)) as bar:
         for number in numbers:
             trajectory = store.expert(number).raw()
             for epoch in store.endpoints:
@@ -140,17 +145,13 @@ def choose(
     """The phases for a config whose phases are open.
 
     A search scores short runs by `recall_of`; trials that are `known` are not run again, and all so far are given to
-    `keep` after each. Raises InputError for data without a split val.
+    `keep` after each. Raises InputError for data without a split val, and where no kept epoch can be an end point.
     """
     asked = config.open_phases
     assert asked is not None
-    if max(store.endpoints) < config.expert_epochs:
-        raise InputError(
-            f"expert_epochs: expected spans within the kept epochs, up to {max(store.endpoints)}, found "
-            f"{config.expert_epochs}; lower it"
-        )
-    recalls = _reachable(expert_recalls(store, device), config)
-    tried = list(known)
+    _refuse_unreachable(config, store)
+    every = expert_recalls(store, device)
+    recalls, tried = {k: every[k] for k in _reachable(config, store.endpoints)}, list(known)
     if asked.by == "auto":
         phases = by_rule(recalls, asked.pairs, config.expert_epochs)
     else:
@@ -161,16 +162,31 @@ def choose(
     _LOG.info(
         "distill: phases %s, chosen by %s; recall of experts on %s is %s, at best %.1f at epoch %d",
         " ".join(map(schema.phase_text, choice.phases)),
-        "a rule" if asked.by == "auto" else f"{len(choice.trials)} short runs",
+        f"{len(choice.trials)} short runs" if choice.trials else "a rule",
         *(CHOOSING, " and ".join(ends.values()), recalls[best], best),
     )
     return choice
 
 
-def _reachable(recalls: Mapping[int, float], config: DistillConfig) -> dict[int, float]:
-    """Those that a phase may end at: on raw trajectories all epochs up to one are kept, if there is such a one."""
-    ends = [k for k in recalls if config.trajectory == "shortcut" or recalls.keys() >= {*range(1, k + 1)}]
-    return {k: recalls[k] for k in ends or recalls}
+def _reachable(config: DistillConfig, endpoints: Sequence[int]) -> list[int]:
+    """Kept epochs that a phase may end at: raw trajectories need all epochs up to there."""
+    kept = {*endpoints}
+    return [k for k in endpoints if config.trajectory == "shortcut" or kept >= {*range(1, k + 1)}]
+
+
+def _refuse_unreachable(config: DistillConfig, store: TrajectoryStore) -> None:
+    ends = _reachable(config, store.endpoints)
+    if not ends:
+        kept = ", ".join(map(str, store.endpoints))
+        raise InputError(
+            f"phases: expected every epoch from the first to be kept in {store.path}, as raw trajectories need them, "
+            f"found {kept}; teach with --endpoints all"
+        )
+    if max(ends) < config.expert_epochs:
+        raise InputError(
+            f"expert_epochs: expected spans within the kept epochs, up to {max(ends)}, found {config.expert_epochs}; "
+            "lower it"
+        )
 
 
 def _searched(
@@ -181,6 +197,9 @@ def _searched(
     keep: Callable[[Sequence[Trial]], object],
 ) -> tuple[Phase, ...]:
     """The best by successive halving; of equals the first. Adds to `tried`."""
+    if len(candidates) == 1:
+        _LOG.info("distill: nothing to search: there is no other end point or start range")
+        return candidates[0]
     rounds = _rounds(len(candidates), config)
     _LOG.info(
         "distill: a search of %s, %s outer steps in all before the %s of the run",

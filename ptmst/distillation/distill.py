@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from ptmst.config import DistillConfig, Phase
 from ptmst.data import Pairs
 from ptmst.distillation.budget import settled
 from ptmst.distillation.checkpoints import Checkpoints
-from ptmst.distillation.choosing import Choice, Trial, choose
+from ptmst.distillation.choosing import JUDGES, Choice, choose
 from ptmst.distillation.draws import draw_batches, draw_mixing, initial_phases
 from ptmst.distillation.optimizer import OuterState, outer_update
 from ptmst.distillation.progressive import OnUnion, Standing
@@ -39,9 +39,6 @@ from ptmst.trajectories.shortcut import Expert, Trajectory
 from ptmst.trajectories.spans import RawSpan, Span
 from ptmst.trajectories.store import TrajectoryStore
 
-_JUDGES = 3
-"""Students that a short run of a search is scored by."""
-
 
 def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = False) -> DistilledSet:
     """Distill every phase of `config` from the experts of `store`.
@@ -61,16 +58,17 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
             return DistilledSet.load(out)
         student = store.student((config.seed, "student")).to(devices.pick(config.device))
         real = store.recipe.training_pairs(student.device)
-        config, choice = checkpoints.settled or config, checkpoints.choice
-        if config.open_phases is not None:
-            choice = choose_phases(config, store, checkpoints.trials, checkpoints.keep_trials)
-            config = choice.applied(config)
-            _check_against_store(config, store)
-        config = settled(config, store, student)
-        starts = initial_phases(config, student, real)
-        checkpoints.begin(config, choice)
+        config, choice = settled(checkpoints.settled or config, store, student), checkpoints.choice
+        outer_step = OuterStep.of(student, config)
         with devices.threads(config.threads, student.device):
-            states = _distill_phases(config, store, student, OuterStep.of(student, config), starts, checkpoints)
+            if config.open_phases is not None:
+                checkpoints.begin(config)
+                choice = _chosen(config, store, student, real, outer_step, checkpoints)
+                checkpoints.keep_choice(choice)
+                config = choice.applied(config)
+            starts = initial_phases(config, student, real)
+            checkpoints.begin(config)
+            states = _distill_phases(config, store, student, outer_step, starts, checkpoints)
         distilled = _averaged(states, config, store, real, choice)
         if out is not None:
             distilled.save(out)
@@ -96,12 +94,12 @@ def averaged_and_last(
     schema.check(config)
     config, store, choice = config.sized(), store.at(config), None
     _check_against_store(config, store)
-    if config.open_phases is not None:
-        choice = choose_phases(config, store)
-        config = choice.applied(config)
     device = devices.pick(config.device)
     student, real = store.student((config.seed, "student")).to(device), store.recipe.training_pairs(device)
     checkpoints = Checkpoints(None, config, store, resume=False)
+    if config.open_phases is not None:
+        choice = _chosen(config, store, student, real, outer_step, checkpoints)
+        config = choice.applied(config)
     states = _distill_phases(config, store, student, outer_step, initial_phases(config, student, real), checkpoints)
     looked = torch.empty(0)
     last = [replace(state, average=state.pairs, best=state.pairs, recall=looked) for state in states]
@@ -109,31 +107,31 @@ def averaged_and_last(
     return _averaged(states, config, store, real, choice), _averaged(last, as_they_are, store, real, choice)
 
 
-def choose_phases(
+def _chosen(
     config: DistillConfig,
     store: TrajectoryStore,
-    known: Iterable[Trial] = (),
-    keep: Callable[[Sequence[Trial]], object] = lambda trials: None,
+    student: Student,
+    real: tuple[Pairs, Tensor],
+    outer_step: TakesOuterStep,
+    checkpoints: Checkpoints,
 ) -> Choice:
-    """The phases for a config whose phases are open: `choosing.choose`, with short distillations."""
-    device = devices.pick(config.device)
+    """The phases for a config whose phases are open; short runs take the steps of the whole one."""
 
     def recall_of(short: DistillConfig) -> float:
-        student = store.student((short.seed, "student")).to(device)
-        short = settled(short, store, student)
-        starts = initial_phases(short, student, store.recipe.training_pairs(device))
         nowhere = Checkpoints(None, short, store, resume=False)
         try:
-            with devices.threads(short.threads, device):
-                states = _distill_phases(short, store, student, OuterStep.of(student, short), starts, nowhere, "search")
+            states = _distill_phases(
+                short, store, student, outer_step, initial_phases(short, student, real), nowhere, "search"
+            )
         except Diverged:
             return 0.0
         *before, last = (state.average for state in states)
-        return Tracker(short, store, device, [(short.seed, "judge", number) for number in range(_JUDGES)]).recall(
-            before, last
-        )
+        judges = [(short.seed, "judge", number) for number in range(JUDGES)]
+        return Tracker(short, store, student.device, judges).recall(before, last)
 
-    return choose(config, store, device, recall_of, known, keep)
+    choice = choose(config, store, student.device, recall_of, checkpoints.trials, checkpoints.keep_trials)
+    _check_against_store(choice.applied(config), store)
+    return choice
 
 
 def _distill_phases(
@@ -180,7 +178,8 @@ def _averaged(
         provenance["choice"] = choice.to_json()
     if config.track_recall:
         kept = [kept_step(state, config) for state in states]
-        provenance["select"] = {"split": CHOOSING, "every": config.track_recall, "steps": kept}
+        looks = {"split": CHOOSING, "protocol": Tracker.PROTOCOL, "every": config.track_recall}
+        provenance["select"] = {**looks, "steps": kept}
     phases = tuple(_finished(state, *real) for state in states)
     return DistilledSet(phases, provenance, store.settings, store.tower)
 

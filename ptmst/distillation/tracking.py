@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import mean
 
 import torch
 
-from ptmst.config import DistillConfig, EvaluateConfig
+from ptmst.config import DistillConfig, EvaluateConfig, Protocol
 from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.distillation.optimizer import OuterState
 from ptmst.errors import Diverged, InputError
@@ -33,6 +32,8 @@ _TURNED = 3
 
 class Tracker:
     """Mean recall on val, percent, of a few students that are trained as `ptmst evaluate` trains them."""
+
+    PROTOCOL: Protocol = "as-matched"
 
     def __init__(
         self, config: DistillConfig, store: TrajectoryStore, device: torch.device, draws: Sequence[Draw] = ()
@@ -58,7 +59,7 @@ class Tracker:
         return mean(self._of_student(student, draw, made) for student, draw in both)
 
     def _of_student(self, student: Student, draw: Draw, made: DistilledSet) -> float:
-        config = replace(EvaluateConfig(), students=1, device=self._config.device)
+        config = EvaluateConfig(students=1, protocol=self.PROTOCOL, device=self._config.device)
         thetas = student.flatten().to(self._device)[None]
         try:
             with torch.enable_grad(), arithmetic("fp32"):

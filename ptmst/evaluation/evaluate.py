@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 
 import torch
 
@@ -40,7 +41,7 @@ def evaluate(distilled: DistilledSet, config: EvaluateConfig) -> Scores:
     device = devices.pick(config.device)
     distilled = distilled.at(config)
     if config.student is not None:
-        distilled = _for_another_tower(distilled, config.student, config, device)
+        distilled = for_another_tower(distilled, config.student, config.student_weights, device)
     recipe = distilled.recipe
     if config.root is not None:
         recipe.refuse_other_data()
@@ -102,15 +103,15 @@ def _scored_pairs(recipe: Recipe, config: EvaluateConfig, split: str) -> Pairs:
     return load_split(data, split)
 
 
-def _for_another_tower(
-    distilled: DistilledSet, name: str, config: EvaluateConfig, device: torch.device
-) -> DistilledSet:
-    """The set renormalized for another image tower, with that tower's initial weights."""
+def for_another_tower(distilled: DistilledSet, name: str, weights: Path | None, device: torch.device) -> DistilledSet:
+    """The set renormalized for another image tower, with that tower's initial weights: those of a file, or random ones,
+    warmed up as the set's own tower was. Raises InputError for a tower or weights that cannot be used.
+    """
     distilled.refuse_features(f"pictures for {name} to see")
     own = distilled.recipe
     # In the precision that the set's own tower was warmed up with.
     with arithmetic(own.precision if device.type == "cuda" else "fp32"):
-        recipe, start = own.with_tower(name, config.student_weights, device)
+        recipe, start = own.with_tower(name, weights, device)
     warn_of_random_weights(recipe.encoder, "--student-weights")
     other = replace(distilled, settings=recipe.to_json(), tower=start)
 

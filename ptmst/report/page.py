@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from ptmst.errors import InputError
 from ptmst.evaluation.nearest import Nearest, RealPictures
 from ptmst.report.figures import COLORS, figure, svg
 from ptmst.report.tables import Row, lines, note, shown_name
-from ptmst.report.templates import text, write_page
+from ptmst.report.templates import picture_address, text, write_page
 from ptmst.support import progress
 from ptmst.synthetic.distilled_set import DistilledSet
 
@@ -151,11 +149,7 @@ def _median(values: Tensor, places: int) -> str:
 
 def _picture(pixels: Tensor, most: int | None = None) -> str:
     """An image uint8 [3, H, W] as a data address, made smaller where a side has more than `most` pixels."""
-    picture, buffer = Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy()), io.BytesIO()
-    if most is not None:
-        picture.thumbnail((most, most))
-    picture.save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return picture_address(Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy()), most)
 
 
 def _recall_figure(rows: Sequence[Row]) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from importlib import resources
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from ptmst.support import files, progress
 
@@ -12,6 +16,16 @@ from ptmst.support import files, progress
 def text(name: str) -> str:
     """A file beside this one."""
     return resources.files("ptmst.report").joinpath(name).read_text("utf-8")
+
+
+def picture_address(picture: Image.Image, most: int | None = None) -> str:
+    """A picture as a data address, made smaller where a side has more than `most` pixels."""
+    buffer = BytesIO()
+    if most is not None:
+        picture = picture.copy()
+        picture.thumbnail((most, most))
+    picture.save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def write_page(out: Path, template: str, title: str, command: str | None, **values: Any) -> None:

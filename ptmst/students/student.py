@@ -89,6 +89,14 @@ class Student:
         parameters = (p for module in self._modules for p in module.parameters() if p.requires_grad)
         return self.layers.flatten([p.detach() for p in parameters])
 
+    @torch.no_grad()
+    def take(self, theta: Tensor) -> None:
+        """Give its modules the parameters θ [P], in place."""
+        for group, part in enumerate(theta.split(self.layers.group_sizes)):
+            named = dict(self._modules[group].named_parameters())
+            for name, value in zip(self._names[group], self.layers.split_group(part, group), strict=True):
+                named[name].copy_(value)
+
     def features(self, images: Tensor) -> Tensor:
         """What the frozen tower makes of images: [B, 3, H, W] → [B, Z]; the images, where no tower is frozen."""
         if self.frozen is None:

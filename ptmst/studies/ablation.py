@@ -41,7 +41,8 @@ COLUMNS = (
 """What the columns of its own are."""
 MORE_COLUMNS = (
     "Tuned one after another, the rest at its best so far: S × and η × are factors of the rate of S and of η's start, "
-    "batch is a share of the pairs, steps × a factor of the outer steps. Last leaves: mean recall without the average, "
+    "batch is a share of the pairs, steps × a factor of the outer steps; as-matched: students train in batches as "
+    "large as those of inner steps, of real pairs as large as is told. Last leaves: mean recall without the average, "
     "in the same runs."
 )
 """What further ones are, where more than rates is tuned."""

@@ -14,7 +14,7 @@ import torch
 from ptmst.config import DistillConfig, EvaluateConfig, LeafRates, TeachConfig
 from ptmst.data import Pairs, load_split
 from ptmst.distillation.budget import settled
-from ptmst.distillation.choosing import most_search_steps, stand_in
+from ptmst.distillation.choosing import most_of_search, stand_in
 from ptmst.distillation.distill import distill_with
 from ptmst.distillation.progressive import Standing, rollout_steps
 from ptmst.distillation.tracking import Tracker
@@ -112,8 +112,7 @@ def store_of_noise(config: TeachConfig, folder: Path) -> TrajectoryStore:
 def distilling(config: DistillConfig, store: TrajectoryStore, clock: Clock = time.process_time) -> float:
     """Seconds of a distillation, from a few eager outer steps of every phase, a look and a roll-out; with the most
     that a search for phases takes."""
-    searching = most_search_steps(config) / config.steps
-    config = stand_in(config, store)
+    (searching, judges), config = most_of_search(config), stand_in(config, store)
     # The same work, but nothing moves: settings that diverge can be measured too.
     config = replace(config, compile="off", rates=_NO_RATES)
     student = store.student((config.seed, "student")).to(devices.pick(config.device))
@@ -121,7 +120,17 @@ def distilling(config: DistillConfig, store: TrajectoryStore, clock: Clock = tim
     step = OuterStep.of(student, config)
     plain = replace(config, track_recall=0, progressive=False)
     steps = _extrapolated(lambda steps: distill_with(step, replace(plain, steps=steps), store), config.steps, clock)
-    return (1 + searching) * steps + _on_the_way(config, store, step, clock)
+    judged = judges * _a_look(config, store, step, clock) if judges else 0.0
+    return (1 + searching / config.steps) * steps + judged + _on_the_way(config, store, step, clock)
+
+
+def _a_look(config: DistillConfig, store: TrajectoryStore, step: OuterStep, clock: Clock) -> float:
+    """Seconds of a student that is trained on a phase and scored on val."""
+    still = distill_with(step, replace(config, steps=1, track_recall=0, progressive=False), store)
+    device = devices.pick(config.device)
+    tracker, pairs = Tracker(config, store, device), still[0].to(device)
+    tracker.recall([], pairs)  # what is kept from now on
+    return _seconds(lambda: tracker.recall([], pairs), clock)
 
 
 def _on_the_way(config: DistillConfig, store: TrajectoryStore, step: OuterStep, clock: Clock) -> float:
@@ -133,9 +142,7 @@ def _on_the_way(config: DistillConfig, store: TrajectoryStore, step: OuterStep, 
     phases = [pairs.to(device) for pairs in still]
     seconds = 0.0
     if config.track_recall:
-        tracker = Tracker(config, store, device)
-        tracker.recall([], phases[0])  # what is kept from now on
-        look = _seconds(lambda: tracker.recall([], phases[0]), clock)
+        look = _a_look(config, store, step, clock)
         # A student goes through the phases before, too.
         looks = -(-config.steps // config.track_recall)
         seconds += looks * look * sum(number + 1 for number in range(len(phases)))
@@ -158,7 +165,7 @@ def distilling_by_parts(config: DistillConfig, store: TrajectoryStore, clock: Cl
         # What comes before the first step is in both.
         return distilling(short, store, clock) - distilling(replace(short, steps=1), store, clock)
 
-    searching = most_search_steps(config)
+    searching, _ = most_of_search(config)
     config = stand_in(config, store)
     least, larger, longer = of_a_step(1, 2), of_a_step(1, 4), of_a_step(2, 2)
     an_image, an_inner_step = max(0.0, larger - least) / 2, max(0.0, longer - least)

@@ -15,7 +15,7 @@ from ptmst import schema
 from ptmst.config import Device, EvaluateConfig, Experiment, TeachConfig
 from ptmst.data import Pairs, load_split
 from ptmst.distillation.budget import needed, settled
-from ptmst.distillation.choosing import most_search_steps, stand_in
+from ptmst.distillation.choosing import most_of_search, stand_in
 from ptmst.students.image_towers import prepared
 from ptmst.students.student import Student
 from ptmst.students.text_towers import text_tower
@@ -140,7 +140,7 @@ def _seconds_an_image(student: Student, size: int) -> float:
 def _distilling(settings: Experiment, store: TrajectoryStore, tried: Trial) -> Stage:
     config = replace(settings.distill, out=None)
     student = store.student((config.seed, "student")).to(devices.pick(config.device))
-    asked, searching = config, most_search_steps(config)
+    asked, (searching, _) = config, most_of_search(config)
     config, size, width = (
         settled(stand_in(config, store), store, student),
         store.recipe.data.image_size,

@@ -21,6 +21,7 @@ from ptmst.config import (
     Selection,
 )
 from ptmst.distillation.budget import settled
+from ptmst.distillation.choosing import stand_in
 from ptmst.distillation.distill import averaged_and_last, distill_with
 from ptmst.engine.compilation import compiles
 from ptmst.engine.outer_step import OuterStep
@@ -28,6 +29,7 @@ from ptmst.errors import Diverged
 from ptmst.evaluation.baselines import subset
 from ptmst.evaluation.evaluate import evaluate, evaluate_experts
 from ptmst.evaluation.metrics import TIES
+from ptmst.evaluation.students import as_distilled
 from ptmst.presets import applied, methods
 from ptmst.support import devices
 from ptmst.support.memory import peak_memory
@@ -89,7 +91,8 @@ def settings(base: Experiment, run: Run) -> Experiment:
     shares = _shares(run.pairs, count)
     phases = tuple(replace(phase, pairs=share) for share, phase in zip(shares, base.distill.phases, strict=True))
     # One batch for all methods: the smallest phase holds it.
-    cut = replace(base.distill, phases=phases, batch_size=min(base.distill.batch_size, *shares))
+    cut = replace(base.distill, phases=phases).sized()
+    cut = replace(cut, batch_size=min(cut.batch_size, *shares))
     experiment = applied(run.method, replace(base, distill=cut))
     distill = experiment.distill
     rates = distill.rates.scaled(run.factor)
@@ -153,7 +156,8 @@ def measure(asked: tuple[Path, Experiment, Run, Device]) -> tuple[Run, dict[str,
         with peak_memory() as peak:
             made = subset(store, selection, run.pairs, run.lr, run.seed, device)
         if run.batch:
-            made = replace(made, provenance={**made.provenance, "config": {"batch_size": round(run.batch * run.pairs)}})
+            batch = max(1, round(run.batch * run.pairs))
+            made = replace(made, provenance={**made.provenance, "config": {"batch_size": batch}})
         cost = {"seconds": time.process_time() - began, "peak bytes": sum(peak)}
         if "never_learned" in made.provenance:
             cost["never learned"] = made.provenance["never_learned"]
@@ -163,6 +167,8 @@ def measure(asked: tuple[Path, Experiment, Run, Device]) -> tuple[Run, dict[str,
     evaluate_config = replace(evaluate_config, protocol=of_real_pairs or run.protocol or evaluate_config.protocol)
     evaluate_config = replace(evaluate_config, loss=loss, temperature=evaluate_config.temperature or temperature)
     evaluate_config = replace(evaluate_config, seed=run.seed, split=run.split, device=device)
+    if made is not None:
+        evaluate_config = as_distilled(made, evaluate_config)
     provenance = {
         "split": run.split,
         "ties": TIES,
@@ -195,7 +201,7 @@ def _distilled(
     config = settled(config, store, store.student((config.seed, "student")).to(devices.pick(config.device)))
     step = shared_outer_step(config, store)
     if step.compiles:
-        distill_with(step, replace(config, steps=1), store)
+        distill_with(step, replace(stand_in(config, store), steps=1), store)
     began = time.process_time()
     try:
         with peak_memory() as peak:

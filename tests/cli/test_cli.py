@@ -544,7 +544,7 @@ def _flags(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, Any
 
 
 POSITIONAL = {"distill": "store", "subset": "store", "evaluate": "set", "export": "set", "report": "sets"}
-POSITIONAL |= {"inspect": "path", "data check": "name", "estimate": "preset", "diagnose": "store"}
+POSITIONAL |= {"inspect": "path", "data check": "name", "estimate": "preset", "diagnose": "store", "train": "set"}
 HELPED: dict[str, type[Command]] = {**COMMANDS, "data check": DataCheck}
 
 

@@ -18,6 +18,7 @@ from ptmst import DistilledSet, EvaluateConfig, InputError, TrajectoryStore, dis
 from ptmst.cli import main
 from ptmst.config import DiagnoseConfig, Phase
 from ptmst.diagnosis import findings as rules
+from ptmst.diagnosis.ceilings import Judge, Point
 from ptmst.diagnosis.diagnose import Diagnosis, _lines, diagnose
 from ptmst.diagnosis.findings import findings
 from ptmst.diagnosis.geometry import shape, shared
@@ -26,7 +27,6 @@ from ptmst.diagnosis.signals import Signal, signals
 from ptmst.distillation.choosing import NEAR
 from ptmst.distillation.draws import draw_batches
 from ptmst.engine.outer_step import OuterStep
-from ptmst.evaluation.ceilings import Judge, Point
 from ptmst.evaluation.evaluate import evaluate_experts
 from ptmst.evaluation.students import train_students
 from ptmst.trajectories.recorder import Recorder
@@ -410,6 +410,10 @@ def test_what_cannot_be_diagnosed_is_told(
         diagnose(SMALL, store, other)
     with pytest.raises(InputError, match="found none that is recorded"):
         diagnose(SMALL, store, replace(other, provenance={}))
+    # As an ablation keeps them, with the batch of their students.
+    real = {"method": "random", "store_sha256": store.fingerprint, "config": {"batch_size": 4}}
+    with pytest.raises(InputError, match=r"set: expected one that was distilled .* found real pairs"):
+        diagnose(SMALL, store, replace(other, provenance=real))
     with pytest.raises(InputError, match="pairs: expected at most the 24 training images, found 100; lower it"):
         diagnose(replace(SMALL, pairs=100), store)
     with pytest.raises(InputError, match="draws: expected at least 2, found 1"):

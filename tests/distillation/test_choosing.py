@@ -86,7 +86,7 @@ def test_the_end_point_is_where_experts_are_near_their_best(
 
 
 def test_spans_of_several_epochs_end_by_the_end_point() -> None:
-    recalls = {1: 90.0, 2: 100.0, 3: 99.0, 4: 98.0}
+    recalls = {1: 90.0, 2: 200.0, 3: 99.0, 4: 98.0}
     assert by_rule(recalls, 20, 3) == (Phase(20, 3, (0, 1)),)
     assert by_rule({5: 1.0, 7: 1.0}, 20, 3) == (Phase(20, 5, (0, 3)),)
     for phases in nearby(dict.fromkeys(range(2, 9), 100.0), 20, 2):
@@ -95,19 +95,37 @@ def test_spans_of_several_epochs_end_by_the_end_point() -> None:
     assert 0.5 < NEAR < 1
 
 
+def test_one_candidate_is_not_searched(
+    store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ptmst.distillation.choosing.expert_recalls", lambda *_: {1: 9.0, 2: 3.0, 3: 1.0})
+    with caplog.at_level(logging.INFO, "ptmst"):
+        found = choose(SEARCH, replace(store, endpoints=(1,)), CPU, lambda config: pytest.fail("nothing to compare"))
+    assert found.phases == (Phase(8, 1, (0, 1)),) and found.trials == ()
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "distill: nothing to search: there is no other end point or start range"
+    assert told[1].startswith("distill: phases 8:1:0-1, chosen by a rule; ")
+
+
 def test_an_end_point_is_what_raw_trajectories_reach(store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     recalls = {1: 10.0, 2: 20.0, 3: 40.0, 5: 80.0, 10: 81.0}
+    store = replace(store, endpoints=tuple(recalls))
     monkeypatch.setattr("ptmst.distillation.choosing.expert_recalls", lambda *_: recalls)
     raw = choose(replace(AUTO, trajectory="raw"), store, CPU, lambda config: 0.0)
     assert raw.phases == (Phase(8, 3, (0, 2)),)
     assert choose(AUTO, store, CPU, lambda config: 0.0).phases == (Phase(8, 5, (0, 3)),)
+    message = r"^phases: expected every epoch from the first to be kept in .*, found 5, 7; teach with --endpoints all$"
+    with pytest.raises(InputError, match=message):
+        distill(replace(SEARCH, trajectory="raw"), replace(store, endpoints=(5, 7)))
 
 
 def test_a_search_halves_what_it_tries(
     store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Five candidates for a fourth of the steps, the three best for a half; of equals the one nearer to the rule."""
-    monkeypatch.setattr("ptmst.distillation.choosing.expert_recalls", lambda *_: {3: 50.0, 5: 99.0, 7: 100.0, 10: 98.0})
+    recalls = {3: 50.0, 5: 99.0, 7: 100.0, 10: 98.0}
+    monkeypatch.setattr("ptmst.distillation.choosing.expert_recalls", lambda *_: recalls)
+    store = replace(store, endpoints=tuple(recalls))
     scores = {(5, 3): (3.0, 5.0), (3, 2): (2.0, 0.0), (7, 4): (4.0, 5.0), (5, 1): (9.0, 1.0), (5, 4): (3.0, 0.0)}
     asked = list[tuple[int, int, int]]()
 
@@ -189,7 +207,7 @@ def test_a_search_that_was_stopped_goes_on(
     with pytest.raises(KeyboardInterrupt):
         distill(config, store)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert len(record["trials"]) == 1 and "settled" not in record
+    assert len(record["trials"]) == 1 and record["settled"]["keep"] == "primals" and "choice" not in record
     with pytest.raises(InputError, match="holds a distillation already"):
         distill(config, store)
     monkeypatch.setattr(Tracker, "recall", stops_at(-1))

@@ -17,6 +17,7 @@ from ptmst.config import (
     EvaluateConfig,
     Experiment,
     LeafRates,
+    OpenPhases,
     TeachConfig,
     WriteDataConfig,
 )
@@ -25,7 +26,7 @@ from ptmst.students.image_towers import prepared
 from ptmst.studies import ablation, cost
 from ptmst.studies.cost import Between, total
 from ptmst.support import parallel
-from tiny import DISTILL, ENCODER
+from tiny import DISTILL, ENCODER, tiny_store
 
 TINY = Experiment(
     data=WriteDataConfig(name="scenes", image_size=16, train=24, val=8, test=8, warmup=0, captions=2),
@@ -91,6 +92,27 @@ def test_a_store_of_noise_is_used_like_one_of_experts(here: None, tmp_path: Path
     wild = replace(TINY.distill, rates=LeafRates(1e30, 1e30, 1e30, 1e30))
     assert 0 < cost.distilling(wild, store) < 60
     assert cost.students(8, TINY.evaluate, store) > 0 and cost.teaching(teach) > 0
+
+
+@pytest.mark.slow
+def test_a_search_costs_its_runs_and_their_students(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five runs of a fourth of the steps, three of a half, three students each."""
+    store, plain = tiny_store(tmp_path_factory, frozen=True), replace(DISTILL, phases=(OpenPhases(8),), steps=40)
+    searching = replace(plain, phases=(OpenPhases(8, by="search"),))
+    monkeypatch.setattr(cost, "_extrapolated", lambda *_: 100.0)
+    monkeypatch.setattr(cost, "_a_look", lambda *_: 2.0)
+    assert cost.distilling(plain, store) == 100.0
+    assert cost.distilling(searching, store) == 100.0 * (1 + (5 * 10 + 3 * 20) / 40) + 8 * 3 * 2.0
+
+    def steps_of(config: DistillConfig, *_: Any) -> float:
+        assert config.open_phases is None
+        return float(config.steps)
+
+    monkeypatch.setattr(cost, "distilling", steps_of)
+    by_parts = [cost.distilling_by_parts(config, store, time.process_time) for config in (plain, searching)]
+    assert by_parts[1] == pytest.approx(by_parts[0] * 150 / 40) and by_parts[0] > 0
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from ptmst import cli
 from ptmst.config import EvaluateConfig, Experiment, OpenPhases, TeachConfig
 from ptmst.data import write_scenes
-from ptmst.distillation import choosing
+from ptmst.distillation import distill as distillation
 from ptmst.distillation.distill import distill
 from ptmst.errors import InputError
 from ptmst.studies import cost, estimate
@@ -66,7 +66,7 @@ def test_a_search_for_phases_is_counted(experiment: Experiment, quick: bool, mon
     if not quick:
         monkeypatch.setattr(estimate, "_QUICK_S", 0.0)
     searching = replace(experiment.distill, phases=(OpenPhases(8, by="search"),), steps=40)
-    monkeypatch.setattr(choosing, "choose", lambda *_: pytest.fail("an estimate chooses nothing"))
+    monkeypatch.setattr(distillation, "choose", lambda *_: pytest.fail("an estimate chooses nothing"))
     _, stage, _ = estimate.estimate(replace(experiment, distill=searching))
     # Five runs of a fourth, three of a half.
     assert stage.what.startswith("8 pairs, 40 outer steps, up to 110 more to choose phases, keep ")
