@@ -235,19 +235,7 @@ TABLES: dict[str, Make] = {
     "ablation-scenes": partial(ablation_table, "scenes"),
     "ablation-digits": partial(ablation_table, "digits"),
     "ablation-emoji": partial(ablation_table, "emoji"),
-    **{
-        f"phases-{plan}": partial(phases_table, plan)
-        for plan in (
-            "soft-labels",
-            "end-points",
-            "end-points-drawings",
-            "batches",
-            "sizes",
-            "phases",
-            "trajectories",
-            "ideas",
-        )
-    },
+    **{f"phases-{plan}": partial(phases_table, plan) for plan in PHASES},
     "phases-steps": phases_by_steps,
     "protocols": protocols_table,
     "on-stamps": lambda folder: _with_raw(ablation.on_other_data(RESULTS, "on-stamps", "emoji"), "on-stamps", folder),
