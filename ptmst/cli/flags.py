@@ -55,6 +55,12 @@ class WithPreset(Command):
     """TOML file with a table for each command; it overrides the preset, and flags override it."""
 
 
+class Text(str):
+    """A word of a command line as it is, one of several with spaces between them."""
+
+    __slots__ = ()
+
+
 def typed() -> str:
     """The command line, to be shown beside what it made."""
     return shlex.join(["ptmst", *sys.argv[1:]])
@@ -164,6 +170,18 @@ def constructors() -> ConstructorRegistry:
             instance_from_str=lambda words: schema.parse_chunk(words[0]),
             is_instance=lambda value: value is None or value == "auto" or isinstance(value, int),
             str_from_instance=lambda value: ["none" if value is None else str(value)],
+        )
+
+    @registry.primitive_rule
+    def texts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[Text, ...]] | None:
+        if info.type != tuple[Text, ...]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[TEXT [TEXT ...]]",
+            instance_from_str=lambda words: tuple(map(Text, words)),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=list,
         )
 
     @registry.primitive_rule

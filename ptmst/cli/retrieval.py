@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from ptmst.cli.flags import Command, typed
+from ptmst.cli.flags import Command, Text, typed
 from ptmst.config import COMPUTE, RUN, Device, TrainConfig
 from ptmst.errors import InputError
 from ptmst.support.progress import printable, result, table
@@ -58,7 +58,7 @@ class Query(Command):
     """Folder of a trained student."""
     gallery: Annotated[Positional[Path], arg(metavar="GALLERY")]
     """Folder of pictures, or text file with a caption a line."""
-    queries: Annotated[Positional[tuple[str, ...]], arg(metavar="QUERY [QUERY ...]")]
+    queries: Annotated[Positional[tuple[Text, ...]], arg(metavar="QUERY [QUERY ...]")]
     """Captions, or picture files."""
     best: int = 5
     """How many are shown for each."""

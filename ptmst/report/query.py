@@ -34,7 +34,7 @@ def _query(gallery: Gallery, one: Found) -> dict[str, Any]:
         for item, cosine in zip(one.items, one.cosines, strict=True)
     ]
     picture = _thumbnail(Path(one.query)) if one.of_picture else None
-    return {"text": progress.printable(one.query), "picture": picture, "items": items}
+    return {"text": progress.printable(one.query), "picture": picture, "found": items}
 
 
 def _thumbnail(path: Path) -> str:

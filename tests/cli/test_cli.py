@@ -543,8 +543,11 @@ def _flags(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + f.name.replace("_", "-"), value
 
 
-POSITIONAL = {"distill": "store", "subset": "store", "evaluate": "set", "export": "set", "report": "sets"}
-POSITIONAL |= {"inspect": "path", "data check": "name", "estimate": "preset", "diagnose": "store", "train": "set"}
+POSITIONAL = {"distill": ["store"], "subset": ["store"], "evaluate": ["set"], "export": ["set"], "report": ["sets"]}
+POSITIONAL |= {"inspect": ["path"], "data check": ["name"], "estimate": ["preset"], "diagnose": ["store"]}
+POSITIONAL |= {"train": ["set"], "query": ["student", "gallery", "queries"]}
+SHOWN = {"sets": "SET .SET ....", "queries": "QUERY .QUERY ...."}
+"""Of those, how help shows those of several values."""
 HELPED: dict[str, type[Command]] = {**COMMANDS, "data check": DataCheck}
 
 
@@ -568,8 +571,8 @@ def test_help_names_every_setting_without_loading_torch(name: str) -> None:
     text = text[text.index("╭─") :]  # behind the usage line
     assert "None" not in text
     for flag, default in _flags(HELPED[name], None):
-        if flag == POSITIONAL.get(name):
-            assert re.search(rf" {'SET .SET ....' if flag == 'sets' else flag.upper()} [A-Z].*?\(required\)", text)
+        if flag in POSITIONAL.get(name, ()):
+            assert re.search(rf" {SHOWN.get(flag, flag.upper())} [A-Z].*?\(required\)", text)
             continue
         if default == ():  # there is no way to write it
             assert re.search(rf" --{flag} PATH \[PATH \.\.\.\] [A-Z][^(]*\. [-╰]", text)
@@ -655,10 +658,10 @@ def test_every_default_can_be_typed_as_it_is_shown(
 ) -> None:
     """`none` among them."""
     text = re.sub(r"[\s│]+", " ", _help(capsys, monkeypatch, *name.split()))
-    required = [*(["x"] if name in POSITIONAL else []), *(["--out", "y"] if name in ("subset", "export") else [])]
+    required = [*["x"] * len(POSITIONAL.get(name, ())), *(["--out", "y"] if name in ("subset", "export") else [])]
     typed: list[str] = []
     for flag, default in _flags(HELPED[name], None):
-        if flag != POSITIONAL.get(name) and default not in (True, False, (), dataclasses.MISSING):
+        if flag not in POSITIONAL.get(name, ()) and default not in (True, False, (), dataclasses.MISSING):
             shown = re.search(rf" --{re.escape(flag)} .*?\(default: (.*?)\)", text)
             assert shown, flag
             typed += [f"--{flag}", *(shown[1].split() if flag == "phases" else [shown[1]])]
