@@ -61,7 +61,8 @@ class TrainedStudent:
     @property
     def width(self) -> int:
         """H, the width of its embeddings."""
-        return int(self.embed_captions(["a"]).shape[1])
+        nothing = torch.zeros(1, self.recipe.text_width, device=self.student.device)
+        return int(self.student.embed_texts(self.theta, nothing).shape[1])
 
     @torch.no_grad()
     def embed_images(self, pictures: Iterable[Picture]) -> Tensor:

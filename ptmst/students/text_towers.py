@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -154,6 +155,19 @@ def chunks(captions: Sequence[str], device: torch.device) -> list[list[int]]:
     return [order[first : first + _AT_ONCE] for first in range(0, len(order), _AT_ONCE)]
 
 
+@contextmanager
+def _no_bar(transformers: Any) -> Iterator[None]:
+    """Its bar for weights, of a moment, would be written between our lines."""
+    theirs = transformers.utils.logging
+    shown = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()
+
+
 class HuggingFaceText(_TextModel):
     """A transformers model from the hub or a local folder.
 
@@ -175,7 +189,7 @@ class HuggingFaceText(_TextModel):
             where: dict[str, Any] = {"trust_remote_code": False, "subfolder": self._pooling.folder}
             config, _ = transformers.PretrainedConfig.get_config_dict(name, subfolder=self._pooling.folder)
             # Layers that the weights lack, such as a pooler, are drawn: alike each time, for the fingerprint's sake.
-            with seeded(0, "text tower"):
+            with seeded(0, "text tower"), _no_bar(transformers):
                 self._tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
                 self._model, found = transformers.AutoModel.from_pretrained(name, output_loading_info=True, **where)
         except InputError:
