@@ -20,6 +20,7 @@ SECTIONS = {
     "teachers": "The flow",
     "distillation": "The flow",
     "evaluation": "The flow",
+    "retrieval": "The flow",
     "config": "Settings",
     "presets": "Settings",
     "data": "Data",
