@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ptmst.support.memory import keep_freed_memory as keep_freed_memory
     from ptmst.support.progress import progress as progress
     from ptmst.synthetic.distilled_set import DistilledSet as DistilledSet
+    from ptmst.synthetic.pairs import PairBatch as PairBatch
     from ptmst.synthetic.pairs import SyntheticPairs as SyntheticPairs
     from ptmst.synthetic.soft_labels import FullSimilarity as FullSimilarity
     from ptmst.synthetic.soft_labels import LowRankSimilarity as LowRankSimilarity
@@ -78,6 +79,7 @@ _HOME = {
     "LowRankSimilarity": "synthetic.soft_labels",
     "OuterGradient": "engine.recursion",
     "OuterStep": "engine.outer_step",
+    "PairBatch": "synthetic.pairs",
     "Pairs": "data",
     "Phase": "config",
     "Places": "config",

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ptmst.config import Channels, Places
-from ptmst.data import MEAN, STD, denormalize
+from ptmst.data import MEAN, STD, denormalize, renormalize
 from ptmst.errors import InputError, said_of
 from ptmst.recipe import TOWER, Recipe
 from ptmst.students.student import Student
 from ptmst.support import files, folders
-from ptmst.synthetic.pairs import SyntheticPairs
+from ptmst.synthetic.pairs import PairBatch, SyntheticPairs
 from ptmst.synthetic.soft_labels import LowRankSimilarity, similarity_from_leaves
+from ptmst.synthetic.union import union
 
 VERSIONS = 1, 2
 """What is read; sets of pictures are written as the first, which earlier releases read too."""
@@ -118,6 +121,39 @@ class DistilledSet(Sequence[SyntheticPairs]):
         Raises InputError where the file of the image tower's weights has changed.
         """
         return self.recipe.student(draw, self.tower)
+
+    def batches(
+        self,
+        batch_size: int | None,
+        generator: torch.Generator,
+        *,
+        mean: Channels | None = None,
+        std: Channels | None = None,
+    ) -> Iterator[PairBatch]:
+        """One epoch of each phase in their order: its pairs in a random order, in batches that hold `batch_size` of
+        them at most; none = as many as the set was matched in.
+
+        Images are normalized with the set's own mean and standard deviation, or for another model with those that are
+        given. Of a progressive set a phase has the pairs of those before it, too.
+        """
+        own, phases = self.normalization, list(self)
+        other = (mean or own[0], std or own[1])
+        captions = [phase.captions or ("",) * len(phase.pairs) for phase in self.phases]
+        for number, phase in enumerate(phases):
+            pairs, words = phase, captions[number]
+            if self.is_progressive:
+                pairs, words = union(phases[: number + 1]), tuple(chain(*captions[: number + 1]))
+            size = batch_size or self.inner_batch or len(pairs)
+            for index in torch.randperm(len(pairs), generator=generator).split(size):
+                images = pairs.images[index]
+                yield PairBatch(
+                    images=renormalize(images, own, other) if pairs.in_pixels else images,
+                    texts=pairs.texts[index],
+                    captions=tuple(words[i] for i in index.tolist()),
+                    similarity=pairs.similarity.batch(index),
+                    lr=pairs.lr,
+                    phase=number,
+                )
 
     @property
     def num_pairs(self) -> int:

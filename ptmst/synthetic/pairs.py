@@ -14,6 +14,24 @@ from ptmst.synthetic.soft_labels import Similarity
 
 
 @dataclass(frozen=True)
+class PairBatch:
+    """What one step of training takes of a phase (`DistilledSet.batches`)."""
+
+    images: Tensor
+    """float32 [B, 3, H, W], normalized; features [B, Z] where the set has no pixels."""
+    texts: Tensor
+    """float32 [B, D], embeddings of the set's text tower."""
+    captions: tuple[str, ...]
+    """The real captions nearest to them, for a text tower of one's own."""
+    similarity: Tensor
+    """Soft labels [B, B]: how well each image fits each text."""
+    lr: Tensor
+    """Student learning rate η [G] of the phase: of the image side, then of the text side."""
+    phase: int
+    """From 0."""
+
+
+@dataclass(frozen=True)
 class SyntheticPairs:
     """N synthetic pairs: images [N, 3, H, W], texts [N, D], soft labels over [N, N], student learning rate [G].
 

@@ -98,6 +98,49 @@ def test_a_set_is_a_sequence_of_its_phases() -> None:
     assert [len(pairs) for pairs in found] == list(SIZES)
 
 
+@pytest.mark.parametrize("size", [2, 3, 100])
+def test_an_epoch_of_batches_has_every_pair_once(size: int) -> None:
+    found = distilled()
+    assert found.inner_batch is None
+    draws = torch.Generator().manual_seed(1)
+    batches = list(found.batches(size, draws))
+    for number, phase in enumerate(found.phases):
+        pairs, mine = phase.pairs, [batch for batch in batches if batch.phase == number]
+        order = [next(i for i in range(len(pairs)) if torch.equal(pairs.texts[i], t)) for b in mine for t in b.texts]
+        assert sorted(order) == list(range(len(pairs))) and [len(b.texts) for b in mine[:-1]] == [size] * (
+            len(mine) - 1
+        )
+        first = 0
+        for batch in mine:
+            index = order[first : first + len(batch.texts)]
+            first += len(index)
+            assert torch.equal(batch.images, pairs.images[index]) and torch.equal(batch.lr, pairs.lr)
+            assert torch.equal(batch.similarity, pairs.similarity.dense()[index][:, index])
+            assert batch.captions == tuple(phase.captions[i] for i in index)
+    again = list(found.batches(size, torch.Generator().manual_seed(1)))
+    assert all(torch.equal(a.texts, b.texts) for a, b in zip(batches, again, strict=True))
+
+
+def test_batches_are_as_the_set_was_matched_and_normalized_as_asked() -> None:
+    found = replace(distilled(), provenance={"config": {"batch_size": 2}})
+    assert {len(batch.texts) for batch in found.batches(None, torch.Generator())} <= {1, 2}
+    mean, std = found.normalization
+    (first, *_), (other, *_) = (
+        list(found.batches(2, torch.Generator().manual_seed(0), **asked))
+        for asked in ({}, {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+    )
+    plain = first.images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+    assert torch.allclose(other.images, plain, atol=1e-6)
+
+
+def test_batches_of_a_progressive_set_have_the_pairs_before() -> None:
+    found = replace(distilled(), provenance={"config": {"batch_size": 100, "progressive": True}})
+    first, second = found.batches(None, torch.Generator().manual_seed(0))
+    assert (len(first.texts), len(second.texts)) == (SIZES[0], sum(SIZES))
+    assert set(second.captions) == {*found.phases[0].captions, *found.phases[1].captions}
+    assert torch.equal(second.lr, found[1].lr)
+
+
 def test_pairs_end() -> None:
     pairs = distilled()[0]
     assert [entry["index"] for entry in pairs] == list(range(5))
