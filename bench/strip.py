@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,6 @@ class Shown:
     caption: str
 
 
-def spread(sizes: Iterable[int], count: int) -> list[tuple[int, int]]:
-    """(phase, pair) of `count` pairs, as many of each phase as of another, evenly spread over it."""
-    sizes = list(sizes)
-    shares = [count // len(sizes) + (phase < count % len(sizes)) for phase in range(len(sizes))]
-    return [
-        (phase, min(size - 1, round((i + 0.5) * size / share)))
-        for phase, (size, share) in enumerate(zip(sizes, shares, strict=True))
-        for i in range(min(share, size))
-    ]
-
-
 def rows(folder: Path, root: Path | None) -> list[list[Shown]]:
     """The initial pairs, where their data can be read, and the distilled ones."""
     import torch
@@ -50,6 +39,7 @@ def rows(folder: Path, root: Path | None) -> list[list[Shown]]:
     from ptmst import DistilledSet, InputError
     from ptmst.config import Places
     from ptmst.data.sampling import random_subset
+    from ptmst.report.sets import spread
 
     distilled = DistilledSet.load(folder)
     sizes = [len(phase.pairs) for phase in distilled.phases]

@@ -48,6 +48,10 @@ class Starts:
     """[N], from the distilled picture to it."""
     to_another: Tensor
     """[N], from it to the nearest other real picture: how far real pictures are from each other."""
+    pictures: Tensor
+    """uint8 [N, 3, H, W]"""
+    captions: tuple[str, ...]
+    """Of the texts that theirs began as."""
 
 
 class RealPictures:
@@ -116,24 +120,31 @@ class _Features:
 
 
 def _nearest(queries: Tensor, begun: Tensor | None, pairs: Pairs, space: _Space) -> Nearest:
-    """Of rows [N, M] of pictures that began as those of `begun` int64 [N]."""
+    """Of rows [N, M] of pictures that began as those of the texts `begun` int64 [N]."""
     none = torch.full((len(queries),), -1)
     if begun is None:
         nearest, starts = _search(queries, none, pairs, space), None
     else:
-        real = space.real(begun)
+        images = pairs.image_of_text[begun]
+        real = space.real(images)
         # In one pass, since that decodes all pictures.
-        nearest, other = _search(torch.cat([queries, real]), torch.cat([none, begun]), pairs, space).chunk(2)
-        starts = Starts(nearest == begun, space.distance(queries, real), space.distance(real, space.real(other)))
+        nearest, other = _search(torch.cat([queries, real]), torch.cat([none, images]), pairs, space).chunk(2)
+        starts = Starts(
+            nearest=nearest == images,
+            distance=space.distance(queries, real),
+            to_another=space.distance(real, space.real(other)),
+            pictures=pairs.pixels(images),
+            captions=tuple(pairs.captions[text] for text in begun.tolist()),
+        )
     captions = dict(zip(reversed(pairs.image_of_text.tolist()), reversed(pairs.captions), strict=True))
     shown = tuple(captions[image] for image in nearest.tolist())
     return Nearest(pairs.pixels(nearest), shown, space.distance(queries, space.real(nearest)), starts)
 
 
 def _begun(provenance: Mapping[str, Any], count: int, pairs: Pairs) -> Tensor | None:
-    """The images that distillation began with, int64 [count], one draw for all phases; None where none is recorded."""
+    """The texts that distillation began with, int64 [count], one draw for all phases; None where none is recorded."""
     seed = provenance.get("config", {}).get("seed")
-    return None if seed is None else pairs.image_of_text[random_subset(pairs, seed, count)]
+    return None if seed is None else random_subset(pairs, seed, count)
 
 
 def _search(wanted: Tensor, but: Tensor, pairs: Pairs, space: _Space) -> Tensor:

@@ -33,5 +33,5 @@ def svg(drawn: Figure) -> str:
     ):
         # Names are written as text, in the reader's fonts: that ours lack a letter does not matter.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        drawn.savefig(buffer, format="svg", metadata={"Date": None})
+        drawn.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -315,11 +315,19 @@ def lines(rows: Sequence[Row], between: str = " ± ") -> tuple[list[str], list[l
     return head, body
 
 
-def note(rows: Sequence[Row], columns: str = "") -> str:
-    """What the numbers of a table are, and the columns of its own."""
+def what_numbers_are(rows: Sequence[Row]) -> str:
+    """Of a table, in a sentence or two."""
+    return f"{_unit(rows)} IR finds the image of a text, TR any text of an image."
+
+
+def _unit(rows: Sequence[Row]) -> str:
     scores = "Recall and zero-shot accuracy" if ZERO_SHOT in measured(rows) else "Recall"
-    text = f"{scores} on {split(rows)} in percent, mean ± standard deviation over students. {'; '.join(how(rows))}."
-    return f"{text} {columns}".rstrip()
+    return f"{scores} on {split(rows)} in percent, mean ± standard deviation over students."
+
+
+def note(rows: Sequence[Row], columns: str = "") -> str:
+    """What the numbers of a table are, how they were measured, and the columns of its own."""
+    return f"{_unit(rows)} {'; '.join(how(rows))}. {columns}".rstrip()
 
 
 def _markdown(rows: Sequence[Row], columns: str) -> str:

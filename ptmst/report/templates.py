@@ -18,13 +18,13 @@ def text(name: str) -> str:
     return resources.files("ptmst.report").joinpath(name).read_text("utf-8")
 
 
-def picture_address(picture: Image.Image, most: int | None = None) -> str:
+def picture_address(picture: Image.Image, most: int | None = None, *, lossless: bool = False) -> str:
     """A picture as a data address, made smaller where a side has more than `most` pixels."""
     buffer = BytesIO()
     if most is not None:
         picture = picture.copy()
         picture.thumbnail((most, most))
-    picture.save(buffer, "WEBP", quality=90, use_sharp_yuv=True)
+    picture.save(buffer, "WEBP", quality=90, use_sharp_yuv=True, lossless=lossless)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -20,6 +20,7 @@ from bench.readme import PAGES, TABLES, written
 from ptmst import cli
 from ptmst.config import WriteDataConfig
 from ptmst.presets import experiment
+from ptmst.report.sets import spread
 from ptmst.studies.demo import METHODS
 from tiny import DISTILL, tiny_store
 
@@ -184,7 +185,7 @@ def test_a_strip_shows_pairs_as_they_began_and_as_they_are(
 
 @pytest.mark.parametrize("sizes", [(50, 50), (99,), (3, 300), (1, 1, 1)])
 def test_pairs_are_spread_over_phases(sizes: tuple[int, ...]) -> None:
-    chosen = strip.spread(sizes, strip.COUNT)
+    chosen = spread(sizes, strip.COUNT)
     assert len(chosen) == len(set(chosen)) <= strip.COUNT
     assert all(0 <= pair < sizes[phase] for phase, pair in chosen)
     assert {phase for phase, _ in chosen} == set(range(len(sizes)))

@@ -170,12 +170,12 @@ def test_a_page_shows_the_nearest_real_pictures(distilled: DistilledSet, tmp_pat
     write_report(tmp_path / "page.html", "A title", [row])
     html = (tmp_path / "page.html").read_text("utf-8")
     assert "This set has no pictures" in html
-    assert html.count('<img src="data:image/webp') == distilled.num_pairs == html.count('alt="nearest real image"')
+    of_pairs = html.count('alt="nearest real picture: ') - html.count("The highest labels of") * 3
+    assert of_pairs == distilled.num_pairs == 18
     write_report(tmp_path / "page.html", "A title", [row], nearest=False)
     html = (tmp_path / "page.html").read_text("utf-8")
-    assert (
-        "This set has no pictures" in html and "<img" not in html and html.count("<figcaption>") == distilled.num_pairs
-    )
+    assert "This set has no pictures" in html and html.count("<img") == html.count('<img class="map"') == 2
+    assert html.count('<figure>\n<div class="change">') == 12 and html.count("<figure><figcaption>") >= 6
 
 
 @pytest.mark.slow

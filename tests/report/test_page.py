@@ -25,9 +25,9 @@ from ptmst.data.sampling import random_subset
 from ptmst.evaluation.baselines import random_pairs
 from ptmst.evaluation.metrics import METRICS, TIES
 from ptmst.evaluation.scores import write_scores
-from ptmst.report import page
+from ptmst.report import page, sets
 from ptmst.report.page import write_report
-from ptmst.report.tables import Row, note, read_row, recall_table
+from ptmst.report.tables import Row, read_row, recall_table, what_numbers_are
 from ptmst.synthetic.distilled_set import DistilledPhase
 from tiny import RECIPE, tiny_store
 
@@ -141,21 +141,25 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_page_shows_everything(tmp_path: Path) -> None:
     page = page_of(tmp_path, rows(), title="Pairs & <recalls>", command="ptmst report <x>")
-    assert escape(note(rows()), quote=False) in page and "Recall on val in percent" in page
+    assert escape(what_numbers_are(rows()), quote=False) in page and "Recall on val in percent" in page
     parsed = Parsed(page)
     text = "".join(parsed.text)
     assert "Pairs & <recalls>" in text and "ptmst report <x>" in text
     for row in rows():
         full = mean(student["mean"] for student in rows()[2].scores.students)
         share = f"{100 * mean(student['mean'] for student in row.scores.students) / full:.0f} %"
-        entry = "".join(f"<td>{cell}</td>" for cell in (f"{row.pairs:,}", *cells(row), share))
+        *recalls, average = cells(row)
+        entry = "".join(f"<td>{cell}</td>" for cell in (average, share, f"{row.pairs:,}", *recalls))
         assert entry in page
         assert row.name in text
+    best_first = sorted(rows(), key=lambda row: -row.scores.mean())
     captions = [
-        caption for row in rows() if row.distilled for phase in row.distilled.phases for caption in phase.captions
+        caption for row in best_first if row.distilled for phase in row.distilled.phases for caption in phase.captions
     ]
     assert [unescape(found) for found in re.findall("<figcaption>(.*?)</figcaption>", page)] == captions
-    assert len(parsed.all("img")) == len(captions) == 10
+    # And the soft labels of three phases.
+    assert len(parsed.all("img")) == len(captions) + 3 == 13
+    assert all(image["alt"] and image["loading"] == "lazy" for image in parsed.all("img"))
     assert len(parsed.all("svg")) == 2
     assert "<script" not in page and "<b>" not in page
     assert json.dumps({"seed": 7})[1:-1] in text and "<by hand>" in text
@@ -181,12 +185,17 @@ def far_from(real: TrajectoryStore, count: int = 5) -> DistilledSet:
 
 
 def images_of(html: str) -> list[Image.Image]:
-    sources = [attributes["src"] or "" for attributes in Parsed(html).all("img")]
+    """All but the maps of soft labels."""
+    found = (attributes for attributes in Parsed(html).all("img") if attributes.get("class") != "map")
+    sources = [attributes["src"] or "" for attributes in found]
     return [Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))) for source in sources]
 
 
 @pytest.mark.slow
-def test_each_picture_has_the_nearest_real_one_beside_it(tmp_path: Path, real: TrajectoryStore) -> None:
+def test_each_folded_picture_has_the_nearest_real_one_beside_it(
+    tmp_path: Path, real: TrajectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets, "SHOWN", 0)
     made = far_from(real)
     html = page_of(
         tmp_path, [Row("ours", scores(20.0), 5, made), Row("random", scores(9.0), 5, random_pairs(real, 5, 0.1, 0))]
@@ -196,7 +205,9 @@ def test_each_picture_has_the_nearest_real_one_beside_it(tmp_path: Path, real: T
     pairs = real.recipe.pairs("train")
     begun = pairs.image_of_text[random_subset(pairs, 0, 5)]
     captions = [pairs.captions[pairs.image_of_text.tolist().index(image)] for image in begun.tolist()]
-    shown = re.findall('<div class="real"><img src="[^"]*" alt="nearest real image"><span>(.*?)</span></div>', html)
+    shown = re.findall(
+        '<div class="real"><img src="[^"]*" alt="nearest real picture" loading="lazy"><span>(.*?)</span></div>', html
+    )
     assert [unescape(text) for text in shown] == [f"{away}: {caption}" for caption in captions]
     # Of the random pairs, which are real, there are no others.
     assert len(images_of(html)) == 5 + 5 + 5
@@ -215,18 +226,87 @@ def test_what_pictures_began_as_is_told(tmp_path: Path, real: TrajectoryStore) -
     away = f"{(64**2 / 16**2) ** 0.5:.1f}"
     (told,) = re.findall(r"For 5 of 5 it is the one .*? away\.", html)
     assert f"From there it moved by {away} in the median, while the nearest other real picture was " in told
+    # Each beside what it began as, and the caption of then where it is another now.
+    pairs = real.recipe.pairs("train")
+    texts = random_subset(pairs, 0, 5)
+    shown = images_of(html)
+    assert len(shown) == 2 * 5
+    for before, after, text in zip(shown[::2], shown[1::2], texts.tolist(), strict=True):
+        pixels = pairs.pixels(pairs.image_of_text[text].view(1))[0].permute(1, 2, 0).numpy()
+        near, far = (np.abs(np.asarray(one.convert("RGB"), dtype=float) - pixels) for one in (before, after))
+        assert near.mean() < 12 and far[3, 4].mean() > near[3, 4].mean() + 5
+    struck = [unescape(found) for found in re.findall("<del>(.*?)</del>", html)]
+    now = [caption for phase in made.phases for caption in phase.captions]
+    then = [pairs.captions[text] for text in texts.tolist()]
+    assert struck == [old for old, new in zip(then, now, strict=True) if old != new]
+
+
+@pytest.mark.slow
+def test_twelve_pairs_are_shown_and_the_rest_is_folded(tmp_path: Path) -> None:
+    many = distilled(phases=1)
+    pairs = many[0]
+    wide = SyntheticPairs(
+        pairs.images.repeat(10, 1, 1, 1), pairs.texts.repeat(10, 1), FullSimilarity.identity(30), pairs.lr
+    )
+    phase = replace(many.phases[0], pairs=wide, captions=tuple(f"caption {i}" for i in range(30)))
+    html = page_of(tmp_path, [Row("ours", scores(20.0), 30, replace(many, phases=(phase,)))])
+    open_part, folded = html.split("<summary>18 more pairs</summary>")
+    assert open_part.count("<figure>") == 12 and folded.count("<figure>") == 18
+    captions = re.findall("<figcaption>(caption .*?)</figcaption>", html)
+    assert sorted(captions) == sorted(phase.captions)
+
+
+def test_soft_labels_are_shown_in_their_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = torch.tensor([[2.0, 0.5, -4.0], [0.0, 1.0, 3.0], [-0.5, 0.25, 4.0]])
+    picture = np.asarray(sets.heat_map(matrix, 4.0), dtype=int)
+    assert picture[1, 0].tolist() == [255, 255, 255]
+    assert picture[2, 2].tolist() == sets._POSITIVE.tolist() and picture[0, 2].tolist() == sets._NEGATIVE.tolist()
+    assert picture[0, 0].tolist() == pytest.approx([(255 + c) / 2 for c in sets._POSITIVE.tolist()], abs=1)
+    one = distilled(phases=1)
+    pairs = SyntheticPairs(one[0].images, one[0].texts, FullSimilarity(matrix), one[0].lr)
+    shown = sets.shown_set(
+        "ours", replace(one, phases=(replace(one.phases[0], pairs=pairs),)), None, sets.Limits.of([one])
+    )["labels"]
+    assert (shown["most"], shown["diagonal"], shown["others"]) == ("4.0", "2.33", "-0.12")
+    # Image 1 fits text 2, 0 fits 1, 2 fits 1: those below 0 fit nothing.
+    assert [(entry["value"], entry["image"]["number"]) for entry in shown["strongest"]] == [
+        *(("3.00", 1), ("0.50", 0), ("0.25", 2)),
+    ]
+    assert [entry["caption"][:11] for entry in shown["strongest"]] == ["caption 0.2", "caption 0.1", "caption 0.1"]
+
+
+def test_the_headline_tells_what_the_best_set_reaches() -> None:
+    found = page.headline(page.by_recall(rows()))
+    ours, full = (mean(student["mean"] for student in row.scores.students) for row in rows()[1:])
+    assert found == (
+        f"ours: 1,234 synthetic pairs teach a mean recall of {ours:.1f} %, {100 * ours / full:.0f} % of the "
+        f"{full:.1f} % that all 24,000 real pairs teach."
+    )
+    real = replace(rows()[0], distilled=replace(distilled(), provenance={"method": "random"}), pairs=1234)
+    assert str(page.headline([rows()[1], real])).endswith(f"; random <pairs> teach {real.scores.mean():.1f} %.")
+    assert page.headline([real, rows()[2]]) is None
+
+
+def test_facts_are_told_once_where_they_are_those_of_all() -> None:
+    found = dict(page.facts(rows()))
+    assert found["split"] == "val"
+    assert found["students"] == "3 (random <pairs>, ours); 1 (all)"
+    assert found["protocol"] == "per-phase (random <pairs>, ours); as trained (all)"
 
 
 @pytest.mark.slow
 def test_real_pictures_are_small(tmp_path: Path) -> None:
     large = torch.randint(0, 256, (3, 100, 100), dtype=torch.uint8)
     for most, size in ((None, 100), (48, 48), (200, 100)):
-        content = base64.b64decode(page._picture(large, most).split(",")[1])
+        content = base64.b64decode(sets.picture_of(large, most).split(",")[1])
         assert Image.open(io.BytesIO(content)).size == (size, size)
 
 
 @pytest.mark.slow
-def test_a_page_does_without_real_pictures_that_are_not_there(tmp_path: Path, real: TrajectoryStore) -> None:
+def test_a_page_does_without_real_pictures_that_are_not_there(
+    tmp_path: Path, real: TrajectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets, "SHOWN", 0)
     made = far_from(real)
     data = {**made.settings["data"], "root": str(tmp_path / "gone<b>")}
     gone = replace(made, settings={**made.settings, "data": data})
@@ -246,12 +326,10 @@ def test_a_page_does_without_real_pictures_that_are_not_there(tmp_path: Path, re
 
 @pytest.mark.slow
 def test_the_pictures_are_the_images(tmp_path: Path) -> None:
-    parsed = Parsed(page_of(tmp_path, [rows()[1]]))
-    found = iter(parsed.all("img"))
+    found = iter(images_of(page_of(tmp_path, [rows()[1]])))
     for number, count in ((0, 3), (1, 4)):
         for i in range(count):
-            _, _, content = (next(found)["src"] or "").partition("base64,")
-            picture = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
+            picture = next(found).convert("RGB")
             assert picture.size == (8, 8)
             pixels = picture.tobytes()
             assert abs(sum(pixels) / len(pixels) - (60 * i + 20 * number)) <= 2
@@ -260,7 +338,7 @@ def test_the_pictures_are_the_images(tmp_path: Path) -> None:
 def test_the_pictures_stand_upright_in_their_colors() -> None:
     corners = torch.tensor([[250, 20, 20], [20, 250, 20], [20, 20, 250], [240, 240, 240]])
     pixels = corners.view(2, 2, 3).permute(2, 0, 1).repeat_interleave(32, 1).repeat_interleave(32, 2).byte()
-    picture = Image.open(io.BytesIO(base64.b64decode(page._picture(pixels).split(",")[1]))).convert("RGB")
+    picture = Image.open(io.BytesIO(base64.b64decode(sets.picture_of(pixels).split(",")[1]))).convert("RGB")
     for (row, column), color in zip(((0, 0), (0, 1), (1, 0), (1, 1)), corners.tolist(), strict=True):
         found = picture.getpixel((16 + 32 * column, 16 + 32 * row))
         assert isinstance(found, tuple) and max(abs(a - b) for a, b in zip(found, color, strict=True)) <= 12
@@ -270,8 +348,8 @@ def test_curves_are_running_means() -> None:
     values = torch.rand(61, generator=torch.Generator().manual_seed(0))
     window = 61 // 20
     expected = [mean(values[max(0, i + 1 - window) : i + 1].double().tolist()) for i in range(61)]
-    assert list(page._smoothed(values)) == pytest.approx(expected)
-    assert list(page._smoothed(values[:7])) == pytest.approx(values[:7].tolist())
+    assert list(sets._smoothed(values)) == pytest.approx(expected)
+    assert list(sets._smoothed(values[:7])) == pytest.approx(values[:7].tolist())
 
 
 def test_figures_show_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +365,8 @@ def test_figures_show_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     means = [mean(student["mean"] for student in row.scores.students) for row in rows()]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(means)
     made = distilled()
-    page._curves(made)
+    monkeypatch.setattr(sets, "svg", kept)
+    sets._curves(made, sets.Limits.of([made, distilled(history=False)]))
     loss, eta = drawn[1].axes
     histories = [phase.history for phase in made.phases]
     lines = [(history, group) for history in histories for group in range(2)]
@@ -295,13 +374,14 @@ def test_figures_show_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     for line, (history, group) in zip(eta.lines, lines, strict=True):
         assert list(line.get_ydata()) == pytest.approx(history["lr"][:, group].tolist())
     for line, (history, group) in zip(loss.lines, lines, strict=True):
-        assert list(line.get_ydata()) == pytest.approx(list(page._smoothed(history["loss"][:, group])))
+        assert list(line.get_ydata()) == pytest.approx(list(sets._smoothed(history["loss"][:, group])))
 
 
 @pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert page_of(tmp_path, rows()) == page_of(tmp_path, rows())
-    assert page_of(tmp_path, rows()) != page_of(tmp_path, rows()[::-1])
+    assert page_of(tmp_path, rows()) == page_of(tmp_path, rows()[::-1])  # the best is first
+    assert page_of(tmp_path, rows()) != page_of(tmp_path, rows()[:2])
 
 
 @pytest.mark.slow

@@ -109,8 +109,9 @@ def test_a_demo_runs_whole_and_is_reused(
     last = said.splitlines()[-1]
     assert str(out) in last and str(out / "report.html") in last
     page = (out / "report.html").read_text()
-    # Every pair of four sets, and the nearest real picture of the distilled ones.
-    assert page.count("<img") == 4 * 11 + 3 * 11 and "ptmst demo --here" in page
+    # Every pair of four sets, and what the distilled ones began as; four maps of soft labels, of phases.
+    assert page.count("<img") == 4 * 11 + 3 * 11 + 4 + 3 * page.count("The highest labels of")
+    assert page.count('class="map"') == 4 and "ptmst demo --here" in page
     assert not [name for name in _files(tmp_path) if not name.startswith(("out/", "cache/"))]
 
     before = _files(out)
