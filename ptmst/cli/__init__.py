@@ -22,12 +22,13 @@ from ptmst.cli.flags import STARTS_AGAIN, Command, WithPreset, constructors, spl
 from ptmst.cli.help import show_help
 from ptmst.cli.pipeline import Data, DataCheck, Distill, Evaluate, Report, Subset, Teach
 from ptmst.cli.retrieval import Query, Train
-from ptmst.cli.studies import Ablate, Demo, Diagnose, Estimate
+from ptmst.cli.studies import Ablate, Demo, Diagnose, Estimate, Run
 from ptmst.errors import InputError
 from ptmst.support import memory, progress, threads
 
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
+    "run": Run,
     "data": Data,
     "teach": Teach,
     "distill": Distill,

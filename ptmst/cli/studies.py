@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from tyro.conf import Positional, arg
 
 from ptmst.cli.flags import CONTINUES, Command, typed
-from ptmst.config import COMPUTE, RUN, AblateConfig, DataConfig, Device, DiagnoseConfig
+from ptmst.config import COMPUTE, RUN, AblateConfig, DataConfig, Device, DiagnoseConfig, RunConfig
 from ptmst.support.progress import result, table
 
 
@@ -39,6 +39,24 @@ class Demo(Command):
         source = DataConfig(self.data, self.root, image_column=self.image_column, caption_column=self.caption_column)
         name = "" if self.data == "emoji" else f"-{self.data.partition(':')[0]}"
         run_demo(source, self.out or Path("runs") / f"demo{name}{'-quick' * self.quick}", self.quick, typed())
+
+
+@dataclass(frozen=True)
+class Run(Command):
+    """Do everything with data of your own: experts, a distilled set, students, a page."""
+
+    stopped = CONTINUES
+    examples: ClassVar = (
+        "ptmst run --data csv:pairs.csv --root pictures --pairs 200 --out runs/mine",
+        "ptmst run --data csv:pairs.csv --image-tower timm:resnet50 --image-weights resnet50.safetensors",
+    )
+
+    settings: Annotated[RunConfig, arg(name="")] = field(default_factory=RunConfig)
+
+    def run(self) -> None:
+        from ptmst.studies.run import run
+
+        run(self.settings, typed())
 
 
 @dataclass(frozen=True)

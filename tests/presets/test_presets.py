@@ -10,7 +10,7 @@ import pytest
 
 from ptmst import cli
 from ptmst.cli.pipeline import Distill
-from ptmst.config import DistillConfig, EvaluateConfig, LeafRates, Phase
+from ptmst.config import DistillConfig, EvaluateConfig, LeafRates, OpenPhases, Phase
 from ptmst.errors import InputError
 from ptmst.presets import applied, catalogue, experiment, methods
 from ptmst.schema import check
@@ -92,7 +92,8 @@ def test_a_preset_stores_what_it_distills_from(name: str) -> None:
     for method in ["", *(f",{method}" for method in methods())]:
         found = experiment(f"{name}{method}")
         kept, epochs = set(found.teach.kept_endpoints), found.teach.epochs
-        for phase in found.distill.phases:
+        # Those that are chosen later are chosen among what is kept.
+        for phase in (phase for phase in found.distill.phases if not isinstance(phase, OpenPhases)):
             raw = range(1, max(phase.start[1] - 1 + found.distill.expert_epochs, 1) + 1)
             assert set(raw if found.distill.trajectory == "raw" else [phase.endpoint]) <= kept, (name, method)
             assert phase.endpoint <= epochs

