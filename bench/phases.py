@@ -112,6 +112,10 @@ PLANS: dict[str, dict[str, Cell]] = {
         "two phases, progressive": LOG | two(batch_size=25, progressive=True),
         "two phases, progressive, batches of 50": LOG | two(progressive=True),
     },
+    "more-experts": {
+        f"{count} experts, K = {endpoint}, starts 0–{last - 1}": LOG | one(endpoint, last) | {"experts": count}
+        for count, endpoint, last in ((16, 5, 3), (16, 10, 5))
+    },
     "ideas": {
         "K = 10, starts 0–4": LOG | one(10, 5),
         "evenly spaced points (MCT)": LOG | one(10, 5) | {"experts": "convex"},
