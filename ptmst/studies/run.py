@@ -9,6 +9,7 @@ from pathlib import Path
 from ptmst import schema
 from ptmst.config import DataConfig, Experiment, OpenPhases, RunConfig
 from ptmst.data import load_split
+from ptmst.distillation.choosing import Choice
 from ptmst.errors import InputError
 from ptmst.presets import experiment
 from ptmst.report.tables import Row
@@ -47,7 +48,10 @@ def run(config: RunConfig, command: str) -> list[Row]:
         return f"{rows[1].pairs} pairs distilled from {rows[-1].pairs:,} ({config.data})"
 
     done = whole.do(job, command, title)
-    out = config.out
+    out, made = config.out, done.rows[1].distilled
+    assert made is not None
+    choice = schema.from_json(Choice, made.provenance["choice"])
+    note(f"{choice.asked} chose the phases {' '.join(map(schema.phase_text, choice.phases))}")
     result(
         f"{done.minutes:.1f} min. {out / PAGE} is the page, {out / _SET} the set, {out / 'store'} the experts. In "
         "Python:\n"

@@ -76,6 +76,8 @@ def test_all_is_made_and_told(pictures: Path, capsys: pytest.CaptureFixture[str]
     store, made = TrajectoryStore.open(pictures / "out" / "store"), DistilledSet.load(pictures / "out" / "set")
     assert len(store) == 1 and made.num_pairs == 6 and made.inner_batch == 3
     assert made.provenance["choice"]["asked"] == "auto:6"
+    (phase,) = made.provenance["choice"]["phases"]
+    assert f"auto:6 chose the phases 6:{phase['endpoint']}:0-{phase['start'][1]}" in told
     # The lines that are shown can be followed.
     lines = [line for line in told.splitlines() if line.startswith("    ")][-3:]
     exec("import ptmst, torch\n" + "\n".join(line.removeprefix("    ") for line in lines), {})
