@@ -53,10 +53,7 @@ class RetrievalScorer:
 
         All students that are scored share one frozen tower, or none.
         """
-        heads = student.heads
-        images = torch.cat([heads.embed_images(theta, some) for some in self._inputs(student)])
-        texts = student.embed_texts(theta, self._texts)[self._which]
-        normal = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+        normal = self.embed(student, theta)
         if not bool(torch.isfinite(torch.cat(normal)).all()):
             raise Diverged("a student: its embeddings are not finite, though its θ is; the set's η is too large")
         recalls = retrieval_recall(*normal, self._pairs.image_of_text, self._caption_of_text)
@@ -64,6 +61,14 @@ class RetrievalScorer:
             return recalls
         prompts = F.normalize(student.embed_texts(theta, self._prompts), dim=-1)
         return recalls | {ZERO_SHOT: zero_shot_accuracy(normal[0], prompts, self._class_of_prompt, self._labels)}
+
+    @torch.no_grad()
+    def embed(self, student: Student, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Its images [I, H] and captions [T, H] as a student has them, of unit length."""
+        heads = student.heads
+        images = torch.cat([heads.embed_images(theta, some) for some in self._inputs(student)])
+        texts = student.embed_texts(theta, self._texts)[self._which]
+        return F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
 
     @torch.no_grad()
     def hold(self, student: Student) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ptmst.data.credits import Credits
 from ptmst.evaluation.nearest import RealPictures
+from ptmst.report.examples import shown_examples
 from ptmst.report.figures import COLORS, figure, svg
 from ptmst.report.sets import Limits, is_selected, shown_set
 from ptmst.report.tables import HEADINGS, Row, fraction_of_full, lines, shown_name, what_numbers_are
 from ptmst.report.templates import text, write_page
+from ptmst.retrieval.examples import Example
 from ptmst.synthetic.distilled_set import DistilledSet
 
 _TEMPLATE = "page.html.jinja"
@@ -27,11 +29,13 @@ def write_report(
     *,
     root: Path | None = None,
     nearest: bool = True,
+    examples: Iterable[Example] = (),
 ) -> None:
     """Write one self-contained HTML page. Raises InputError where `out` cannot be written.
 
     With `nearest` pairs have beside them what they began as and the nearest real picture, for which all training
     pictures are read; `root` is their folder, where it has moved. Where they are not there, the page says so.
+    `examples` are what students find.
     """
     rows = by_recall(rows)
     head, body = _table(rows)
@@ -51,6 +55,7 @@ def write_report(
         best=shown_name(rows[0]) if _is_method(rows[0]) else None,
         recall_figure=_recall_figure(rows),
         facts=facts(rows),
+        examples=shown_examples(examples),
         sets=[
             {"score": _score(row, rows), **shown_set(shown_name(row), distilled, real, limits)}
             for row, distilled in sets

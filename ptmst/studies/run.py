@@ -57,7 +57,8 @@ def run(config: RunConfig, command: str) -> list[Row]:
         "Python:\n"
         f'    distilled = ptmst.DistilledSet.load("{out / _SET}")\n'
         "    for batch in distilled.batches(None, torch.Generator().manual_seed(0)):\n"
-        "        batch.images, batch.texts, batch.similarity, batch.lr  # images and texts of a step, labels, rates"
+        "        batch.images, batch.texts, batch.similarity, batch.lr  # images and texts of a step, labels, rates\n"
+        f'A student is kept: ptmst query {out / "students" / "best"} FOLDER "a caption" finds pictures in a folder.'
     )
     return done.rows
 

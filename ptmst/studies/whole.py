@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from ptmst import schema
-from ptmst.config import DataConfig, DistillConfig, EvaluateConfig, Experiment, LossKind, Writable
+from ptmst.config import DataConfig, DistillConfig, EvaluateConfig, Experiment, LossKind, TrainConfig, Writable
 from ptmst.data import load_split, write_data
 from ptmst.distillation.distill import distill
 from ptmst.errors import InputError
@@ -22,6 +22,9 @@ from ptmst.evaluation.evaluate import evaluate, evaluate_experts
 from ptmst.evaluation.scores import Scores, read_scores, write_scores
 from ptmst.report.page import write_report
 from ptmst.report.tables import Row, recall_table
+from ptmst.retrieval.examples import Example, examples
+from ptmst.retrieval.trained_student import INDEX, TrainedStudent
+from ptmst.retrieval.training import train_student
 from ptmst.support import devices, files, folders, parallel
 from ptmst.support.clock import repeatedly
 from ptmst.support.progress import note, table
@@ -87,10 +90,11 @@ def do(job: Job, command: str, title: Callable[[list[Row]], str]) -> Done:
     """
     with folders.claimed(job.out, job.kind), timed(job) as seconds:
         rows = _rows(job)
+        found = _examples(job, rows)
         minutes = seconds() / 60
     if not (job.out / RESULTS).exists():
         _record_results(job.out / RESULTS, command, minutes, rows)
-    write_report(job.out / PAGE, title(rows), rows, command)
+    write_report(job.out / PAGE, title(rows), rows, command, examples=found)
     table(recall_table(rows))
     return Done(rows, minutes)
 
@@ -108,6 +112,7 @@ def _rows(job: Job) -> list[Row]:
     scored = partial(_scored, job.out / "scores")
     random = scored("random", lambda: _score_random(store, count, config))
     shown = random_pairs(store, count, random.provenance["lr"], config.seed)
+    shown = replace(shown, provenance={**shown.provenance, "config": {"loss": random.provenance["loss"]}})
 
     def row(name: str, made: DistilledSet) -> Row:
         method = job.methods[name]
@@ -119,6 +124,28 @@ def _rows(job: Job) -> list[Row]:
         *(row(name, made) for name, made in sets.items()),
         Row("all real pairs", scored("all", lambda: evaluate_experts(store, config)), len(pairs["train"])),
     ]
+
+
+def _examples(job: Job, rows: list[Row]) -> list[Example]:
+    """What students of random pairs, of the best set and of all real pairs find; they are kept."""
+    store = TrajectoryStore.open(job.out / "store")
+    random, *sets, full = rows
+    best = max(sets, key=lambda row: row.scores.mean())
+    config, set_of = job.settings.evaluate, {random.name: random.distilled, best.name: best.distilled}
+    as_scored = next(method.settings.evaluate for method in job.methods.values() if method.label == best.name)
+    folders_of = {random.name: "random", best.name: "best", full.name: "all"}
+    students = {
+        name: _student(job.out / "students" / folder, set_of.get(name) or store, as_scored)
+        for name, folder in folders_of.items()
+    }
+    return examples(students, store.recipe.pairs(config.split), config.seed)
+
+
+def _student(folder: Path, source: DistilledSet | TrajectoryStore, config: EvaluateConfig) -> TrainedStudent:
+    if not (folder / INDEX).exists():
+        how = TrainConfig(protocol=config.protocol, seed=config.seed, device=config.device)
+        train_student(source, how).save(folder)
+    return TrainedStudent.load(folder, device=config.device)
 
 
 def _data(job: Job) -> DataConfig:

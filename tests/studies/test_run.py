@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ptmst import DistilledSet, InputError, TrajectoryStore, cli
+from ptmst import DistilledSet, InputError, TrajectoryStore, cli, load_student
 from ptmst.config import Experiment, RunConfig
 from ptmst.presets import experiment
 from ptmst.schema import check
@@ -80,6 +80,8 @@ def test_all_is_made_and_told(pictures: Path, capsys: pytest.CaptureFixture[str]
     assert f"auto:6 chose the phases 6:{phase['endpoint']}:0-{phase['start'][1]}" in told
     # The lines that are shown can be followed.
     lines = [line for line in told.splitlines() if line.startswith("    ")][-3:]
+    best, full = (load_student(pictures / "out" / "students" / name) for name in ("best", "all"))
+    assert best.width == full.width and "ptmst query out/students/best FOLDER" in told
     exec("import ptmst, torch\n" + "\n".join(line.removeprefix("    ") for line in lines), {})
     assert "out/report.html" in told and (pictures / "out" / "report.html").read_text().count("<h2>distilled</h2>") == 1
 
