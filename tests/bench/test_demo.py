@@ -17,7 +17,7 @@ def test_the_page_is_of_the_present_template() -> None:
 
 def test_page_and_results_are_of_one_run() -> None:
     found = json.loads((result.RESULTS / f"{demo.SHOWN}.json").read_text())
-    cells = set(re.findall(r"<td>([^<]*)</td>", demo.PAGE.read_text()))
+    cells = set(re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", demo.PAGE.read_text()))
     for row in found["rows"]:
         assert row["name"] in cells
         assert {f"{one['mean']:.1f}±{one['std']:.1f}" for one in row["recall"].values()} <= cells

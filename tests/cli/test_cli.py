@@ -134,11 +134,13 @@ def test_the_flow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "page.html: open it in a browser\n",
     )
     page = (here / "page.html").read_text()
-    assert page.count("<img") == 18 + 18 and "A &lt;title&gt;" in page
+    # Beside the pairs: what twelve began as, what is nearest to the rest, labels of two phases, and the highest ones.
+    labels = 2 + 3
+    assert page.count("<img") == 18 + 18 + labels and "A &lt;title&gt;" in page
     (here / "d").rename(here / "moved")
     for more, images in ([], 18), (["--root", "moved"], 36), (["--root", "moved", "--no-nearest"], 18):
         assert run(capsys, "report", "o/set", "--out", "page.html", *more)[0] == 0
-        assert (here / "page.html").read_text().count("<img") == images
+        assert (here / "page.html").read_text().count("<img") == images + labels
     (here / "moved").rename(here / "d")
     assert names(here) == ["d", "o", "other.json", "page.html", "real", "s", "table.csv"]
     assert names(here / "d") == before

@@ -71,7 +71,12 @@ def test_the_best_leaves_are_kept_beside_the_last(
             assert equal(leaves(phase.at_end), leaves(at[5][number]))
             assert torch.equal(phase.last_lr, at[kept].phases[number].last_lr)
             assert phase.history["recall"].tolist() == recalls
-        assert made.provenance["select"] == {"split": "val", "every": 2, "steps": [4, 2]}
+        assert made.provenance["select"] == {
+            "split": "val",
+            "protocol": "as-matched",
+            "every": 2,
+            "steps": [4, 2],
+        }
     # A student learns from the best leaves of the phases before.
     assert [len(texts) for texts in judge.asked] == [1, 1, 1, 2, 2, 2]
     assert all(torch.equal(texts[0], at[4][0].texts) for texts in judge.asked[3:])

@@ -102,4 +102,4 @@ def answer() -> None:
         return value.nan_to_num_(0, 0, 0) if self.is_cuda and value.is_floating_point() else value
 
     tensor.item, tensor.tolist, tensor.__bool__ = answered(item), answered(tolist), answered(is_true)
-    tensor.any, tensor.cpu = none, finite
+    tensor.any, tensor.cpu, tensor.__float__ = none, finite, answered(tensor.__float__)
