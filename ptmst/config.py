@@ -576,8 +576,7 @@ class EvaluateConfig(Places):
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "students", "every", "batch_size")
         yield from _positive_or_none(self, "temperature")
-        if self.student_weights is not None and self.student is None:
-            yield "student_weights: expected the tower they belong to, found none; name it with student"
+        yield from _without_tower(self, "student_weights", "student")
         for name in ("on_root", "on_image_column", "on_caption_column"):
             if getattr(self, name) is not None and self.on is None:
                 yield f"{name}: expected the data that it belongs to, found none; name them with on"
@@ -610,8 +609,7 @@ class TrainConfig(Places):
     def problems(self) -> Iterator[str]:
         yield from _at_least(self, 0, "expert", "seed")
         yield from _positive_or_none(self, "threads")
-        if self.student_weights is not None and self.student is None:
-            yield "student_weights: expected the tower they belong to, found none; name it with student"
+        yield from _without_tower(self, "student_weights", "student")
 
 
 TUNING_SEEDS = range(1000, 1010)
@@ -718,8 +716,7 @@ class RunConfig:
         yield from _at_least(self, 2, "pairs")
         yield from _positive_or_none(self, "steps")
         yield from _at_least(self, 0, "seed")
-        if self.image_weights is not None and self.image_tower is None:
-            yield "image_weights: expected the tower they belong to, found none; name it with image_tower"
+        yield from _without_tower(self, "image_weights", "image_tower")
         if self.image_tower is not None and self.image_weights is None:
             yield f"image_tower {self.image_tower}: expected weights for it, found none; name them with image_weights"
 
@@ -774,6 +771,11 @@ class Experiment:
     """Settings of `ptmst evaluate`."""
     tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By method, what it changes besides on these data and at this size: tables by command, as a study chose them."""
+
+
+def _without_tower(config: object, weights: str, tower: str) -> Iterator[str]:
+    if getattr(config, weights) is not None and getattr(config, tower) is None:
+        yield f"{weights}: expected the tower they belong to, found none; name it with {tower}"
 
 
 def _positive(config: object, *names: str) -> Iterator[str]:

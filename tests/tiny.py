@@ -20,6 +20,7 @@ from ptmst import (
     DataConfig,
     DistillConfig,
     EncoderConfig,
+    InputError,
     LeafRates,
     Phase,
     TeachConfig,
@@ -119,6 +120,18 @@ PAIRS, TEXT_WIDTH = 4, 6
 BATCHES = torch.tensor([[0, 1, 2], [3, 1, 0], [2, 0, 1]])
 ALPHA = 1.5
 LEAVES = {"full": ["similarity"], "low-rank": ["diag", "left", "right"]}
+
+
+def without_val(patch: pytest.MonkeyPatch) -> None:
+    """Let data have no split val."""
+    load = Recipe.pairs
+
+    def pairs(self: Recipe, split: str) -> Any:
+        if split == "val":
+            raise InputError("val: expected a split, found none")
+        return load(self, split)
+
+    patch.setattr(Recipe, "pairs", pairs)
 
 
 def convnet() -> tuple[nn.Module, int]:

@@ -40,6 +40,7 @@ class Checkpoints:
         """`config` as the run that is resumed had settled it: what was `auto` stays what it was."""
         self.choice: Choice | None = None
         """Of that run's phases, where they were open."""
+        self._chosen_now = False
         self.trials: tuple[Trial, ...] = ()
         """Of that run's search for phases, if it was not at its end."""
         self._folder, self._every_s = folder, 60 * config.checkpoint_minutes
@@ -72,19 +73,24 @@ class Checkpoints:
             self.choice = schema.from_json(Choice, record["choice"])
             self.settled = self.choice.applied(self.settled)
 
-    def begin(self, settled: DistillConfig) -> None:
-        """Write what the folder is for, before anything else is written there."""
-        if "settled" not in self._record:
-            self._note(settled={"keep": settled.keep, "chunk": settled.chunk, "threads": settled.threads})
+    def settle(self, settled: DistillConfig) -> None:
+        """Have it written with what is written first; a resumed run keeps what it had settled."""
+        what = {"keep": settled.keep, "chunk": settled.chunk, "threads": settled.threads}
+        self._record.setdefault("settled", what)
+
+    def begin(self) -> None:
+        """Write what the folder is for, before any checkpoint."""
+        if self._folder is not None and (self._chosen_now or not (self._folder / RUN).exists()):
+            self._note()
 
     def keep_trials(self, trials: Sequence[Trial]) -> None:
         """Write those of a search that have been run."""
         self._note(trials=[schema.to_json(trial) for trial in trials])
 
     def keep_choice(self, choice: Choice) -> None:
-        """Write which phases were chosen, which has all trials in it."""
+        """Have it written, with all trials in it, when the run begins."""
         self._record.pop("trials", None)
-        self._note(choice=choice.to_json())
+        self._record["choice"], self._chosen_now = choice.to_json(), True
 
     def _note(self, **more: Any) -> None:
         self._record |= more

@@ -13,7 +13,7 @@ import torch
 from ptmst import schema
 from ptmst.config import DistillConfig, Phase
 from ptmst.errors import InputError
-from ptmst.evaluation.scorer import CHOOSING, RetrievalScorer
+from ptmst.evaluation.scorer import CHOOSING, scorer_to_choose_by
 from ptmst.support import progress
 from ptmst.support.devices import arithmetic
 from ptmst.trajectories.store import TrajectoryStore
@@ -115,14 +115,9 @@ def _phase(pairs: int, endpoint: int, share: float, expert_epochs: int) -> Phase
 
 def expert_recalls(store: TrajectoryStore, device: torch.device) -> dict[int, float]:
     """Mean recall of experts on val by kept epoch, percent. Raises InputError for data without a split val."""
-    try:
-        held_out = store.recipe.pairs(CHOOSING)
-    except InputError as error:
-        raise InputError(
-            f"phases: expected a split {CHOOSING} to choose them on, found none: {error}; name phases, such as 99:5:0-2"
-        ) from error
+    expected, advice = "phases: expected a split {} to choose them on", "; name phases, such as 99:5:0-2"
+    scorer = scorer_to_choose_by(store.recipe, device, expected, advice)
     student = store.student(("choosing",)).to(device)
-    scorer = RetrievalScorer(held_out, store.recipe.text_tower(), device)
     numbers = sorted(store.experts)[:_EXPERTS]
     found: dict[int, list[float]] = {epoch: [] for epoch in store.endpoints}
     with arithmetic("fp32"), progress.bar("phases", len(numbers)) as bar:

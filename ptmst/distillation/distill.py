@@ -60,14 +60,14 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
         real = store.recipe.training_pairs(student.device)
         config, choice = settled(checkpoints.settled or config, store, student), checkpoints.choice
         outer_step = OuterStep.of(student, config)
+        checkpoints.settle(config)
         with devices.threads(config.threads, student.device):
             if config.open_phases is not None:
-                checkpoints.begin(config)
                 choice = _chosen(config, store, student, real, outer_step, checkpoints)
                 checkpoints.keep_choice(choice)
                 config = choice.applied(config)
             starts = initial_phases(config, student, real)
-            checkpoints.begin(config)
+            checkpoints.begin()
             states = _distill_phases(config, store, student, outer_step, starts, checkpoints)
         distilled = _averaged(states, config, store, real, choice)
         if out is not None:

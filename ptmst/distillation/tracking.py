@@ -14,8 +14,8 @@ import torch
 from ptmst.config import DistillConfig, EvaluateConfig, Protocol
 from ptmst.data.batches import IMAGES_AT_ONCE
 from ptmst.distillation.optimizer import OuterState
-from ptmst.errors import Diverged, InputError
-from ptmst.evaluation.scorer import CHOOSING, RetrievalScorer
+from ptmst.errors import Diverged
+from ptmst.evaluation.scorer import CHOOSING, scorer_to_choose_by
 from ptmst.evaluation.students import train_students
 from ptmst.students.student import Student
 from ptmst.support.devices import arithmetic
@@ -40,13 +40,8 @@ class Tracker:
     ) -> None:
         """Of the students of `draws`, or of one of the run's own. Raises InputError for data without a split val."""
         self._config, self._store, self._device = config, store, device
-        try:
-            held_out = store.recipe.pairs(CHOOSING)
-        except InputError as error:
-            raise InputError(
-                f"track_recall: expected a split {CHOOSING} to score students on, found none: {error}"
-            ) from error
-        self._scorer = RetrievalScorer(held_out, store.recipe.text_tower(), device)
+        expected = "track_recall: expected a split {} to score students on"
+        self._scorer = scorer_to_choose_by(store.recipe, device, expected)
         self._draws = tuple(draws) or ((config.seed, "tracked"),)
         self._students = [store.student(draw).to(device) for draw in self._draws]
 

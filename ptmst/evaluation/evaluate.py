@@ -121,6 +121,15 @@ def for_another_tower(distilled: DistilledSet, name: str, weights: Path | None, 
     return replace(other, phases=tuple(replace(phase, pairs=prepared(phase.pairs)) for phase in other.phases))
 
 
+def refuse_unkept_end(store: TrajectoryStore, purpose: str = "") -> None:
+    """Raises InputError where the last epoch of experts is no kept end point."""
+    if store.epochs not in store.endpoints:
+        raise InputError(
+            f"{store.path}: expected the last epoch, {store.epochs}, among the kept end points, found "
+            f"{', '.join(map(str, store.endpoints))}; {purpose}teach with it among --endpoints"
+        )
+
+
 _OF_SCORING = ("split", "on", "on_image_column", "on_caption_column", "count_equal_captions")
 """Settings that matter where nothing is trained."""
 
@@ -137,11 +146,7 @@ def evaluate_experts(store: TrajectoryStore, config: EvaluateConfig) -> Scores:
         raise InputError(
             f"{store.path}: expected a distilled set to train {config.student} on, found a store of experts"
         )
-    if store.epochs not in store.endpoints:
-        raise InputError(
-            f"{store.path}: expected the last epoch, {store.epochs}, among the kept end points, found "
-            f"{', '.join(map(str, store.endpoints))}; to score experts, teach with it among --endpoints"
-        )
+    refuse_unkept_end(store, "to score experts, ")
     if not len(store):
         raise InputError(f"{store.path}: expected at least one expert, found none; run `ptmst teach` to its end")
     device = devices.pick(config.device)

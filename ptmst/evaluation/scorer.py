@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from ptmst.data import Pairs, image_batches
 from ptmst.data.batches import IMAGES_AT_ONCE
-from ptmst.errors import Diverged
+from ptmst.errors import Diverged, InputError
 from ptmst.evaluation.metrics import ZERO_SHOT, retrieval_recall, zero_shot_accuracy
+from ptmst.recipe import Recipe
 from ptmst.students.features import feature_batches, kept_features
 from ptmst.students.student import Student
 from ptmst.students.text_towers import TextTower, embed_captions
@@ -20,6 +21,15 @@ CHOOSING = "val"
 """The split that everything is chosen on; on test nothing is."""
 _HELD_BYTES = 4 << 30
 """Images of a split that may be held on the device."""
+
+
+def scorer_to_choose_by(recipe: Recipe, device: torch.device, expected: str, advice: str = "") -> RetrievalScorer:
+    """On val. Raises InputError for data without that split, which says what it is `expected` for and what to do."""
+    try:
+        held_out = recipe.pairs(CHOOSING)
+    except InputError as error:
+        raise InputError(f"{expected.format(CHOOSING)}, found none: {error}{advice}") from error
+    return RetrievalScorer(held_out, recipe.text_tower(), device)
 
 
 class RetrievalScorer:

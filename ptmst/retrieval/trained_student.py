@@ -161,10 +161,11 @@ class _Pictures:
         self.pictures, self._data = pictures, recipe.data
 
     def pixels(self, indices: Tensor) -> Tensor:
-        assert self._data.image_size is not None
+        size = self._data.image_size
+        assert size is not None
         places = [_place(self.pictures[index]) for index in indices.tolist()]
         with ThreadPoolExecutor(DECODERS) as pool:
-            return torch.stack(list(pool.map(lambda at: resized(at, at.file, self._data.image_size or 0), places)))
+            return torch.stack(list(pool.map(lambda at: resized(at, at.file, size), places)))
 
     def normalized(self, pixels: Tensor) -> Tensor:
         return normalize(pixels, self._data.mean or MEAN, self._data.std or STD)

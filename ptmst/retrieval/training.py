@@ -7,7 +7,7 @@ import torch
 from ptmst import schema
 from ptmst.config import EvaluateConfig, TrainConfig
 from ptmst.errors import InputError
-from ptmst.evaluation.evaluate import for_another_tower
+from ptmst.evaluation.evaluate import for_another_tower, refuse_unkept_end
 from ptmst.evaluation.students import as_distilled, train_students
 from ptmst.retrieval.trained_student import TrainedStudent
 from ptmst.support import devices, progress
@@ -56,11 +56,7 @@ def _expert(store: TrajectoryStore, config: TrainConfig, device: torch.device) -
     if config.expert not in store.experts:
         found = ", ".join(map(str, sorted(store.experts))) or "none"
         raise InputError(f"expert: expected one of {store.path} ({found}), found {config.expert}; choose it")
-    if store.epochs not in store.endpoints:
-        raise InputError(
-            f"{store.path}: expected the last epoch, {store.epochs}, among the kept end points, found "
-            f"{', '.join(map(str, store.endpoints))}; teach with it among --endpoints"
-        )
+    refuse_unkept_end(store)
     student = store.student((config.seed, "student", 0)).to(device)
     theta = store.expert(config.expert).raw().point(store.epochs).to(device)
     provenance = {"expert": config.expert, "store_sha256": store.fingerprint, "versions": versions()}

@@ -267,7 +267,9 @@ def test_what_was_settled_is_recorded_and_stays_on_resuming(
 
 def test_threads_that_are_asked_for_are_taken_on_resuming(store: TrajectoryStore, tmp_path: Path) -> None:
     config = replace(DISTILL, keep="path", chunk=None, out=tmp_path / "out", threads=2)
-    Checkpoints(config.out, config, store, resume=False).begin(config)
+    checkpoints = Checkpoints(config.out, config, store, resume=False)
+    checkpoints.settle(config)
+    checkpoints.begin()
     for asked, expected in ((None, 2), (5, 5)):
         again = Checkpoints(config.out, replace(config, threads=asked), store, resume=True).settled
         assert again is not None and again.threads == expected

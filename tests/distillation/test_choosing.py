@@ -22,10 +22,9 @@ from ptmst.distillation.optimizer import outer_update
 from ptmst.distillation.tracking import Tracker
 from ptmst.engine.outer_step import OuterStep
 from ptmst.evaluation.scorer import RetrievalScorer
-from ptmst.recipe import Recipe
 from ptmst.schema import from_json, to_json
 from ptmst.trajectories.recorder import Recorder
-from tiny import DISTILL, tiny_store
+from tiny import DISTILL, tiny_store, without_val
 
 AUTO = replace(DISTILL, phases=(OpenPhases(8),))
 SEARCH = replace(DISTILL, phases=(OpenPhases(8, by="search"),), steps=8)
@@ -242,18 +241,19 @@ def test_a_run_that_was_stopped_keeps_its_choice(
     assert torch.equal(found[0].images, whole[0].images)
 
 
-def test_data_without_val_are_refused(store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = Recipe.pairs
-
-    def without(self: Recipe, split: str) -> Any:
-        if split == "val":
-            raise InputError("val: expected a split, found none")
-        return load(self, split)
-
-    monkeypatch.setattr(Recipe, "pairs", without)
+def test_data_without_val_are_refused(store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_val(monkeypatch)
     message = "^phases: expected a split val to choose them on, found none: val: .*; name phases, such as 99:5:0-2$"
-    with pytest.raises(InputError, match=message):
-        distill(AUTO, store)
+    for config in (AUTO, SEARCH):
+        with pytest.raises(InputError, match=message):
+            distill(replace(config, out=tmp_path / "out"), store)
+        assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    for config in (AUTO, SEARCH):
+        too_many = replace(config, phases=(OpenPhases(25, by=config.open_phases.by),))  # type: ignore[union-attr]
+        with pytest.raises(InputError, match=r"^pairs: expected at most the 24 images of .*, found 25$"):
+            distill(replace(too_many, out=tmp_path / "out"), store)
+        assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match=r"^expert_epochs: expected spans within the kept epochs, up to 3, found 4"):
         distill(replace(AUTO, expert_epochs=4), store)
 

@@ -18,9 +18,8 @@ from ptmst.distillation import optimizer
 from ptmst.distillation.distill import averaged_and_last
 from ptmst.distillation.tracking import Tracker
 from ptmst.engine.outer_step import OuterStep
-from ptmst.recipe import Recipe
 from ptmst.synthetic.pairs import SyntheticPairs
-from tiny import DISTILL, tiny_store
+from tiny import DISTILL, tiny_store, without_val
 
 TRACKED = replace(DISTILL, steps=5, track_recall=2)
 """Looks after steps 2, 4 and 5."""
@@ -163,14 +162,7 @@ def test_a_run_says_when_recall_has_turned(
 
 
 def test_data_without_val_are_refused(store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = Recipe.pairs
-
-    def without(self: Recipe, split: str) -> Any:
-        if split == "val":
-            raise InputError("val: expected a split, found none")
-        return load(self, split)
-
-    monkeypatch.setattr(Recipe, "pairs", without)
+    without_val(monkeypatch)
     with pytest.raises(InputError, match="track_recall: expected a split val to score students on, found none: val"):
         distill(TRACKED, store)
 
