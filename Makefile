@@ -55,7 +55,7 @@ CONSTRAINTS := constraints.txt
 $(VENV)/.installed: EXTRAS := [demo]
 $(VENV)/.installed-dev: EXTRAS := [dev]
 $(OLDEST)/.installed: CONSTRAINTS := constraints-oldest.txt
-$(OLDEST)/.installed: EXTRAS := [drawings,hf,test,wds]
+$(OLDEST)/.installed: EXTRAS := [drawings,hf,tensorboard,test,wandb,wds]
 
 $(VENV)/.installed $(VENV)/.installed-dev: | $(VENV)
 $(OLDEST)/.installed: | $(OLDEST)

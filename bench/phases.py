@@ -115,7 +115,8 @@ PLANS: dict[str, dict[str, Cell]] = {
     "more-experts": {
         f"{count} experts, K = {endpoint}, starts 0–{last - 1}": LOG | one(endpoint, last) | {"experts": count}
         for count, endpoint, last in ((16, 5, 3), (16, 10, 5))
-    },
+    }
+    | {"16 experts, by the rule": LOG | {"phases": (OpenPhases(100),), "experts": 16}},
     "ideas": {
         "K = 10, starts 0–4": LOG | one(10, 5),
         "evenly spaced points (MCT)": LOG | one(10, 5) | {"experts": "convex"},

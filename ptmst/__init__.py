@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ptmst.data import write_emoji as write_emoji
     from ptmst.data import write_scenes as write_scenes
     from ptmst.distillation.distill import distill as distill
+    from ptmst.distillation.watching import Moment as Moment
     from ptmst.engine.outer_step import OuterStep as OuterStep
     from ptmst.engine.outer_step import outer_gradient as outer_gradient
     from ptmst.engine.recursion import Adjoint as Adjoint
@@ -77,6 +78,7 @@ _HOME = {
     "LayerTable": "students.layers",
     "LeafRates": "config",
     "LowRankSimilarity": "synthetic.soft_labels",
+    "Moment": "distillation.watching",
     "OuterGradient": "engine.recursion",
     "OuterStep": "engine.outer_step",
     "PairBatch": "synthetic.pairs",

@@ -27,6 +27,8 @@ Selection = Literal["random", "herding", "kcenter", "forgetting"]
 """Of real pairs."""
 Writable = Literal["scenes", "digits", "emoji", "drawings", "stamps"]
 """Data sets that `ptmst data` writes."""
+Track = Literal["tensorboard", "wandb"]
+"""Experiment trackers."""
 Endpoints = tuple[int, ...] | Literal["all"]
 Channels = tuple[float, float, float]
 
@@ -422,6 +424,9 @@ class DistillConfig(Places):
     last ones are."""
     checkpoint_minutes: float = field(default=3.0, metadata=RUN | _PASSING)
     """Minutes between checkpoints."""
+    track: Track | None = field(default=None, metadata=RUN | _PASSING)
+    """Where losses, rates, gradient norms and recall of every outer step are logged: tensorboard, below the folder of
+    the set, or wandb; none = nowhere."""
     seed: int = field(default=0, metadata=RUN)
     """Seed of all random draws."""
     device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
@@ -466,6 +471,8 @@ class DistillConfig(Places):
                     f"phases[{i + 1}].start: expected progressive phases to begin later than those before, found epoch "
                     f"{here} after {before}; raise it"
                 )
+        if self.track is not None and self.out is None:
+            yield f"track {self.track}: expected a folder for the set, found none; name one with out"
         if self.image_leaves == "features" and self.precision == "bf16":
             yield "precision bf16: expected pixels, of which a tower's products are, found features; use fp32 or tf32"
         if self.image_leaves == "features" and isinstance(self.chunk, int):
@@ -705,6 +712,10 @@ class RunConfig:
     """Text tower: hf:NAME_OR_FOLDER, open_clip:NAME or hashed; none = that of the demo, or hashed if not installed."""
     steps: int | None = None
     """Outer steps; none = 500."""
+    track_recall: int = 0
+    """Outer steps between looks at a quick student's recall on val, by which the best leaves are kept; 0 = never."""
+    track: Track | None = field(default=None, metadata=RUN | _PASSING)
+    """Where numbers of every outer step are logged beside the page: tensorboard or wandb; none = nowhere."""
     seed: int = field(default=0, metadata=RUN)
     """Seed of all random draws."""
     device: Device = field(default="auto", metadata=COMPUTE | _PASSING)
@@ -715,7 +726,7 @@ class RunConfig:
     def problems(self) -> Iterator[str]:
         yield from _at_least(self, 2, "pairs")
         yield from _positive_or_none(self, "steps")
-        yield from _at_least(self, 0, "seed")
+        yield from _at_least(self, 0, "track_recall", "seed")
         yield from _without_tower(self, "image_weights", "image_tower")
         if self.image_tower is not None and self.image_weights is None:
             yield f"image_tower {self.image_tower}: expected weights for it, found none; name them with image_weights"

@@ -1,15 +1,19 @@
-"""Rows of a page, by hand: a random subset, a set of two phases, and all real pairs."""
+"""What pages show, by hand: rows (a random subset, a set of two phases, all real pairs), examples, a run's course."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from ptmst import DistilledSet, FullSimilarity, Scores, SyntheticPairs
+from ptmst import DistilledSet, FullSimilarity, Moment, Scores, SyntheticPairs
 from ptmst.data import normalize
 from ptmst.evaluation.metrics import METRICS, TIES
+from ptmst.report.live import Recorder
 from ptmst.report.tables import Row
+from ptmst.retrieval.examples import Example
 from ptmst.synthetic.distilled_set import DistilledPhase
 from tiny import RECIPE
 
@@ -45,3 +49,40 @@ def rows() -> list[Row]:
             24000,
         ),
     ]
+
+
+def examples() -> list[Example]:
+    pictures = [torch.full((3, 8, 8), 40 * level, dtype=torch.uint8) for level in range(5)]
+    found = [(one, level == 2) for level, one in enumerate(pictures)]
+    captions = [("a caption", True), ("another one", False), ("a third", False)]
+    names = ("random <pairs>", "ours", "all")
+    return [Example("a caption", pictures[2], dict.fromkeys(names, found), dict.fromkeys(names, captions))]
+
+
+class _Store:
+    """What a recorder takes of one."""
+
+    settings = RECIPE.to_json()
+
+
+def recorder(path: Path) -> Recorder:
+    store: Any = _Store()
+    return Recorder(path, "mine", store)
+
+
+def moment(step: int, steps: int, phase: int = 0, recall: float | None = None, begun: bool = True) -> Moment:
+    """Of a run whose numbers follow from the step; the first of a run that is resumed has not `begun`."""
+    loss, lr = {"image": 1 / (1 + step), "text": 2.0 + step}, {"image": 0.1 + step, "text": 0.2}
+    gradient = {"images": 10.0**-step, "lr": 3.0}
+    pixels, similarity = torch.full((9, 3, 8, 8), step % 200, dtype=torch.uint8), FullSimilarity.identity(9)
+    pairs = SyntheticPairs(normalize(pixels), torch.zeros(9, 5), similarity, torch.tensor([0.1, 0.2]))
+    return Moment(phase, step, steps, lr, loss if begun else {}, gradient if begun else {}, recall, pairs)
+
+
+def course(path: Path) -> Path:
+    """The file of a run of four steps."""
+    record = recorder(path)
+    record(moment(0, 4, begun=False))
+    for step in range(1, 5):
+        record(moment(step, 4, recall=12.5 if step == 4 else None))
+    return path

@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diagnosis": GROUND
     | {"support", "data", "students", "recipe", "synthetic", "trajectories", "engine", "evaluation", "distillation"},
     "exchange": GROUND | {"support", "data", "students", "recipe", "synthetic", "trajectories"},
-    "report": GROUND | {"support", "data", "synthetic", "trajectories", "evaluation", "retrieval", "diagnosis"},
+    "report": GROUND
+    | {"support", "data", "synthetic", "trajectories", "evaluation", "retrieval", "distillation", "diagnosis"},
 }
 """A package, or a file at the top → what of ours it may import beside itself. The order is that of the floors."""
 ROOF = {"studies", "cli", "__main__", "__init__"}

@@ -131,6 +131,7 @@ class Distill(WithPreset):
     def run(self) -> None:
         from ptmst.distillation.agreement import refuse_other_experts
         from ptmst.distillation.distill import distill
+        from ptmst.report.live import watched
         from ptmst.trajectories.store import TrajectoryStore
 
         if self.settings.out is None:
@@ -138,7 +139,8 @@ class Distill(WithPreset):
         store = TrajectoryStore.open(self.store)
         if self.preset is not None:
             refuse_other_experts(store, presets.experiment(self.preset, self.config).teach, self.preset)
-        distilled = distill(self.settings, store, resume=self.resume)
+        with watched(self.settings.out, typed(), store, self.stopped) as watch:
+            distilled = distill(self.settings, store, resume=self.resume, watch=watch)
         result(
             f"{self.settings.out}: {distilled.num_pairs} pairs in {len(distilled)} phase{'s' * (len(distilled) > 1)}"
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from ptmst.distillation.draws import draw_batches, draw_mixing, initial_phases
 from ptmst.distillation.optimizer import OuterState, outer_update
 from ptmst.distillation.progressive import OnUnion, Standing
 from ptmst.distillation.tracking import Tracker, kept_step, recall_so_far, tell_if_turned
+from ptmst.distillation.watching import Moment, Watcher, tracker
 from ptmst.engine.outer_step import OuterStep, TakesOuterStep
 from ptmst.engine.recursion import OuterGradient
 from ptmst.errors import Diverged, InputError
@@ -40,18 +42,25 @@ from ptmst.trajectories.spans import RawSpan, Span
 from ptmst.trajectories.store import TrajectoryStore
 
 
-def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = False) -> DistilledSet:
+def distill(
+    config: DistillConfig, store: TrajectoryStore, *, resume: bool = False, watch: Watcher | None = None
+) -> DistilledSet:
     """Distill every phase of `config` from the experts of `store`.
 
     With `config.out` the set is saved there, with checkpoints on the way; `resume` continues a stopped run, to the same
-    bits. Raises InputError for settings the store cannot serve and for a folder that is taken, and Diverged with advice
-    where a loss or gradient becomes non-finite; checkpoints stay.
+    bits. `watch` is told of every outer step (`Moment`); it changes nothing. Raises InputError for settings the store
+    cannot serve, for a folder that is taken and for a tracker that is not installed, and Diverged with advice where a
+    loss or gradient becomes non-finite; checkpoints stay.
     """
     schema.check(config)
     store = store.at(config)
     _check_against_store(config, store)
-    out = None if config.out is None else Path(config.out)
-    with nullcontext() if out is None else folders.claimed(out, FOLDER):
+    out, tracked = None if config.out is None else Path(config.out), tracker(config)
+    watchers = [one for one in (watch, tracked) if one is not None]
+    with (
+        nullcontext() if out is None else folders.claimed(out, FOLDER),
+        nullcontext() if tracked is None else closing(tracked),
+    ):
         checkpoints = Checkpoints(out, config, store, resume)
         if out is not None and (out / INDEX).exists():
             checkpoints.clear()
@@ -68,7 +77,7 @@ def distill(config: DistillConfig, store: TrajectoryStore, *, resume: bool = Fal
                 config = choice.applied(config)
             starts = initial_phases(config, student, real)
             checkpoints.begin()
-            states = _distill_phases(config, store, student, outer_step, starts, checkpoints)
+            states = _distill_phases(config, store, student, outer_step, starts, checkpoints, watchers)
         distilled = _averaged(states, config, store, real, choice)
         if out is not None:
             distilled.save(out)
@@ -121,7 +130,7 @@ def _chosen(
         nowhere = Checkpoints(None, short, store, resume=False)
         try:
             states = _distill_phases(
-                short, store, student, outer_step, initial_phases(short, student, real), nowhere, "search"
+                short, store, student, outer_step, initial_phases(short, student, real), nowhere, label="search"
             )
         except Diverged:
             return 0.0
@@ -141,23 +150,46 @@ def _distill_phases(
     outer_step: TakesOuterStep,
     starts: list[SyntheticPairs],
     checkpoints: Checkpoints,
+    watchers: Sequence[Watcher] = (),
     label: str = "distill",
 ) -> list[OuterState]:
     device, states = devices.pick(config.device), list[OuterState]()
-    tracker = Tracker(config, store, device) if config.track_recall else None
+    quick = Tracker(config, store, device) if config.track_recall else None
     with progress.bar(label, config.steps * len(config.phases), checkpoints.steps_done) as bar:
+        course = _Course(config, store, checkpoints, watchers, bar)
         for pairs in starts:
             before = [state.best for state in states]
-            judge = None if tracker is None else partial(tracker.recall, before)
+            judge = None if quick is None else partial(quick.recall, before)
             standing, step = None, outer_step
             if config.progressive and before:
                 walks = outer_step if isinstance(outer_step, OuterStep) else OuterStep.of(student, config)
                 standing, step = Standing(walks, before, config), OnUnion(outer_step, before)
             drawn = partial(_drawn, len(states), config=config, store=store, standing=standing)
-            states.append(
-                _distill_phase(len(states), config, store, step, drawn, pairs.to(device), checkpoints, bar, judge)
-            )
+            states.append(_distill_phase(len(states), course, step, drawn, pairs.to(device), judge))
     return states
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What the phases of a run have in common."""
+
+    config: DistillConfig
+    store: TrajectoryStore
+    checkpoints: Checkpoints
+    watchers: Sequence[Watcher]
+    bar: progress.Bar
+
+    def tell(self, number: int, state: OuterState, seen: _Seen, recall: float | None = None) -> None:
+        """Tell watchers of a phase."""
+        names = self.store.layers.group_names
+
+        def by_group(values: Sequence[float]) -> dict[str, float]:
+            return dict(zip(names, values, strict=True)) if values else {}
+
+        lr, loss = by_group(seen.eta), by_group(seen.losses)
+        moment = Moment(number, state.step, self.config.steps, lr, loss, seen.norms, recall, state.average)
+        for watch in self.watchers:
+            watch(moment)
 
 
 def _averaged(
@@ -186,15 +218,13 @@ def _averaged(
 
 def _distill_phase(
     number: int,
-    config: DistillConfig,
-    store: TrajectoryStore,
+    course: _Course,
     outer_step: TakesOuterStep,
     drawn_on: Callable[[int, ExpertCache], Drawn],
     start: SyntheticPairs,
-    checkpoints: Checkpoints,
-    bar: progress.Bar,
     judge: Callable[[SyntheticPairs], float] | None,
 ) -> OuterState:
+    config, checkpoints, bar = course.config, course.checkpoints, course.bar
     phase, device = config.phases[number], start.lr.device
     state = checkpoints.newest(number, OuterState.begin(start, config))
     if state.step == 0:
@@ -202,8 +232,10 @@ def _distill_phase(
         checkpoints.save(number, state)
     if outer_step.compiles and state.step < config.steps:
         bar.note("compiling the outer step: once, for minutes with a big tower")
-    with interruptible() as interrupted, _expert_cache(config, phase, store, device) as cache:
-        eta = state.pairs.lr.tolist()
+    with interruptible() as interrupted, _expert_cache(config, phase, course.store, device) as cache:
+        begun = _look(state)
+        eta = begun.eta
+        course.tell(number, state, begun)
         ahead = [drawn_on(state.step, cache)] if state.step < config.steps else []
         while state.step < config.steps:
             span, batches, mixing = ahead.pop()
@@ -220,9 +252,12 @@ def _distill_phase(
                 raise _diverged(number, state.step, eta, seen.broken_gradient, config)
             state = outer_update(state, gradient, config)
             bar.advance(f"phase {number + 1}/{len(config.phases)}, loss {seen.loss:.3f}{recall_so_far(state)}")
+            recall = None
             if judge is not None and (state.step % config.track_recall == 0 or state.step == config.steps):
-                state.look(judge(state.average))
+                recall = judge(state.average)
+                state.look(recall)
                 tell_if_turned(number, state, config)
+            course.tell(number, state, seen, recall)
             stop = interrupted()
             if stop or state.step == config.steps or checkpoints.due:
                 if broken := _look(state).broken_state:
@@ -275,6 +310,10 @@ class _Seen:
     """What is wrong with the state that it began with, so with the update before it."""
     broken_gradient: list[str]
     loss: float
+    losses: list[float]
+    """Its terms by group, [G]; none without a gradient."""
+    norms: dict[str, float]
+    """Of the gradient in each leaf; likewise."""
     eta: list[float]
     """η that it began with, [G]."""
 
@@ -282,19 +321,23 @@ class _Seen:
 def _look(state: OuterState, gradient: OuterGradient | None = None) -> _Seen:
     """All of it in one answer: each would wait for the device."""
     lr, begun, computed = state.pairs.lr, state.optimized(), {"loss": torch.zeros_like(state.pairs.lr[0])}
+    losses, norms = lr[:0], dict[str, Tensor]()
     if gradient is not None:
         computed = {"loss": gradient.loss, **{f"gradient of {name}": value for name, value in gradient.grads.items()}}
+        losses, norms = gradient.per_group, {name: value.norm() for name, value in gradient.grads.items()}
     flags = [*(torch.isfinite(value).all() for value in (*begun.values(), *computed.values())), (lr > 0).all()]
-    numbers = [torch.stack(flags).double(), computed["loss"].view(1).double(), lr.double()]
-    host_values = torch.cat(numbers).tolist()
-    answers, (loss, *eta) = host_values[: len(flags)], host_values[len(flags) :]
+    numbers = [torch.stack(flags), computed["loss"].view(1), losses, *(norm.view(1) for norm in norms.values()), lr]
+    host_values = iter(torch.cat([part.double() for part in numbers]).tolist())
+    answers, (loss,), per_group, of_leaves, eta = (
+        list(islice(host_values, count)) for count in (len(flags), 1, len(losses), len(norms), len(lr))
+    )
     good = dict(zip((*begun, *computed), answers, strict=False))
     broken_state, broken_gradient = (
         [f"non-finite {name}" for name in part if not good[name]] for part in (begun, computed)
     )
     if not broken_state and not answers[-1]:
         broken_state = ["η that is no longer positive"]
-    return _Seen(broken_state, broken_gradient, loss, eta)
+    return _Seen(broken_state, broken_gradient, loss, per_group, dict(zip(norms, of_leaves, strict=True)), eta)
 
 
 def _diverged(number: int, step: int, eta: list[float], problems: list[str], config: DistillConfig) -> Diverged:

@@ -93,9 +93,14 @@ def planned(config: RunConfig) -> Experiment:
         device=config.device,
     )
     distill = replace(
-        settings.distill, phases=(OpenPhases(config.pairs),), steps=config.steps or settings.distill.steps
+        settings.distill,
+        phases=(OpenPhases(config.pairs),),
+        steps=config.steps or settings.distill.steps,
+        track_recall=config.track_recall,
+        track=config.track,
+        seed=config.seed,
+        device=config.device,
     )
-    distill = replace(distill, seed=config.seed, device=config.device)
     evaluate = replace(settings.evaluate, seed=config.seed, device=config.device)
     return replace(settings, teach=teach, distill=distill, evaluate=evaluate)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -20,6 +20,7 @@ from ptmst.errors import InputError
 from ptmst.evaluation.baselines import random_pairs
 from ptmst.evaluation.evaluate import evaluate, evaluate_experts
 from ptmst.evaluation.scores import Scores, read_scores, write_scores
+from ptmst.report.live import LivePage, Recorder, shown_live
 from ptmst.report.page import write_report
 from ptmst.report.tables import Row, recall_table
 from ptmst.retrieval.examples import Example, examples
@@ -83,20 +84,31 @@ class Done:
 
 
 def do(job: Job, command: str, title: Callable[[list[Row]], str]) -> Done:
-    """Do a job in its folder, or continue it, and write its page.
+    """Do a job in its folder, or continue it, and write its page, which shows until then how far it is.
 
     A set that `ptmst data` writes is written to the folder, unless the source has a root. Raises InputError for data
     without a val or test split, and where the folder holds another job, or cannot be written.
     """
     with folders.claimed(job.out, job.kind), timed(job) as seconds:
-        rows = _rows(job)
-        found = _examples(job, rows)
+        finished = (job.out / RESULTS).exists()
+        with nullcontext() if finished else shown_live(_live(job, command), "the same command continues"):
+            rows = _rows(job)
+            found = _examples(job, rows)
         minutes = seconds() / 60
     if not (job.out / RESULTS).exists():
         _record_results(job.out / RESULTS, command, minutes, rows)
     write_report(job.out / PAGE, title(rows), rows, command, examples=found)
     table(recall_table(rows))
     return Done(rows, minutes)
+
+
+def _live(job: Job, command: str) -> LivePage:
+    courses = [_course(job.out, name) for name in job.methods]
+    return LivePage(job.out / PAGE, f"{job.kind.name.capitalize()} on {job.source.name}", command, lambda: courses)
+
+
+def _course(out: Path, name: str) -> Path:
+    return out / "courses" / f"{name}.json"
 
 
 def _rows(job: Job) -> list[Row]:
@@ -164,18 +176,28 @@ def _distilled(job: Job, store: TrajectoryStore) -> dict[str, DistilledSet]:
         name: replace(method.settings.distill, out=job.out / name, root=store.recipe.data.root)
         for name, method in job.methods.items()
     }
+    tasks = {
+        name: (store.path, config, _course(job.out, name), job.methods[name].label) for name, config in wanted.items()
+    }
     if devices.pick(job.settings.distill.device).type != "cpu":
-        return {name: distill(config, store, resume=True) for name, config in wanted.items()}
+        return {name: _distill(task) for name, task in tasks.items()}
     # The longest first: phases take fewer pairs through the tower at a time.
     order = sorted(wanted, key=lambda name: -max(phase.pairs for phase in wanted[name].phases))
-    tasks = {job.methods[name].label: (store.path, wanted[name]) for name in order}
-    parallel.side_by_side(_distill, tasks, min(AT_ONCE, os.cpu_count() or 1))
+    labelled = {job.methods[name].label: tasks[name] for name in order}
+    parallel.side_by_side(_distill_there, labelled, min(AT_ONCE, os.cpu_count() or 1))
     return {name: DistilledSet.load(job.out / name) for name in wanted}
 
 
-def _distill(asked: tuple[Path, DistillConfig]) -> None:
-    store, config = asked
-    distill(config, TrajectoryStore.open(store), resume=True)
+def _distill(asked: tuple[Path, DistillConfig, Path, str]) -> DistilledSet:
+    """By a config from the store of a folder, recorded in a file by a name."""
+    folder, config, course, name = asked
+    store = TrajectoryStore.open(folder)
+    return distill(config, store, resume=True, watch=Recorder(course, name, store))
+
+
+def _distill_there(asked: tuple[Path, DistillConfig, Path, str]) -> None:
+    """In a process of its own, from which a set would have to be sent."""
+    _distill(asked)
 
 
 def _score_random(store: TrajectoryStore, count: int, config: EvaluateConfig) -> Scores:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +28,46 @@ Told = tuple[str, int, int, str]
 """Of a bar in another process: its label, how much is done, of how much, what is being done."""
 _tell: Callable[[Told], object] | None = None
 """Who shows this process's bars."""
+
+
+@dataclass(frozen=True)
+class Underway:
+    """How far a bar is."""
+
+    done: int
+    total: int
+    doing: str
+    per_second: float | None
+    """Steps, since it was begun here; None before the first."""
+
+    @property
+    def left(self) -> float | None:
+        """Seconds."""
+        return (self.total - self.done) / self.per_second if self.per_second else None
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is shown meanwhile, for one more place to show it; read it from any thread."""
+
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=12))
+    """The last ones."""
+    bars: dict[str, Underway] = field(default_factory=dict)
+    """Of work that is under way, by label."""
+
+
+_log: Log | None = None
+
+
+@contextmanager
+def logged() -> Iterator[Log]:
+    """Yields what is shown meanwhile, or would be but for `--quiet`."""
+    global _log
+    before, _log = _log, Log()
+    try:
+        yield _log
+    finally:
+        _log = before
 
 
 def progress(shown: bool) -> None:
@@ -53,24 +95,38 @@ class Bar:
         self._display = display
         self._task = display.add_task(label, total=total, completed=done, note="") if display else None
         self._began = self._said = time.monotonic()
+        self._log("")
 
     def note(self, doing: str) -> None:
         """Say at once what is being done."""
+        self._log(doing)
         if self._display is not None and self._task is not None:
             self._display.update(self._task, note=doing)
         else:
-            note(f"{self._label}: {doing}")
+            _say(f"{self._label}: {doing}")
 
     def advance(self, doing: str = "", steps: int = 1) -> None:
         self._done += steps
+        standing = self._log(doing)
         if self._display is not None and self._task is not None:
             self._display.update(self._task, advance=steps, note=doing)
             return
         now = time.monotonic()
         if steps and now - self._said >= _LINE_EVERY_S:
             self._said = now
-            left = (now - self._began) / (self._done - self._first) * (self._total - self._done)
-            note(f"{self._label}: {self._done}/{self._total}, {left:.0f} s left  {doing}")
+            _say(f"{self._label}: {self._done}/{self._total}, {standing.left or 0:.0f} s left  {doing}")
+
+    def _log(self, doing: str) -> Underway:
+        seconds, fresh = time.monotonic() - self._began, self._done - self._first
+        standing = Underway(self._done, self._total, doing, fresh / seconds if fresh and seconds else None)
+        if _log is not None:
+            _log.bars[self._label] = standing
+        return standing
+
+    def ended(self) -> None:
+        """Nothing more will be done."""
+        if _log is not None:
+            _log.bars.pop(self._label, None)
 
 
 class _ToldBar(Bar):
@@ -104,6 +160,8 @@ class Bars:
         if known is None or done < known._done:
             known = self._bars[label] = Bar(label, total, done, self._display)
         known.advance(doing, done - known._done)
+        if done == total:
+            known.ended()
 
 
 class Together:
@@ -141,11 +199,12 @@ def bar(label: str, total: int, done: int = 0) -> Iterator[Bar]:
         yield _ToldBar(label, total, done, _tell)
         return
     display = _display() if _shown else None
-    if display is None:
-        yield Bar(label, total, done, None)
-        return
-    with display:
-        yield Bar(label, total, done, display)
+    with nullcontext() if display is None else display:
+        made = Bar(label, total, done, display)
+        try:
+            yield made
+        finally:
+            made.ended()
 
 
 def _display() -> Progress | None:
@@ -170,6 +229,12 @@ def _display() -> Progress | None:
 
 def note(line: str) -> None:
     """A line of progress, such as the stage that begins, on stderr at once."""
+    if _log is not None:
+        _log.lines.append(printable(line))
+    _say(line)
+
+
+def _say(line: str) -> None:
     if _shown:
         print(printable(line), file=sys.stderr, flush=True)
 

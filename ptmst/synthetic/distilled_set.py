@@ -27,7 +27,7 @@ VERSIONS = 1, 2
 KIND = "distilled set"
 INDEX, RUN = "distilled.json", "run.json"
 _AT_END = "end."
-FOLDER = folders.Kind("a distilled set", (INDEX, RUN), beside=("score file",))
+FOLDER = folders.Kind("a distilled set", (INDEX, RUN), beside=("score file", "course"))
 
 
 @dataclass(frozen=True)
