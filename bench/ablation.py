@@ -10,9 +10,10 @@ from statistics import mean
 from typing import TYPE_CHECKING, get_args
 
 from bench.result import Result, Row, Rows, read
-from bench.spread import Interval, paired, spread
+from bench.spread import paired, spread
 from bench.tables import NOT_YET, Table, bold, source
 from ptmst.config import TUNING_SEEDS, Selection
+from ptmst.evaluation.intervals import Interval
 
 if TYPE_CHECKING:
     from ptmst.studies.runs import Run

@@ -7,8 +7,9 @@ import statistics
 from bench import presets
 from bench.cases import CLEAN, COMPILED, INTO, KEPT, OPEN_CLIP, OURS_KERNEL, PLAIN, PLAIN_PROCESS, PUBLISHED
 from bench.result import RESULTS, Result, Row, read
-from bench.spread import Interval, paired
+from bench.spread import paired
 from bench.tables import NOT_YET, Table, source
+from ptmst.evaluation.intervals import Interval
 
 
 def measured(name: str) -> Result:

@@ -18,10 +18,11 @@ from bench import result
 from bench.command import bare_parser, collect
 from bench.on_stamps import Case, recorded, set_of
 from bench.result import Row
-from bench.spread import Interval, spread
+from bench.spread import spread
 from bench.tables import NOT_YET, Table, source
 from ptmst import EvaluateConfig, schema
 from ptmst.config import Selection
+from ptmst.evaluation.intervals import Interval
 from ptmst.presets import methods
 from ptmst.studies.runs import one_by_one, recalls
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite
 from statistics import mean, stdev
 
 
@@ -16,25 +14,3 @@ def spread(values: Sequence[float]) -> str:
 def paired(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
     """Differences over the seeds that both have."""
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean of paired differences and the ends of its 95 % confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, differences: Sequence[float]) -> Interval:
-        """By Student's t over the pairs, which are seeds; infinite ends for fewer than two."""
-        from scipy.stats import t
-
-        if len(differences) < 2:
-            return cls(mean(differences), float("-inf"), float("inf"))
-        half = float(t.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
-        return cls(mean(differences), mean(differences) - half, mean(differences) + half)
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f}" + (f" [{self.low:+.1f}, {self.high:+.1f}]" if isfinite(self.low) else "")

@@ -12,7 +12,8 @@ from bench.adjoint.cells import DATA, TRUNCATED, Side
 from bench.adjoint.plans import CLIPS, SETTINGS, SHARES, best_side, part, scored
 from bench.adjoint.tables import both, by_start, quantile, runs, side_of
 from bench.result import RESULTS, ROOT, Rows
-from bench.spread import Interval, paired
+from bench.spread import paired
+from ptmst.evaluation.intervals import Interval
 
 FOLDER = ROOT / "docs" / "adjoint"
 _OF_CLIP = dict(zip(CLIPS, (style.MAGENTA, style.BLUE, style.GREEN), strict=True))

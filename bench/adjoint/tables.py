@@ -25,9 +25,10 @@ from bench.adjoint.plans import (
     scored,
 )
 from bench.result import Result, Row, Rows
-from bench.spread import Interval, paired, spread
+from bench.spread import paired, spread
 from bench.tables import NOT_YET, Table, bold, source
 from ptmst import schema
+from ptmst.evaluation.intervals import Interval
 
 
 def both(results: Path, plan: str) -> Result | None:

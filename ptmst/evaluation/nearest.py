@@ -52,6 +52,8 @@ class Starts:
     """uint8 [N, 3, H, W]"""
     captions: tuple[str, ...]
     """Of the texts that theirs began as."""
+    texts: tuple[int, ...]
+    """Their numbers in the training split."""
 
 
 class RealPictures:
@@ -135,6 +137,7 @@ def _nearest(queries: Tensor, begun: Tensor | None, pairs: Pairs, space: _Space)
             to_another=space.distance(real, space.real(other)),
             pictures=pairs.pixels(images),
             captions=tuple(pairs.captions[text] for text in begun.tolist()),
+            texts=tuple(begun.tolist()),
         )
     captions = dict(zip(reversed(pairs.image_of_text.tolist()), reversed(pairs.captions), strict=True))
     shown = tuple(captions[image] for image in nearest.tolist())

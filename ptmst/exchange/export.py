@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
@@ -31,6 +32,12 @@ FOLDER = folders.Kind("an export")
 _PARQUET = "data/train-00000-of-00001.parquet"
 _GROUP = 100
 """Rows of a row group: what is read for one image."""
+_HUB_LICENSES = {
+    "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0",
+    "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "mit", "odbl", "pddl", "unlicense",
+}  # fmt: skip
+"""SPDX identifiers, in lower case, that the hub knows by the same name."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
 
 _Files = Iterator[tuple[str, bytes]]
@@ -253,9 +260,20 @@ def _credited(distilled: DistilledSet) -> str:
     return f"\n{changed} License of the data: {credits.license}.{texts} Credits:\n\n{works}"
 
 
+def _license(credits: Credits | None) -> str:
+    """Lines of the card's head, of which the hub takes what it knows."""
+    if credits is None:
+        return "license: unknown\n"
+    known = credits.license.lower()
+    if known in _HUB_LICENSES:
+        return f"license: {known}\n"
+    name = re.sub(r"[^a-z0-9.]+", "-", known).strip("-.") or "of-the-data"
+    link = "README.md" if license_texts(credits) is None else LICENSES
+    return f"license: other\nlicense_name: {name}\nlicense_link: {link}\n"
+
+
 def _card(distilled: DistilledSet) -> str:
     credits = _credits(distilled)
-    license = "" if credits is None else f"license: other\nlicense_name: {json.dumps(credits.license)}\n"
     size = next((name for most, name in _SIZES if distilled.num_pairs < most), "100K<n<1M")
     told = ("method", "seed", "store_sha256", "files", "versions")
     provenance = {key: distilled.provenance[key] for key in told if key in distilled.provenance}
@@ -267,10 +285,15 @@ configs:
   - split: train
     path: {_PARQUET}
 task_categories:
+- image-to-text
+- text-to-image
+tags:
 - image-text-retrieval
+- dataset-distillation
+- synthetic
 size_categories:
 - {size}
-{license}---
+{_license(credits)}---
 
 # Distilled image-text pairs
 
@@ -283,8 +306,19 @@ size_categories:
 | `phase` | the phase the pair belongs to, from 1: students train on {order} |
 | `text_embedding` | the synthetic text, as the frozen text encoder would give it |
 
-`ptmst.DistilledSet.load` of this folder reads the set itself from `distilled.json` and the tensors beside it: images
-that are not rounded, texts, soft labels and student learning rates. Students train on that.
+`datasets.load_dataset` reads these columns. Students train on the set itself, which lies in `distilled.json` and the
+tensors beside it: images that are not rounded, texts, soft labels and student learning rates.
+
+```python
+import huggingface_hub
+import ptmst
+import torch
+
+folder = huggingface_hub.snapshot_download("OWNER/NAME", repo_type="dataset")
+distilled = ptmst.DistilledSet.load(folder)
+for batch in distilled.batches(None, torch.Generator().manual_seed(0)):
+    batch.images, batch.texts, batch.similarity, batch.lr  # of a step: images and texts, soft labels, rates
+```
 {_credited(distilled)}
 Provenance:
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from ptmst.data.credits import Credits
 from ptmst.evaluation.nearest import RealPictures
+from ptmst.report.comparison import compared
 from ptmst.report.examples import shown_examples
 from ptmst.report.figures import COLORS, figure, svg
-from ptmst.report.sets import Limits, is_selected, shown_set
+from ptmst.report.sets import Limits, nearest_pictures, shown_set
 from ptmst.report.tables import HEADINGS, Row, fraction_of_full, lines, shown_name, what_numbers_are
 from ptmst.report.templates import text, write_page
 from ptmst.retrieval.examples import Example
@@ -42,6 +43,11 @@ def write_report(
     real = RealPictures(root) if nearest else None
     sets = [(row, row.distilled) for row in rows if row.distilled is not None]
     limits = Limits.of(distilled for _, distilled in sets)
+    found = [nearest_pictures(distilled, real) for _, distilled in sets]
+    shown = [
+        {"score": _score(row, rows), **shown_set(shown_name(row), distilled, *looked, limits)}
+        for (row, distilled), looked in zip(sets, found, strict=True)
+    ]
     write_page(
         out,
         _TEMPLATE,
@@ -56,10 +62,8 @@ def write_report(
         recall_figure=_recall_figure(rows),
         facts=facts(rows),
         examples=shown_examples(examples),
-        sets=[
-            {"score": _score(row, rows), **shown_set(shown_name(row), distilled, real, limits)}
-            for row, distilled in sets
-        ],
+        compared=compared(rows, shown, [nearest for nearest, _ in found]),
+        sets=shown,
         credits=_credits([distilled for _, distilled in sets]),
         settings=[{"name": shown_name(row), "json": _pretty(row)} for row in rows],
     )
@@ -76,7 +80,7 @@ def by_recall(rows: Sequence[Row]) -> list[Row]:
 
 
 def _is_method(row: Row) -> bool:
-    return not row.is_full and (row.distilled is None or not is_selected(row.distilled))
+    return not row.is_full and not row.is_selected
 
 
 def headline(rows: Sequence[Row]) -> str | None:

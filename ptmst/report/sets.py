@@ -54,15 +54,15 @@ class Limits:
         return cls(max(len(history["loss"]) for history in histories), 1.05 * max(losses), 1.05 * rates)
 
 
-def shown_set(name: str, distilled: DistilledSet, real: RealPictures | None, limits: Limits) -> dict[str, Any]:
-    """What the page's template takes of a set; `real` are the training pictures, if they are to be looked at."""
-    found, told = _nearest(distilled, real)
+def shown_set(name: str, distilled: DistilledSet, found: Nearest | None, told: str, limits: Limits) -> dict[str, Any]:
+    """What the page's template takes of a set, whose nearest pictures were `found` and are `told` of."""
     pairs = list(_pairs(distilled, found))
     first = {*spread([len(phase.pairs) for phase in distilled.phases], SHOWN)}
     return {
         "name": name,
         "told": told,
         "began": found is not None and found.starts is not None,
+        "pairs": pairs,
         "shown": [pair for pair in pairs if (pair["phase"], pair["number"]) in first],
         "rest": [pair for pair in pairs if (pair["phase"], pair["number"]) not in first],
         "labels": None if is_selected(distilled) else _labels(distilled, pairs),
@@ -104,8 +104,11 @@ def _pairs(distilled: DistilledSet, found: Nearest | None) -> Iterator[dict[str,
             yield pair
 
 
-def _nearest(distilled: DistilledSet, real: RealPictures | None) -> tuple[Nearest | None, str]:
-    """The nearest real picture of each, and what they are together or why there are none."""
+def nearest_pictures(distilled: DistilledSet, real: RealPictures | None) -> tuple[Nearest | None, str]:
+    """The nearest of the `real` pictures to each, and what they are together or why there are none.
+
+    None are looked for where `real` is None.
+    """
     of_set = "" if distilled.in_pixels else f"{_NO_PICTURES} "
     # Selected pictures are real themselves.
     if real is None or is_selected(distilled):

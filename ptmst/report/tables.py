@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ptmst import schema
-from ptmst.config import TEMPERATURE, EvaluateConfig
+from ptmst.config import TEMPERATURE, EvaluateConfig, Selection
 from ptmst.errors import InputError
 from ptmst.evaluation.metrics import METRICS, TIES, ZERO_SHOT
 from ptmst.evaluation.scores import SCORES, Scores, read_scores
@@ -39,11 +39,19 @@ class Row:
     """The set, where there is one to show."""
     more: Mapping[str, str | float] = field(default_factory=dict)
     """Columns of its own: how it was tuned, what it cost."""
+    run: str = ""
+    """The run that it is of, where it is of one."""
 
     @property
     def is_full(self) -> bool:
         """Whether all real pairs were trained on."""
         return "experts" in self.scores.provenance
+
+    @property
+    def is_selected(self) -> bool:
+        """Whether some of the real pairs were trained on."""
+        made = self.scores.provenance.get("set", {}) if self.distilled is None else self.distilled.provenance
+        return made.get("method") in get_args(Selection)
 
     @property
     def evaluation(self) -> dict[str, str | int]:
@@ -97,14 +105,44 @@ def _weights(provenance: Mapping[str, Any]) -> str:
     return f"warmed up for {epochs} epochs" if epochs else "random weights"
 
 
+RUNS = ("whole.json", "demo.json")
+"""Records that make a folder that of a run or a demo, which has its sets' scores in one folder below it."""
+RUN_SCORES = "scores"
+_REAL = {"random": "random real pairs", "all": "all real pairs"}
+
+
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """`read_row` of each; those of one name are called by their paths."""
-    rows = [read_row(path) for path in paths]
-    names = [row.name for row in rows]
-    return [
-        replace(row, name=str(path)) if names.count(row.name) > 1 else row
-        for path, row in zip(paths, rows, strict=True)
-    ]
+    """`read_row` of each, and all rows of runs; those of one name are called by their paths."""
+    read = [(path, row) for path in paths for row in (_of_run(path) if is_run(path) else [read_row(path)])]
+    names = [row.name for _, row in read]
+
+    def called(path: Path, row: Row) -> str:
+        if names.count(row.name) == 1:
+            return row.name
+        return f"{row.name} ({path})" if row.run else str(path)
+
+    return [replace(row, name=called(path, row)) for path, row in read]
+
+
+def is_run(path: Path) -> bool:
+    """Whether it is the folder of `ptmst run` or `ptmst demo`."""
+    return any((path / record).exists() for record in RUNS)
+
+
+def _of_run(path: Path) -> list[Row]:
+    """What students of a run's random pairs, of its sets and of all real pairs reach."""
+    files_of = sorted((path / RUN_SCORES).glob("*.json"))
+    if not (path / RUN_SCORES / "all.json").exists():  # the last one that is written
+        raise InputError(f"{path}: expected a run with its scores, found none yet; run it to its end first")
+    name, rows, alone = path.resolve().name, list[Row](), len(files_of) == len(_REAL) + 1
+    for file in files_of:
+        scores = read_scores(file)
+        if file.stem in _REAL:
+            rows.append(Row(f"{_REAL[file.stem]} of {name}", scores, int(scores.provenance["pairs"]), run=str(path)))
+        else:
+            made = DistilledSet.load(path / file.stem)
+            rows.append(Row(name if alone else f"{name}: {file.stem}", scores, made.num_pairs, made, run=str(path)))
+    return rows
 
 
 def read_row(path: Path) -> Row:
@@ -130,9 +168,10 @@ def shown_name(row: Row) -> str:
 def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
     """A row's mean recall as percent of the matching full-data row's; None without exactly one such row.
 
-    It matches where data, split and encoder are the same.
+    It matches where data, split and encoder are the same; of several that of the same run does.
     """
     full = [other for other in rows if other.is_full and _measured_on(other) == _measured_on(row)]
+    full = [other for other in full if other.run == row.run] or full
     return 100 * row.scores.mean() / full[0].scores.mean() if len(full) == 1 and full[0].scores.mean() else None
 
 

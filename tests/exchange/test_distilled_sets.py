@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import random
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from torch import Tensor
 from ptmst import load_pairs
 from ptmst.config import DataConfig, EncoderConfig
 from ptmst.data import clean_caption
+from ptmst.data.credits import Credits
+from ptmst.data.shipped import emoji
 from ptmst.errors import InputError
 from ptmst.exchange.distilled_sets import import_distilled
 from ptmst.exchange.export import Form, export
@@ -351,11 +354,63 @@ def test_the_data_card_says_where_a_set_comes_from(tmp_path: Path) -> None:
                 "data_files": [{"split": "train", "path": "data/train-00000-of-00001.parquet"}],
             }
         ],
-        "task_categories": ["image-text-retrieval"],
+        "task_categories": ["image-to-text", "text-to-image"],
+        "tags": ["image-text-retrieval", "dataset-distillation", "synthetic"],
         "size_categories": ["n<1K"],
+        "license": "unknown",
     }
     told = json.loads(body.split("```json\n")[1].split("```")[0])
     assert told == {"method": "distilled", "seed": 3, "store_sha256": "ab" * 32, "versions": {"torch": "2"}}
+
+
+@pytest.mark.parametrize(
+    ("license", "expected"),
+    [
+        ("CC-BY-4.0", {"license": "cc-by-4.0"}),
+        (
+            "MIT AND Our Own (2)",
+            {"license": "other", "license_name": "mit-and-our-own-2", "license_link": "README.md"},
+        ),
+        ("©", {"license": "other", "license_name": "of-the-data", "license_link": "README.md"}),
+        (emoji().credits.license, {"license": "other", "license_link": "LICENSES.txt"}),
+    ],
+)
+def test_the_hub_reads_the_card(tmp_path: Path, license: str, expected: dict[str, str]) -> None:
+    """By its own parser; license names have the form that it asks for, and links lead to files."""
+    pytest.importorskip("pyarrow")
+    card_of = pytest.importorskip("huggingface_hub").DatasetCard
+    credits = Credits(license, ("Owls, by A. Painter",)) if license != emoji().credits.license else emoji().credits
+    export(replace(distilled(), settings=replace(RECIPE, credits=credits).to_json()), tmp_path / "out", "hf")
+    card = card_of((tmp_path / "out/README.md").read_text("utf-8"))
+    found = card.data.to_dict()
+    assert {name: found.get(name) for name in expected} == expected
+    assert re.fullmatch(r"[a-z0-9][a-z0-9.-]*", found.get("license_name", "x"))
+    assert "license_link" not in found or (tmp_path / "out" / found["license_link"]).is_file()
+    assert {*found["task_categories"]} <= HUB_TASKS
+    assert "Owls, by A. Painter" in card.text or credits == emoji().credits
+
+
+HUB_TASKS = {"feature-extraction", "image-to-text", "text-to-image", "zero-shot-image-classification"}
+"""Of huggingface.co/tasks, those that have to do with pictures and texts."""
+
+
+def test_the_snippet_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    hub = pytest.importorskip("huggingface_hub")
+    given = distilled()
+    export(given, tmp_path / "out", "hf")
+    (snippet,) = re.findall("```python\n(.*?)```", (tmp_path / "out/README.md").read_text("utf-8"), re.DOTALL)
+    asked = list[tuple[str, str]]()
+
+    def download(name: str, *, repo_type: str) -> str:
+        asked.append((name, repo_type))
+        return str(tmp_path / "out")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    here = dict[str, Any]()
+    exec(snippet, here)
+    assert asked == [("OWNER/NAME", "dataset")]
+    assert here["distilled"].num_pairs == given.num_pairs and len(here["batch"].images) > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="the package datasets is not installed")

@@ -233,7 +233,7 @@ def test_soft_labels_are_shown_in_their_colors(monkeypatch: pytest.MonkeyPatch) 
     one = distilled(phases=1)
     pairs = SyntheticPairs(one[0].images, one[0].texts, FullSimilarity(matrix), one[0].lr)
     shown = sets.shown_set(
-        "ours", replace(one, phases=(replace(one.phases[0], pairs=pairs),)), None, sets.Limits.of([one])
+        "ours", replace(one, phases=(replace(one.phases[0], pairs=pairs),)), None, "", sets.Limits.of([one])
     )["labels"]
     assert (shown["most"], shown["diagonal"], shown["others"]) == ("4.0", "2.33", "-0.12")
     # Image 1 fits text 2, 0 fits 1, 2 fits 1: those below 0 fit nothing.
