@@ -2,6 +2,8 @@
 # `make quick` runs lint, types and the quick tests; `make slow` what does not fit into `make test`.
 # `make test-oldest` runs the tests on the oldest versions that pyproject.toml allows, in .venv-oldest.
 # `make bench-quick` measures what users wait for, and names what became slower than the committed file.
+# `make wheel` puts what is published into dist: a wheel that older systems load too, and the sources for all others.
+# `make release` runs every check of a release in order (CONTRIBUTING.md).
 # `make bundle PYTHON=3.12` makes the wheels that a machine without a network lacks, for its Python.
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 AT_ONCE := --numprocesses 2 --dist worksteal
 BUILD_INPUTS := pyproject.toml $(wildcard constraints*.txt) CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: demo test quick slow test-oldest check bench-quick bundle clean
+.PHONY: demo test quick slow test-oldest check bench-quick wheel release bundle clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ptmst demo $(ARGS)
@@ -40,6 +42,25 @@ bench-quick: $(VENV)/.installed-dev
 	mkdir -p build
 	$(BIN)/python -m bench.waits --json build/waits.json
 	$(BIN)/python -m bench.slower bench/results/waits-cpu.json build/waits.json
+
+SDIST := import sys; from scikit_build_core.build import build_sdist; print(build_sdist(sys.argv[1]))
+wheel: $(VENV)/.installed-dev
+	rm -rf dist/ptmst-* build/wheel
+	$(BIN)/python -c '$(SDIST)' dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel dist/ptmst-*.tar.gz
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	ls dist
+
+release: test test-oldest wheel
+	$(BIN)/python -m bench.api && $(BIN)/python -m bench.readme
+	@git diff --quiet && test -z "$$(git status --porcelain)" || \
+	  { echo "release: expected a clean checkout whose tables are those of its results, found changes" >&2; exit 2; }
+	@! grep -q 'not released yet' CHANGELOG.md || \
+	  { echo "release: expected the date of this release in CHANGELOG.md, found that it is not released yet" >&2; exit 2; }
+	rm -rf build/release && $(PYTHON) -m venv build/release
+	build/release/bin/pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[demo]"
+	cd build/release && bin/ptmst doctor && bin/ptmst demo --quick
+	@echo "build/release/runs/demo-quick/report.html is to be looked at; then tag v$$(build/release/bin/ptmst --version)"
 
 PLATFORMS := $(foreach glibc,2_28 2_27 2_17,manylinux_$(glibc)_x86_64) manylinux2014_x86_64
 bundle:

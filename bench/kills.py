@@ -33,6 +33,8 @@ from ptmst import __main__ as entry
 
 CLOCKS = {"seconds", "minutes", "peak bytes"}
 """Keys of JSON that no two runs have alike."""
+SHOWN = ("course.json", "courses", "live.html")
+"""What pages show of a run as it goes: the last seconds before a kill are missing there."""
 SIGNALS = {"KILL": 15, "TERM": 2, "INT": 2, "FULL": 1}
 """How often of 20, what happens: FULL is a disk on which nothing can be written any more."""
 MOMENTS = {"uniform": 5, "part": 3, "last": 2}
@@ -44,7 +46,7 @@ IN_PROCESS = 0.75
 IMPORTED = (
     *(
         f"ptmst.{name}"
-        for name in ("cli", "teachers.teach", "distillation.distill", "studies.ablation", "studies.demo")
+        for name in ("cli", "teachers.teach", "distillation.distill", "studies.ablation", "studies.demo", "studies.run")
     ),
     *(f"ptmst.exchange.{name}" for name in ("export", "distilled_sets", "replay_buffers")),
     *("ptmst.report.page", "rich.table", "sklearn.neighbors", "sklearn.feature_extraction.text", "pyarrow.parquet"),
@@ -94,6 +96,11 @@ COMMANDS = {
         "ablate --methods random,ptm-st --pairs 10 --seeds 1 --workers 1 --out {run}/grid", 16, ("grid/recalls*",)
     ),
     "demo": Command("demo --data scenes --quick --out {run}/demo", 12, ("demo/scores/all.json",)),
+    "run": Command(
+        "run --data scenes --root {base}/data --pairs 8 --track-recall 2 --out {run}/mine",
+        12,
+        ("mine/scores/all.json",),
+    ),
     "distill": Command(DISTILL + " --out {run}/set", 46, ("set/phase-1*", "set/checkpoint-1-00000016*"), "--resume"),
     "teach": Command(TEACH + " --out {run}/store", 36, ("store/expert-001*", "store/.expert-001*")),
     "data": Command(DATA, 24, ("data/scenes_test.json",)),
@@ -126,10 +133,10 @@ def _glob(pattern: str) -> Iterator[str]:
 
 
 def program(words: Sequence[str]) -> int:
-    """The command line, where the demo and the ablation are those of seconds."""
+    """The command line, where whole runs, the demo and the ablation are those of seconds."""
     from ptmst.config import EvaluateConfig, WriteDataConfig
     from ptmst.presets import experiment
-    from ptmst.studies import ablation, demo
+    from ptmst.studies import ablation, demo, run, whole
 
     base = experiment("scenes-quick")
     encoder = replace(base.teach.encoder, image_width=16, warmup_epochs=1, head_width=16)
@@ -140,10 +147,10 @@ def program(words: Sequence[str]) -> int:
         distill=replace(base.distill, steps=4, inner_steps=2, batch_size=5),
         evaluate=EvaluateConfig(students=2, epochs=4, lr_drop=2, batch_size=8),
     )
-    for module in (ablation, demo):
+    for module in (ablation, demo, run):
         module.experiment = lambda *_: tiny  # type: ignore[attr-defined]
     fewer = {"FACTORS": (1.0, 3.0), "REAL_LR": (0.03, 0.1), "REAL_LOSSES": ("wbce",), "RANDOM_LR": (0.03, 0.1)}
-    for module, name in ((ablation, "FACTORS"), (ablation, "REAL_LR"), (ablation, "REAL_LOSSES"), (demo, "RANDOM_LR")):
+    for module, name in ((ablation, "FACTORS"), (ablation, "REAL_LR"), (ablation, "REAL_LOSSES"), (whole, "RANDOM_LR")):
         setattr(module, name, fewer[name])
     sys.argv = ["ptmst", *words]
     return entry.main()
@@ -162,7 +169,7 @@ class Run:
         sys.stdout.flush()
         sys.stderr.flush()
         if not fork:
-            tiny = words[0] in ("ablate", "demo")
+            tiny = words[0] in ("ablate", "demo", "run")
             program = ["bench.kills", "--json", os.devnull, "--run"] if tiny else ["ptmst"]
             command = [sys.executable, "-m", *program, *words]
             self.pid = subprocess.Popen(
@@ -250,6 +257,8 @@ def state(folder: Path) -> dict[str, str]:
     """The hash of every file, without what clocks say; and every folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
+        if {*path.relative_to(folder).parts} & {*SHOWN}:
+            continue
         if path.is_dir():
             found[f"{path.relative_to(folder)}/"] = ""
             continue

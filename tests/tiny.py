@@ -28,9 +28,10 @@ from ptmst import (
     train_teachers,
     write_scenes,
 )
-from ptmst.config import LossKind
+from ptmst.config import Experiment, LossKind
 from ptmst.engine.outer_step import OuterStep
 from ptmst.engine.recursion import OuterGradient
+from ptmst.presets import experiment
 from ptmst.recipe import Fingerprints, Recipe
 from ptmst.students.heads import ProjectionHead
 from ptmst.students.image_towers import ConvNet, image_tower
@@ -63,6 +64,15 @@ DISTILL = DistillConfig(
     adjoint_clip=None,
     ema=0.9,
 )
+
+
+def micro(name: str) -> Experiment:
+    """The preset, with a tower and numbers for the tests' time."""
+    plain = experiment(name)
+    teach = replace(plain.teach, experts=1, epochs=2, encoder=replace(ENCODER, text_tower="hashed"), device="cpu")
+    teach = replace(teach, data=replace(teach.data, image_size=16))
+    distill = replace(plain.distill, steps=2, inner_steps=2)
+    return replace(plain, teach=teach, distill=distill, evaluate=replace(plain.evaluate, students=2, epochs=2))
 
 
 def tiny_store(factory: pytest.TempPathFactory, frozen: bool = False) -> TrajectoryStore:

@@ -14,25 +14,16 @@ import pytest
 from PIL import Image
 
 from ptmst import DistilledSet, InputError, TrajectoryStore, cli, load_student
-from ptmst.config import Experiment, RunConfig
+from ptmst.config import RunConfig
 from ptmst.presets import experiment
 from ptmst.schema import check
 from ptmst.studies import run as module
 from ptmst.studies import whole
 from ptmst.studies.run import planned, run
 from ptmst.support.files import sha256
-from tiny import ENCODER
+from tiny import micro
 
 pytestmark = pytest.mark.slow
-
-
-def micro(name: str) -> Experiment:
-    """The preset, with a tower and numbers for the tests' time."""
-    plain = experiment(name)
-    teach = replace(plain.teach, experts=1, epochs=2, encoder=replace(ENCODER, text_tower="hashed"), device="cpu")
-    teach = replace(teach, data=replace(teach.data, image_size=16))
-    distill = replace(plain.distill, steps=2, inner_steps=2)
-    return replace(plain, teach=teach, distill=distill, evaluate=replace(plain.evaluate, students=2, epochs=2))
 
 
 @pytest.fixture
