@@ -140,10 +140,11 @@ def program(words: Sequence[str]) -> int:
 
     base = experiment("scenes-quick")
     encoder = replace(base.teach.encoder, image_width=16, warmup_epochs=1, head_width=16)
+    data = replace(base.teach.data, image_size=16)
     tiny = replace(
         base,
         data=WriteDataConfig(name="scenes", image_size=16, train=60, val=20, test=20, warmup=20, captions=2),
-        teach=replace(base.teach, encoder=encoder, experts=1, epochs=5, batch_size=16, endpoints="all"),
+        teach=replace(base.teach, data=data, encoder=encoder, experts=1, epochs=5, batch_size=16, endpoints="all"),
         distill=replace(base.distill, steps=4, inner_steps=2, batch_size=5),
         evaluate=EvaluateConfig(students=2, epochs=4, lr_drop=2, batch_size=8),
     )

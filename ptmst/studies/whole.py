@@ -26,6 +26,7 @@ from ptmst.report.tables import Row, recall_table
 from ptmst.retrieval.examples import Example, examples
 from ptmst.retrieval.trained_student import INDEX, TrainedStudent
 from ptmst.retrieval.training import train_student
+from ptmst.students.image_towers import prepared
 from ptmst.support import devices, files, folders, parallel
 from ptmst.support.clock import repeatedly
 from ptmst.support.progress import note, table
@@ -167,7 +168,7 @@ def _data(job: Job) -> DataConfig:
         written = replace(job.settings.data, name=cast(Writable, source.name), root=job.out / "data")
         write_data(written)
         return replace(source, root=written.root, image_size=size or written.image_size)
-    return replace(source, image_size=size)
+    return prepared(replace(source, image_size=size), job.settings.teach.encoder)
 
 
 def _distilled(job: Job, store: TrajectoryStore) -> dict[str, DistilledSet]:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from ptmst import DistilledSet, InputError, TrajectoryStore, cli, load_student
-from ptmst.config import RunConfig
+from ptmst.config import Experiment, RunConfig
 from ptmst.presets import experiment
 from ptmst.schema import check
 from ptmst.studies import run as module
@@ -119,6 +121,26 @@ def test_the_plan_fits_the_data_and_the_machine(pictures: Path, monkeypatch: pyt
         True,
     )
     assert own.teach.data.image_size is None  # the tower's own
+
+
+def test_pictures_are_read_at_the_size_of_the_tower(pictures: Path) -> None:
+    config = asked(image_tower="timm:test_resnet", image_weights=Path("tower.pt"), text_tower="hashed")
+    settings = planned(config)
+    job = whole.Job(module.FOLDER, 1, module._source(config), settings, {}, Path("out"))
+    assert whole._data(job).image_size == 160
+
+
+@pytest.mark.exhaustive
+def test_a_tower_of_ones_own_sees_pictures_of_its_own_size(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def frozen(name: str) -> Experiment:
+        tiny = micro(name)
+        return replace(tiny, teach=replace(tiny.teach, encoder=replace(tiny.teach.encoder, freeze_tower=True)))
+
+    monkeypatch.setattr(module, "experiment", frozen)
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), "tower.pt")
+    rows = run(asked(image_tower="timm:test_resnet", image_weights=Path("tower.pt"), text_tower="hashed"), "ptmst run")
+    made = rows[1].distilled
+    assert made is not None and made[0].images.shape[2:] == (160, 160) and made.recipe.encoder.freeze_tower
 
 
 @pytest.mark.parametrize(
