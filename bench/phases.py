@@ -273,7 +273,8 @@ def table(file: Path) -> str:
     split = "test" if any(name.startswith("test") for row in rows for name in row["recall"]) else "val"
     shown = [row for row in rows if (row["seed"] in TUNING_SEEDS) == (split == "val")]
     experts = [row for row in found["rows"] if row["cell"] == ALL and split in row["experts"]]
-    head = Table(["", "seeds", "last, at once", "last, as matched", "best look, as matched", "look", "S_ii", "η", "s"])
+    kinds = ["last, at once", "last, as matched", "best look, at once", "best look, as matched"]
+    head = Table(["", "seeds", *kinds, "of all", "look", "S_ii", "η", "s"])
     for cell in dict.fromkeys(row["cell"] for row in shown):
         mine = [row for row in shown if row["cell"] == cell]
 
@@ -285,17 +286,31 @@ def table(file: Path) -> str:
         eta = mean(mean(map(mean, row["lr"])) for row in mine)
         seconds = [row["cpu s"] for row in mine if "cpu s" in row]
         numbers = (f"{kept:.0f}", f"{diagonal:.1f}", f"{eta:.2f}", f"{mean(seconds):.0f}" if seconds else "")
-        names = ("last, per-phase", "last, as-matched", "best, as-matched")
-        head.add(cell, str(len(mine)), *map(over, names), *numbers)
+        names = ("last, per-phase", "last, as-matched", "best, per-phase", "best, as-matched")
+        head.add(cell, str(len(mine)), *map(over, names), _of_all(mine, experts, split), *numbers)
     if experts:
-        head.add(ALL, str(len(experts)), spread([v for row in experts for v in row["experts"][split]]), *[None] * 6)
+        head.add(ALL, str(len(experts)), spread([v for row in experts for v in row["experts"][split]]), *[None] * 8)
     ended = [f"{row['cell']}, seed {row['seed']}" for row in found["rows"] if "why" in row]
     told = f"Ended early: {'; '.join(ended)}. " if ended else ""
     return head.markdown(
         f"Mean recall on {split} in percent, mean ± standard deviation over seeds × {STUDENTS} students that train on "
         "all pairs at once, or in batches as they were matched; of the leaves after the last outer step, and of those "
-        f"that were best on val, with the step of that look. {told}{source(found, ran='')}"
+        "that were best on val, with the step of that look. Of all: the best looks' share, at once and as matched, of "
+        f"what all real pairs of the seed teach, seed by seed. {told}{source(found, ran='')}"
     )
+
+
+def _of_all(mine: Rows, experts: Rows, split: str) -> str | None:
+    """The best looks' share of what all real pairs teach: mean over seeds, in percent."""
+    full = {row["seed"]: mean(row["experts"][split]) for row in experts}
+    rows = [row for row in mine if row["seed"] in full]
+    if not rows:
+        return None
+    shares = [
+        mean(100 * mean(row["recall"][f"{split}, best, {protocol}"]) / full[row["seed"]] for row in rows)
+        for protocol in ("per-phase", "as-matched")
+    ]
+    return ", ".join(f"{share:.0f} %" for share in shares)
 
 
 def steps_table(files: Mapping[str, Path]) -> str:

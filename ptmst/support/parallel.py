@@ -31,7 +31,7 @@ class Workers:
 
     def completed(self, function: Callable[[A], R], tasks: Iterable[A]) -> Iterator[R]:
         """Results as they come, in any order. `function` is one of a module; tasks and results can be pickled."""
-        with _started_without_main(function):
+        with _starting(function):
             futures = [self._pool.submit(function, task) for task in tasks]
         for ended in as_completed(futures):
             yield ended.result()
@@ -72,7 +72,7 @@ def _named_results(
         showing = threading.Thread(target=_show, args=(told, show), daemon=True)
         showing.start()
         try:
-            with _started_without_main(function):
+            with _starting(function):
                 futures = {pool.submit(_named, name, function, task): name for name, task in tasks.items()}
             for ended in as_completed(futures):
                 yield futures[ended], ended.result()
@@ -101,17 +101,21 @@ _told: multiprocessing.Queue[progress.Told] | None = None
 
 
 @contextmanager
-def _started_without_main(function: Callable[[A], R]) -> Iterator[None]:
-    """Let processes that start here not run the program's main file again, unless the function is of that.
+def _starting(function: Callable[[A], R]) -> Iterator[None]:
+    """Let processes that start here not hear Ctrl-C, which is the parent's affair from their first moment on, nor run
+    the program's main file again, unless the function is of that.
 
     It may be a user's script, which calls us without asking first whether it is the main one.
     """
     main = sys.modules["__main__"]
     if function.__module__ != "__main__":
         sys.modules["__main__"] = ModuleType("__main__")
+    # A process inherits what is blocked; here the signal waits until it no longer is.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         sys.modules["__main__"] = main
 
 
@@ -151,7 +155,6 @@ def _begin(told: multiprocessing.Queue[Any] | None, workers: int, keep_memory: b
         memory.keep_freed_memory()
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     torch.set_num_threads(1)
     progress.progress(False)
 

@@ -48,6 +48,19 @@ def test_every_result_comes_back() -> None:
         list(completed(squared, [13, 1], 2))
 
 
+def hears_ctrl_c(_: int) -> bool:
+    return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+def test_ctrl_c_is_the_affair_of_the_caller_alone() -> None:
+    """Workers cannot be reached by it even while they start: what they inherit says so, not what they do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    assert list(completed(hears_ctrl_c, range(3), 2)) == [False] * 3
+    assert list(side_by_side(hears_ctrl_c, {"a": 0, "b": 1}, 2).values()) == [False] * 2
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
+    assert hears_ctrl_c(0)
+
+
 def test_all_end_at_once_where_the_caller_stops(tmp_path: Path) -> None:
     runs = completed(stubborn, [(tmp_path, number) for number in range(6)], 2)
     assert next(runs) == 0
