@@ -51,7 +51,7 @@ wheel: $(VENV)/.installed-dev
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	ls dist
 
-release: test test-oldest wheel
+release: test slow test-oldest wheel
 	$(BIN)/python -m bench.api && $(BIN)/python -m bench.readme
 	@git diff --quiet && test -z "$$(git status --porcelain)" || \
 	  { echo "release: expected a clean checkout whose tables are those of its results, found changes" >&2; exit 2; }
@@ -60,7 +60,7 @@ release: test test-oldest wheel
 	rm -rf build/release && $(PYTHON) -m venv build/release
 	build/release/bin/pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[demo]"
 	cd build/release && bin/ptmst doctor && bin/ptmst demo --quick
-	@echo "build/release/runs/demo-quick/report.html is to be looked at; then tag v$$(build/release/bin/ptmst --version)"
+	@echo "build/release/runs/demo-quick/report.html is to be looked at; then tag v$$(build/release/bin/python -c 'import ptmst; print(ptmst.__version__)')"
 
 PLATFORMS := $(foreach glibc,2_28 2_27 2_17,manylinux_$(glibc)_x86_64) manylinux2014_x86_64
 bundle:

@@ -694,7 +694,8 @@ class RunConfig:
     """Everything from data of one's own to a page."""
 
     data: str = "csv:pairs.csv"
-    """Data set, as of `ptmst teach`: {csv,tsv,jsonl}:PATH, {wds,parquet}:GLOB, flickr30k, …"""
+    """Data set, as of `ptmst teach`: {csv,tsv,jsonl}:PATH, {wds,parquet}:GLOB, flickr30k, … Of a table without splits a
+    tenth of the pictures each is drawn for val and test."""
     root: Path | None = field(default=None, metadata=_PASSING)
     """Folder of annotations and images; none = data/NAME, or the current folder for files of your own (csv: …)."""
     image_column: str | None = None
@@ -712,8 +713,9 @@ class RunConfig:
     """Text tower: hf:NAME_OR_FOLDER, open_clip:NAME or hashed; none = that of the demo, or hashed if not installed."""
     steps: int | None = None
     """Outer steps; none = 500."""
-    track_recall: int = 0
-    """Outer steps between looks at a quick student's recall on val, by which the best leaves are kept; 0 = never."""
+    track_recall: int | None = None
+    """Outer steps between looks at a quick student's recall on val, by which the best leaves are kept; 0 = never;
+    none = 100 where a small tower is trained, else never."""
     track: Track | None = field(default=None, metadata=RUN | _PASSING)
     """Where numbers of every outer step are logged beside the page: tensorboard or wandb; none = nowhere."""
     seed: int = field(default=0, metadata=RUN)
@@ -726,7 +728,9 @@ class RunConfig:
     def problems(self) -> Iterator[str]:
         yield from _at_least(self, 2, "pairs")
         yield from _positive_or_none(self, "steps")
-        yield from _at_least(self, 0, "track_recall", "seed")
+        yield from _at_least(self, 0, "seed")
+        if self.track_recall is not None:
+            yield from _at_least(self, 0, "track_recall")
         yield from _without_tower(self, "image_weights", "image_tower")
         if self.image_tower is not None and self.image_weights is None:
             yield f"image_tower {self.image_tower}: expected weights for it, found none; name them with image_weights"

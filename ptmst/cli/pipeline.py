@@ -230,15 +230,15 @@ class Evaluate(WithPreset):
 
 @dataclass(frozen=True)
 class Report(Command):
-    """Show evaluated sets on an HTML page, or write recalls as CSV, JSON, Markdown or LaTeX."""
+    """Show evaluated sets and whole runs on an HTML page, or write recalls as CSV, JSON, Markdown or LaTeX."""
 
     examples: ClassVar = (
         "ptmst report runs/emoji-100 runs/random runs/store",
-        "ptmst report runs/emoji-100 runs/random --out recalls.md",
+        "ptmst report runs/mine runs/smaller --out both.html",
     )
 
     sets: Annotated[Positional[tuple[Path, ...]], arg(metavar="SET [SET ...]")]
-    """Folders of sets and stores that `ptmst evaluate` has scored, or score files that it has written."""
+    """Folders of runs and demos, of sets and stores that `ptmst evaluate` has scored, or score files of it."""
     out: Path = Path("report.html")
     """File to write: .html for the page; .csv, .json, .md or .tex for the table alone."""
     title: str = "Distilled sets"

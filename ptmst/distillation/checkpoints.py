@@ -19,7 +19,8 @@ from ptmst.synthetic.distilled_set import INDEX, RUN
 from ptmst.trajectories.store import TrajectoryStore
 
 _KIND, _VERSION = "distillation run", 1
-_KEEP = 2
+KEPT = 2
+"""Checkpoints of a phase."""
 _NOTED = ("settled", "trials", "choice")
 """What is found out in a run's course and stays as it is when that is resumed."""
 _ASIDE = ".damaged"
@@ -121,7 +122,7 @@ class Checkpoints:
         if self._folder is None:
             return
         files.write_tensors(self._folder / f"checkpoint-{phase}-{state.step:08d}.safetensors", state.tensors())
-        for path in self._paths(str(phase))[:-_KEEP]:
+        for path in self._paths(str(phase))[:-KEPT]:
             path.unlink()
         self._saved_at = time.monotonic()
 

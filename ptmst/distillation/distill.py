@@ -235,7 +235,8 @@ def _distill_phase(
     with interruptible() as interrupted, _expert_cache(config, phase, course.store, device) as cache:
         begun = _look(state)
         eta = begun.eta
-        course.tell(number, state, begun)
+        if state.step < config.steps:
+            course.tell(number, state, begun)
         ahead = [drawn_on(state.step, cache)] if state.step < config.steps else []
         while state.step < config.steps:
             span, batches, mixing = ahead.pop()

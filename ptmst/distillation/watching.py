@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from ptmst import schema
 from ptmst.config import DistillConfig
 from ptmst.errors import InputError
+from ptmst.support import progress
 from ptmst.synthetic.pairs import SyntheticPairs
 
 
@@ -80,22 +82,30 @@ class WandB:
     """A watcher that logs scalars to Weights & Biases, as its own environment variables say."""
 
     def __init__(self, folder: Path, config: DistillConfig) -> None:
-        """Raises InputError where the package is not installed."""
+        """Raises InputError where the package is not installed, or nobody is logged in."""
         self._folder, self._settings = folder, schema.decisive(config)
         self._wandb = _package("wandb")
+        if os.environ.get("WANDB_MODE", "online") == "online" and self._wandb.api.api_key is None:
+            raise InputError(
+                "track wandb: expected a login, found none; run `wandb login`, or set WANDB_MODE=offline to log here"
+            )
         self._run: Any = None
 
     def __call__(self, moment: Moment) -> None:
         if self._run is None:
             same = json.dumps([self._settings, str(self._folder.resolve())], sort_keys=True)
-            self._run = self._wandb.init(
-                project="ptmst",
-                name=self._folder.name,
-                id=hashlib.sha256(same.encode()).hexdigest()[:16],
-                resume="allow",
-                dir=str(self._folder),
-                config=self._settings,
-            )
+            try:
+                self._run = self._wandb.init(
+                    project="ptmst",
+                    name=self._folder.name,
+                    id=hashlib.sha256(same.encode()).hexdigest()[:16],
+                    resume="allow",
+                    dir=str(self._folder),
+                    config=self._settings,
+                    settings=self._wandb.Settings(console="off", silent=not progress.is_shown()),
+                )
+            except self._wandb.errors.Error as error:
+                raise InputError(f"track wandb: {error}; fix that, or leave it out") from error
         if found := moment.scalars():
             self._run.log(found, step=moment.phase * moment.steps + moment.step)
 
@@ -105,7 +115,7 @@ class WandB:
 
 
 def tracker(config: DistillConfig) -> TensorBoard | WandB | None:
-    """What `track` asks for. Raises InputError where that is not installed."""
+    """What `track` asks for. Raises InputError where that is not installed, or lacks a login."""
     if config.track is None:
         return None
     assert config.out is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from ptmst import schema
@@ -33,25 +34,26 @@ def compared(
     names = [shown_name(row) for row, _, _ in sets]
     return {
         "names": names,
-        "differences": _differences([row for row, _, _ in sets]),
-        "settings": differing([row.distilled for row, _, _ in sets if row.distilled is not None]),
+        "recalls": _recalls([row for row, _, _ in sets]),
+        "settings": differing([row for row, _, _ in sets]),
         "pairs": _same_pairs([(page, found) for _, page, found in sets], [row.distilled for row, _, _ in sets]),
     }
 
 
-def _differences(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Of the first set's mean recall from each other's, paired by student where these began alike."""
-    first, *others = rows
-    found = []
-    for row in others:
-        if not _are_paired(first, row):
-            continue
-        by_student = [
-            ours["mean"] - theirs["mean"]
-            for ours, theirs in zip(first.scores.students, row.scores.students, strict=True)
-        ]
-        found.append({"name": shown_name(row), "difference": str(Interval.of(by_student))})
+def _recalls(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Each set's mean recall, and that less the first one's, paired by student where these began alike."""
+    first, found = rows[0], []
+    for row in rows:
+        means, difference = [student["mean"] for student in row.scores.students], ""
+        if row is not first and _are_paired(first, row):
+            others = zip(means, first.scores.students, strict=True)
+            difference = str(Interval.of([ours - theirs["mean"] for ours, theirs in others]))
+        found.append({"name": shown_name(row), "mean": _of_mean(Interval.of(means)), "difference": difference})
     return found
+
+
+def _of_mean(found: Interval) -> str:
+    return f"{found.mean:.1f}" + (f" [{found.low:.1f}, {found.high:.1f}]" if isfinite(found.low) else "")
 
 
 def _are_paired(one: Row, other: Row) -> bool:
@@ -65,22 +67,26 @@ def _are_paired(one: Row, other: Row) -> bool:
     return begun(one) == begun(other) and len(one.scores.students) == len(other.scores.students)
 
 
-def differing(sets: Sequence[DistilledSet]) -> list[dict[str, Any]]:
-    """Settings that are not the same in all sets, each with its value in each."""
-    flat = [dict(_settings(made)) for made in sets]
+def differing(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Settings that are not the same for all sets and their students, each with its value for each."""
+    flat = [dict(_settings(row)) for row in rows]
     names = dict.fromkeys(name for one in flat for name in one)
-    rows = [{"name": name, "values": [one.get(name, _ABSENT) for one in flat]} for name in names]
-    return [row for row in rows if len({*row["values"]}) > 1]
+    found = [{"name": name, "values": [one.get(name, _ABSENT) for one in flat]} for name in names]
+    return [one for one in found if len({*one["values"]}) > 1]
 
 
-def _settings(made: DistilledSet) -> Iterator[tuple[str, str]]:
+def _settings(row: Row) -> Iterator[tuple[str, str]]:
+    made = row.distilled
+    assert made is not None
     config = dict(made.provenance.get("config", {}))
     if "phases" in config:
         yield "phases", _phases(made)
         del config["phases"]
     yield from _flat("", config)
+    yield from _flat("", {"experts": str(made.provenance.get("store_sha256", _ABSENT))[:12]})
     if made.settings:
         yield from _flat("", made.recipe.decisive())
+    yield from _flat("evaluate", row.evaluation)
 
 
 def _phases(made: DistilledSet) -> str:

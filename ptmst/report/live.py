@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,9 +33,12 @@ _POINTS = 200
 """Of a curve, for each phase; each is a mean over the steps since the one before."""
 _PAIRS, _SNAPSHOTS = 6, 8
 """Pairs of a phase whose pictures are shown, at evenly spaced outer steps from the start to the end."""
-_SAVE_EVERY_S, _RELOAD_S = 2.0, 5
+_THUMBNAIL = 96
+"""Most pixels of a side."""
+_SAVE_EVERY_S, _RELOAD_S, _RARELY_S = 5.0, 5, 20.0
 _SHARE = 0.03
-"""Of the time, at most, that is spent on a page."""
+"""Of the time that is spent on a page, as long as it comes every `_RARELY_S`."""
+_LOG = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -71,7 +75,8 @@ class Recorder:
             shown = True
         if shown or time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
             self._saved_at = time.monotonic()
-            files.write_json(self._path, {"format": f"ptmst-{_KIND}", "version": _VERSION, **self._found})
+            record = {"format": f"ptmst-{_KIND}", "version": _VERSION, **self._found}
+            _try_writing(lambda: files.write_json(self._path, record))
 
     def _drop_what_comes_after(self, phase: int, step: int) -> None:
         """It will come again, from the checkpoint that a run is resumed from."""
@@ -90,7 +95,7 @@ class Recorder:
             pairs.images[rows].cpu(), pairs.texts[rows].cpu(), FullSimilarity.identity(len(rows)), pairs.lr.cpu()
         )
         pixels = DistilledSet((DistilledPhase(some, some.lr, ()),), {}, self._store.settings).pixels(0)
-        return {"phase": moment.phase, "step": moment.step, "pictures": [picture_of(one) for one in pixels]}
+        return {"phase": moment.phase, "step": moment.step, "pictures": [picture_of(one, _THUMBNAIL) for one in pixels]}
 
 
 def _point(moments: Sequence[Moment]) -> dict[str, Any]:
@@ -99,6 +104,14 @@ def _point(moments: Sequence[Moment]) -> dict[str, Any]:
         what: {one: mean(getattr(m, what)[one] for m in moments) for one in getattr(newest, what)} for what in names
     }
     return {"phase": newest.phase, "step": newest.step, **means}
+
+
+def _try_writing(write: Callable[[], object]) -> None:
+    """What only shows a run does not end it, as on a full disk."""
+    try:
+        write()
+    except InputError as error:
+        _LOG.warning("%s; the run goes on without", error)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -110,29 +123,27 @@ class LivePage:
 
     def __init__(self, out: Path, title: str, command: str, courses: Callable[[], Sequence[Path]]) -> None:
         self._out, self._title, self._command, self._courses = out, title, command, courses
-        self._cost, self._next = 0.0, 0.0
+        self._next = 0.0
 
     def write(self, log: progress.Log, ended: str | None = None) -> None:
         """Write it, unless that was done a moment ago; `ended` says how the run ended, after which it stays as it is.
 
-        Raises InputError where it cannot be written.
+        Where it cannot be written, that is a warning.
         """
         began = time.monotonic()
         if ended is None and began < self._next:
             return
-        write_page(
-            self._out,
-            "live.html.jinja",
-            self._title,
-            self._command,
-            reload=None if ended else _RELOAD_S,
-            ended=ended,
-            now=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-            bars=[] if ended else [_shown_bar(label, bar) for label, bar in dict(log.bars).items()],
-            lines=[*log.lines],
-            courses=[_shown_course(course) for course in self._read()],
-        )
-        self._next = time.monotonic() + (time.monotonic() - began) / _SHARE
+        values = {
+            "reload": None if ended else _RELOAD_S,
+            "ended": ended,
+            "now": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+            "bars": [] if ended else [_shown_bar(label, bar) for label, bar in dict(log.bars).items()],
+            "lines": [*log.lines],
+            "courses": [_shown_course(course) for course in self._read()],
+        }
+        _try_writing(lambda: write_page(self._out, "live.html.jinja", self._title, self._command, **values))
+        ready = time.monotonic()
+        self._next = ready + min((ready - began) / _SHARE, _RARELY_S)
 
     def _read(self) -> Iterator[dict[str, Any]]:
         for path in self._courses():
@@ -143,17 +154,26 @@ class LivePage:
 
 
 @contextmanager
-def shown_live(page: LivePage, continues: str) -> Iterator[None]:
-    """Keep a page as the block comes along; `continues` is what is said where it is stopped."""
-    with progress.logged() as log:
+def shown_live(page: LivePage, continues: str) -> Iterator[Callable[[str | None], None]]:
+    """Keep a page as the block comes along; `continues` is what is said where it is stopped.
+
+    Yields what ends that before the block does, with the last word of the page; without one it is left as it is, for
+    another to take its place.
+    """
+    with progress.logged() as log, ExitStack() as kept:
         page.write(log)
+        kept.enter_context(repeatedly(lambda: page.write(log), 1.0))
+
+        def end(word: str | None) -> None:
+            kept.close()
+            if word is not None:
+                page.write(log, word)
+
         try:
-            with repeatedly(lambda: page.write(log), 1.0):
-                yield
+            yield end
         except BaseException as error:
-            page.write(log, f"Stopped: {progress.printable(str(error))}" if str(error) else f"Stopped: {continues}.")
+            end(f"Stopped: {progress.printable(str(error))}" if str(error) else f"Stopped: {continues}.")
             raise
-        page.write(log, "Done.")
 
 
 @contextmanager
@@ -165,12 +185,14 @@ def watched(out: Path, command: str, store: TrajectoryStore, continues: str) -> 
 
         def watch(moment: Moment) -> None:
             recorder(moment)
-            if not began:
-                began.append(shown.enter_context(shown_live(page, continues)))
+            if not ends:
+                ends.append(shown.enter_context(shown_live(page, continues)))
                 progress.note(f"{out / PAGE} shows the run as it goes")
 
-        began = list[None]()
+        ends = list[Callable[[str | None], None]]()
         yield watch
+        for end in ends:
+            end("Done.")
 
 
 def _shown_bar(label: str, bar: progress.Underway) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ptmst.report.comparison import compared
 from ptmst.report.examples import shown_examples
 from ptmst.report.figures import COLORS, figure, svg
 from ptmst.report.sets import Limits, nearest_pictures, shown_set
-from ptmst.report.tables import HEADINGS, Row, fraction_of_full, lines, shown_name, what_numbers_are
+from ptmst.report.tables import HEADINGS, Row, fraction_of_full, full_of, lines, shown_name, what_numbers_are
 from ptmst.report.templates import text, write_page
 from ptmst.retrieval.examples import Example
 from ptmst.synthetic.distilled_set import DistilledSet
@@ -89,10 +89,11 @@ def headline(rows: Sequence[Row]) -> str | None:
     if best is None:
         return None
     said = f"{shown_name(best)}: {best.pairs:,} synthetic pairs teach a mean recall of {best.scores.mean():.1f} %"
-    full = next((row for row in rows if row.is_full), None)
+    full = full_of(best, rows)
     if full is not None and (share := fraction_of_full(best, rows)) is not None:
         said += f", {share:.0f} % of the {full.scores.mean():.1f} % that all {full.pairs:,} real pairs teach"
-    real = next((row for row in rows if not row.is_full and not _is_method(row) and row.pairs == best.pairs), None)
+    selected = [row for row in rows if row.is_selected and row.pairs == best.pairs]
+    real = next((row for row in selected if row.run == best.run), None)
     return said + (f"; {shown_name(real)} teach {real.scores.mean():.1f} %." if real is not None else ".")
 
 

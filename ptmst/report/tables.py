@@ -165,14 +165,18 @@ def shown_name(row: Row) -> str:
     return progress.printable(row.name).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
-    """A row's mean recall as percent of the matching full-data row's; None without exactly one such row.
-
-    It matches where data, split and encoder are the same; of several that of the same run does.
-    """
+def full_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The full-data row that matches a row, the only one with the same data, split and encoder; of several that of the
+    same run."""
     full = [other for other in rows if other.is_full and _measured_on(other) == _measured_on(row)]
     full = [other for other in full if other.run == row.run] or full
-    return 100 * row.scores.mean() / full[0].scores.mean() if len(full) == 1 and full[0].scores.mean() else None
+    return full[0] if len(full) == 1 else None
+
+
+def fraction_of_full(row: Row, rows: Sequence[Row]) -> float | None:
+    """A row's mean recall as percent of the matching full-data row's; None without exactly one such row."""
+    full = full_of(row, rows)
+    return 100 * row.scores.mean() / full.scores.mean() if full is not None and full.scores.mean() else None
 
 
 def _measured_on(row: Row) -> tuple[Any, ...]:

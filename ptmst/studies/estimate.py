@@ -15,6 +15,7 @@ from ptmst import schema
 from ptmst.config import Device, EvaluateConfig, Experiment, TeachConfig
 from ptmst.data import Pairs, load_split
 from ptmst.distillation.budget import needed, settled
+from ptmst.distillation.checkpoints import KEPT
 from ptmst.distillation.choosing import most_of_search, stand_in
 from ptmst.students.image_towers import prepared
 from ptmst.students.student import Student
@@ -46,6 +47,8 @@ class Stage:
     disk: float
     """Bytes that it writes, images in the cache included."""
     what: str
+    passing: float = 0.0
+    """Bytes that it writes beside these, and removes at its end: checkpoints."""
 
 
 def estimate(settings: Experiment) -> Iterator[Stage]:
@@ -160,11 +163,19 @@ def _distilling(settings: Experiment, store: TrajectoryStore, tried: Trial) -> S
     if config.image_leaves == "features":
         image = student.features(torch.zeros(1, 3, size, size, device=student.device)).shape[1]
     numbers = [p.pairs * (image + width + s) for p, s in zip(config.phases, labels, strict=True)]
+    # A checkpoint has leaves, their average, the optimizer's moments and, where recall is tracked, the best leaves.
+    states = 3 + (config.optimizer == "adam") + (config.track_recall > 0)
+    passing = 4 * sum(numbers) * KEPT * states
     chunk = "" if config.chunk is None else f", chunks of {config.chunk}"
     search = f", up to {searching:,} more to choose phases" if searching else ""
     steps = f"{config.steps * len(config.phases):,} outer steps{search}"
     return Stage(
-        "distill", seconds, memory, 4 * sum(numbers), f"{config.pairs} pairs, {steps}, keep {config.keep}{chunk}"
+        "distill",
+        seconds,
+        memory,
+        4 * sum(numbers),
+        f"{config.pairs} pairs, {steps}, keep {config.keep}{chunk}",
+        passing,
     )
 
 

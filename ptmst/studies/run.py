@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from ptmst import schema
-from ptmst.config import DataConfig, Experiment, OpenPhases, RunConfig
+from ptmst.config import DataConfig, DistillConfig, Experiment, OpenPhases, RunConfig
 from ptmst.data import load_split
 from ptmst.distillation.choosing import Choice
+from ptmst.distillation.watching import tracker
 from ptmst.errors import InputError
 from ptmst.presets import experiment
 from ptmst.report.tables import Row
-from ptmst.students.image_towers import prepared
+from ptmst.students.image_towers import image_tower, prepared
 from ptmst.students.packages import installed
 from ptmst.studies import whole
 from ptmst.studies.estimate import estimate, shown
+from ptmst.studies.own_data import made_ready
 from ptmst.studies.whole import PAGE, Job, Method
 from ptmst.support import folders
 from ptmst.support.progress import note, result
@@ -27,6 +31,8 @@ _SET = "set"
 _LABEL = "distilled"
 _BATCHES = 8
 """Batches of an epoch of experts that small data are cut into at least."""
+_STUDENTS = 3
+"""That are kept with their towers."""
 _SPARE = 1.1
 """Free disk that is asked for, of what is expected to be written."""
 
@@ -38,11 +44,15 @@ def run(config: RunConfig, command: str) -> list[Row]:
     images, too little disk, and where the folder holds another run.
     """
     schema.check(config)
-    settings = planned(config)
-    job = Job(FOLDER, _VERSION, _source(config), settings, {_SET: Method(_LABEL, settings)}, config.out)
     folders.refuse_taken(config.out, FOLDER)
-    if not job.record.exists():
-        _tell(config, settings)
+    if config.track is not None:
+        tracker(DistillConfig(track=config.track, out=config.out))
+    with _unless_refused(config.out):
+        source = made_ready(config)
+        settings = planned(config, source)
+        job = Job(FOLDER, _VERSION, source, settings, {_SET: Method(_LABEL, settings)}, config.out)
+        if not job.record.exists():
+            _tell(config, settings)
 
     def title(rows: list[Row]) -> str:
         return f"{rows[1].pairs} pairs distilled from {rows[-1].pairs:,} ({config.data})"
@@ -63,8 +73,21 @@ def run(config: RunConfig, command: str) -> list[Row]:
     return done.rows
 
 
-def planned(config: RunConfig) -> Experiment:
-    """The settings of a run: a preset, with the towers that are asked for or there, cut to the size of the data.
+@contextmanager
+def _unless_refused(out: Path) -> Iterator[None]:
+    """Leave no folder behind where a run cannot begin."""
+    there = out.exists()
+    try:
+        yield
+    except InputError:
+        if not there:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def planned(config: RunConfig, source: DataConfig) -> Experiment:
+    """The settings of a run on data that are there: a preset, with the towers that are asked for or installed, cut to
+    the size of the data.
 
     Raises InputError for data without the splits train, val and test, and for fewer images than pairs.
     """
@@ -76,7 +99,6 @@ def planned(config: RunConfig) -> Experiment:
         encoder = replace(encoder, text_tower=config.text_tower)
     elif not installed(encoder.text_tower) and encoder.text_tower.startswith("pypi:"):
         encoder = replace(encoder, text_tower="hashed")
-    source = _source(config)
     size = None if config.image_tower is not None else settings.teach.data.image_size
     data = prepared(replace(source, image_size=size), encoder)
     counts = {split: load_split(data, split) for split in ("train", "val", "test")}
@@ -96,7 +118,7 @@ def planned(config: RunConfig) -> Experiment:
         settings.distill,
         phases=(OpenPhases(config.pairs),),
         steps=config.steps or settings.distill.steps,
-        track_recall=config.track_recall,
+        track_recall=settings.distill.track_recall if config.track_recall is None else config.track_recall,
         track=config.track,
         seed=config.seed,
         device=config.device,
@@ -108,10 +130,6 @@ def planned(config: RunConfig) -> Experiment:
 def _preset(config: RunConfig) -> str:
     weights = experiment("run").teach.encoder.image_weights
     return "run" if config.image_tower is not None or installed(str(weights)) else "run-small"
-
-
-def _source(config: RunConfig) -> DataConfig:
-    return DataConfig(config.data, config.root, image_column=config.image_column, caption_column=config.caption_column)
 
 
 def _tell(config: RunConfig, settings: Experiment) -> None:
@@ -127,7 +145,11 @@ def _tell(config: RunConfig, settings: Experiment) -> None:
     for stage in stages:
         seconds, memory, disk = shown(stage)
         note(f"{stage.name}: about {seconds}, {memory} of memory, {disk} of disk ({stage.what})")
-    need, place = _SPARE * sum(stage.disk for stage in stages), _existing(config.out.absolute())
+    size = prepared(settings.teach.data, encoder).image_size
+    assert size is not None
+    students = _STUDENTS * sum(value.nbytes for value in image_tower(encoder, size)[0].state_dict().values())
+    written = sum(stage.disk + stage.passing for stage in stages) + students
+    need, place = _SPARE * written, _existing(config.out.absolute())
     if (free := shutil.disk_usage(place).free) < need:
         raise InputError(
             f"{config.out}: expected {need / 1e6:,.1f} MB of free disk, found {free / 1e6:,.1f}; choose another --out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -90,22 +90,28 @@ def do(job: Job, command: str, title: Callable[[list[Row]], str]) -> Done:
     A set that `ptmst data` writes is written to the folder, unless the source has a root. Raises InputError for data
     without a val or test split, and where the folder holds another job, or cannot be written.
     """
-    with folders.claimed(job.out, job.kind), timed(job) as seconds:
-        finished = (job.out / RESULTS).exists()
-        with nullcontext() if finished else shown_live(_live(job, command), "the same command continues"):
-            rows = _rows(job)
-            found = _examples(job, rows)
+    with folders.claimed(job.out, job.kind), timed(job) as seconds, _shown(job, command) as end:
+        rows = _rows(job)
+        found = _examples(job, rows)
         minutes = seconds() / 60
-    if not (job.out / RESULTS).exists():
-        _record_results(job.out / RESULTS, command, minutes, rows)
-    write_report(job.out / PAGE, title(rows), rows, command, examples=found)
+        if not (job.out / RESULTS).exists():
+            _record_results(job.out / RESULTS, command, minutes, rows)
+        end(None)
+        write_report(job.out / PAGE, title(rows), rows, command, examples=found)
     table(recall_table(rows))
     return Done(rows, minutes)
 
 
-def _live(job: Job, command: str) -> LivePage:
+@contextmanager
+def _shown(job: Job, command: str) -> Iterator[Callable[[str | None], None]]:
+    """`shown_live`, of a job that is not finished: the page of one that is has results."""
+    if (job.out / RESULTS).exists():
+        yield lambda _: None
+        return
     courses = [_course(job.out, name) for name in job.methods]
-    return LivePage(job.out / PAGE, f"{job.kind.name.capitalize()} on {job.source.name}", command, lambda: courses)
+    title = f"{job.kind.name.capitalize()} on {job.source.name}"
+    with shown_live(LivePage(job.out / PAGE, title, command, lambda: courses), "the same command continues") as end:
+        yield end
 
 
 def _course(out: Path, name: str) -> Path:

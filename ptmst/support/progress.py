@@ -76,6 +76,11 @@ def progress(shown: bool) -> None:
     _shown = shown
 
 
+def is_shown() -> bool:
+    """Whether it is."""
+    return _shown
+
+
 @contextmanager
 def switched_off(off: bool = True) -> Iterator[None]:
     """Without progress meanwhile, if `off`."""
@@ -147,6 +152,9 @@ class _ToldBar(Bar):
             self._said = now
             self.note(doing)
 
+    def ended(self) -> None:
+        self._tell((self._label, self._done, self._done, ""))
+
 
 class Bars:
     """The bars of other processes, each made when it is first told of."""
@@ -195,12 +203,9 @@ def told_to(tell: Callable[[Told], object] | None, name: str = "") -> None:
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator[Bar]:
     """Show progress of `total` steps, `done` of which were finished in an earlier run."""
-    if _tell is not None:
-        yield _ToldBar(label, total, done, _tell)
-        return
-    display = _display() if _shown else None
+    display = _display() if _shown and _tell is None else None
     with nullcontext() if display is None else display:
-        made = Bar(label, total, done, display)
+        made = Bar(label, total, done, display) if _tell is None else _ToldBar(label, total, done, _tell)
         try:
             yield made
         finally:

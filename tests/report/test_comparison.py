@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 from reported import distilled, rows, scores
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
 from ptmst import InputError, TrajectoryStore, distill
 from ptmst.data.sampling import random_subset
 from ptmst.evaluation.nearest import RealPictures
 from ptmst.evaluation.scores import Scores, write_scores
 from ptmst.report.comparison import compared, differing
-from ptmst.report.page import write_report
+from ptmst.report.page import by_recall, headline, write_report
 from ptmst.report.sets import Limits, nearest_pictures, shown_set
 from ptmst.report.tables import Row, fraction_of_full, read_rows
 from ptmst.schema import to_json
@@ -37,13 +38,16 @@ def test_a_difference_has_the_interval_of_paired_students() -> None:
     shown = [shown_set(row.name, made, None, "", Limits.of([made])) for row in both]
     found = compared(both, shown, [None, None])
     assert found is not None
-    interval = ttest_rel(ours, theirs).confidence_interval(0.95)
-    expected = f"+9.7 [{interval.low:+.1f}, {interval.high:+.1f}]"
-    assert found["differences"] == [{"name": "theirs", "difference": expected}]
+    interval = ttest_rel(theirs, ours).confidence_interval(0.95)
+    expected = f"-9.7 [{interval.low:+.1f}, {interval.high:+.1f}]"
+    assert [row["difference"] for row in found["recalls"]] == ["", expected]
+    for row, values in zip(found["recalls"], (ours, theirs), strict=True):
+        one = ttest_1samp(values, 0).confidence_interval(0.95)
+        assert row["mean"] == f"{mean(values):.1f} [{one.low:.1f}, {one.high:.1f}]"
     assert found["settings"] == [] and found["pairs"] == []
     for other in (scored(*theirs, seed=8), scored(*theirs[:2])):
         alone = compared([both[0], Row("theirs", other, 7, made)], shown, [None, None])
-        assert alone is not None and alone["differences"] == []
+        assert alone is not None and [row["difference"] for row in alone["recalls"]] == ["", ""]
 
 
 def test_one_set_is_compared_with_none() -> None:
@@ -54,15 +58,27 @@ def test_one_set_is_compared_with_none() -> None:
 
 
 def test_settings_that_differ_are_told() -> None:
-    def made(**changes: object) -> DistilledSet:
-        return replace(distilled(), provenance={"config": {**to_json(DISTILL), **changes}})
+    def made(store: str = "a", evaluated: int = 7, **changes: object) -> Row:
+        provenance = {"config": {**to_json(DISTILL), **changes}, "store_sha256": 20 * store}
+        return Row("one", scored(1.0, 2.0, seed=evaluated), 7, replace(distilled(), provenance=provenance))
 
     older = {name: value for name, value in to_json(DISTILL).items() if name != "rate_decay"}
-    found = differing([made(), made(steps=5, alpha=0.5), replace(distilled(), provenance={"config": older})])
+    found = differing(
+        [
+            made(),
+            made(steps=5, alpha=0.5),
+            replace(made(), distilled=replace(distilled(), provenance={"config": older})),
+        ]
+    )
     assert found == [
         {"name": "steps", "values": ["4", "5", "4"]},
         {"name": "alpha", "values": ["1.0", "0.5", "1.0"]},
         {"name": "rate_decay", "values": ["none", "none", "–"]},
+        {"name": "experts", "values": ["aaaaaaaaaaaa", "aaaaaaaaaaaa", "–"]},
+    ]
+    assert differing([made(), made(store="b", evaluated=8)]) == [
+        {"name": "experts", "values": ["aaaaaaaaaaaa", "bbbbbbbbbbbb"]},
+        {"name": "evaluate.seeds", "values": ["7", "8"]},
     ]
     phases = [{"pairs": 3, "endpoint": 2, "start": [0, 1]}]
     assert differing([made(), made(phases=phases)]) == [
@@ -135,6 +151,11 @@ def test_runs_are_reported_with_all_their_rows(tmp_path: Path) -> None:
     for name, full in (("one", "all real pairs of one"), ("two: lors", "all real pairs of two")):
         share = 100 * by_name[name].scores.mean() / by_name[full].scores.mean()
         assert fraction_of_full(by_name[name], found) == pytest.approx(share)
+    # The headline is of one run: its own real pairs, all and random ones.
+    said = str(headline(by_recall(found)))
+    assert said.startswith("two: ptm-st: ") and "that all 48 real pairs teach" in said
+    of_all = by_name["all real pairs of two"].scores.mean()
+    assert f"{100 * by_name['two: ptm-st'].scores.mean() / of_all:.0f} % of the {of_all:.1f} %" in said
     write_report(tmp_path / "page.html", "Two runs", found, nearest=False)
     html = (tmp_path / "page.html").read_text()
     assert html.count("<h2>one</h2>") == html.count("<h2>two: lors</h2>") == 1 and "<h2>Side by side</h2>" in html

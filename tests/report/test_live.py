@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from reported import course, moment, recorder
 
-from ptmst import InputError, TrajectoryStore, distill
+from ptmst import InputError, Moment, TrajectoryStore, distill
 from ptmst.report import live
-from ptmst.report.live import LivePage, shown_live, watched
+from ptmst.report.live import LivePage, Recorder, shown_live, watched
 from ptmst.support import files, progress
 from tiny import DISTILL, tiny_store
 
@@ -70,7 +70,7 @@ def page(tmp_path: Path, *courses: Path) -> LivePage:
 
 def test_the_page_shows_what_is_under_way_and_how_it_ended(tmp_path: Path) -> None:
     seen, path = dict[str, str](), course(tmp_path / "course.json")
-    with shown_live(page(tmp_path, path, tmp_path / "not there yet.json"), "the same command continues"):
+    with shown_live(page(tmp_path, path, tmp_path / "not there yet.json"), "the same command continues") as end:
         seen["first"] = (tmp_path / "live.html").read_text()
         progress.note("2/4 teachers: <experts>")
         with progress.bar("experts", 10, 2) as bar:
@@ -80,6 +80,7 @@ def test_the_page_shows_what_is_under_way_and_how_it_ended(tmp_path: Path) -> No
             page(tmp_path, path).write(log)
             seen["second"] = (tmp_path / "live.html").read_text()
         assert log.bars == {}
+        end("Done.")
     seen["last"] = (tmp_path / "live.html").read_text()
     for name in ("first", "second"):
         assert '<meta http-equiv="refresh" content="5">' in seen[name] and "Under way" in seen[name]
@@ -92,6 +93,27 @@ def test_the_page_shows_what_is_under_way_and_how_it_ended(tmp_path: Path) -> No
         assert "outer step 4: matching loss image 0.2, text 6; η image 4.1, text 0.2" in shown
         assert "recall of a quick student 12.5 %" in shown
         assert "<script" not in shown and not re.search(r"""(src|href)=["'](?!data:|#)""", shown)
+
+
+def test_a_page_gives_way_to_another(tmp_path: Path) -> None:
+    """Of a run that ended well: a reader's browser asks for it until the results are there."""
+    with shown_live(page(tmp_path), "the same command continues") as end:
+        end(None)
+        assert 'content="5"' in (tmp_path / "live.html").read_text()
+        (tmp_path / "live.html").write_text("results")
+    assert (tmp_path / "live.html").read_text() == "results"
+
+
+def test_a_page_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "live.html").mkdir()
+    (tmp_path / "course.json").mkdir()
+    record = recorder(tmp_path / "course.json")
+    with shown_live(page(tmp_path), "the same command continues") as end:
+        record(moment(0, 2, begun=False))
+        end("Done.")
+    with pytest.raises(KeyboardInterrupt), shown_live(page(tmp_path), "the same command continues"):
+        raise KeyboardInterrupt
+    assert len(caplog.messages) >= 3 and all(one.endswith("; the run goes on without") for one in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +129,28 @@ def test_the_page_says_that_a_run_was_stopped(tmp_path: Path, error: BaseExcepti
     shown = (tmp_path / "live.html").read_text()
     assert said in shown and "refresh" not in shown
     assert threading.active_count() == 1 or all("repeat" not in one.name for one in threading.enumerate())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_in_its_second_phase_keeps_its_course(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_SAVE_EVERY_S", 0.0)
+    store = tiny_store(tmp_path_factory, False)
+    config = replace(DISTILL, track_recall=2, checkpoint_minutes=0.0)
+    distill(replace(config, out=tmp_path / "whole"), store, watch=Recorder(tmp_path / "whole.json", "one", store))
+    record = Recorder(tmp_path / "course.json", "one", store)
+
+    def watch(now: Moment) -> None:
+        record(now)
+        if (now.phase, now.step) == (1, 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(replace(config, out=tmp_path / "set"), store, watch=watch)
+    again = Recorder(tmp_path / "course.json", "one", store)
+    distill(replace(config, out=tmp_path / "set"), store, resume=True, watch=again)
+    assert content(tmp_path / "course.json") == content(tmp_path / "whole.json")
 
 
 @pytest.mark.slow

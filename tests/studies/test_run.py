@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,14 @@ import torch
 from PIL import Image
 
 from ptmst import DistilledSet, InputError, TrajectoryStore, cli, load_student
-from ptmst.config import Experiment, RunConfig
+from ptmst.config import DataConfig, Experiment, RunConfig
+from ptmst.data import load_split
 from ptmst.presets import experiment
 from ptmst.schema import check
+from ptmst.studies import own_data, whole
 from ptmst.studies import run as module
-from ptmst.studies import whole
-from ptmst.studies.run import planned, run
+from ptmst.studies.own_data import made_ready
+from ptmst.studies.run import run
 from ptmst.support.files import sha256
 from tiny import micro
 
@@ -52,6 +55,10 @@ def write(path: Path, rows: list[tuple[str, str, str]]) -> None:
 
 def asked(**changes: Any) -> RunConfig:
     return replace(RunConfig(pairs=6, device="cpu", out=Path("out")), **changes)
+
+
+def plan(config: RunConfig) -> Experiment:
+    return module.planned(config, made_ready(config))
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -105,15 +112,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(pictures: Path, monkeyp
 def test_the_plan_fits_the_data_and_the_machine(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "experiment", experiment)
     monkeypatch.setattr(module, "installed", lambda name: True)
-    found = planned(asked(steps=7, seed=3))
+    found = plan(asked(steps=7, seed=3))
     check(found)
     assert found.teach.encoder == experiment("run").teach.encoder and found.teach.encoder.freeze_tower
     assert (found.teach.batch_size, found.distill.steps, found.distill.pairs) == (3, 7, 6)
     assert found.teach.seed == found.distill.seed == found.evaluate.seed == 3
     monkeypatch.setattr(module, "installed", lambda name: False)
-    small = planned(asked())
+    small = plan(asked())
     assert small.teach.encoder == replace(experiment("run-small").teach.encoder, text_tower="hashed")
-    own = planned(asked(image_tower="timm:resnet18", image_weights=Path("resnet.pt"), text_tower="hashed"))
+    assert (found.distill.track_recall, small.distill.track_recall) == (0, 100)
+    assert [plan(asked(track_recall=every)).distill.track_recall for every in (0, 7)] == [0, 7]
+    own = plan(asked(image_tower="timm:resnet18", image_weights=Path("resnet.pt"), text_tower="hashed"))
     encoder = own.teach.encoder
     assert (encoder.image_tower, encoder.image_weights, encoder.freeze_tower) == (
         "timm:resnet18",
@@ -125,8 +134,8 @@ def test_the_plan_fits_the_data_and_the_machine(pictures: Path, monkeypatch: pyt
 
 def test_pictures_are_read_at_the_size_of_the_tower(pictures: Path) -> None:
     config = asked(image_tower="timm:test_resnet", image_weights=Path("tower.pt"), text_tower="hashed")
-    settings = planned(config)
-    job = whole.Job(module.FOLDER, 1, module._source(config), settings, {}, Path("out"))
+    settings = plan(config)
+    job = whole.Job(module.FOLDER, 1, made_ready(config), settings, {}, Path("out"))
     assert whole._data(job).image_size == 160
 
 
@@ -159,6 +168,49 @@ def test_what_cannot_be_run_is_told_before_anything_is_made(
     with pytest.raises(InputError) as caught:
         run(asked(**change), "ptmst run")
     assert message in str(caught.value) and not (pictures / "out").exists()
+
+
+def test_a_table_without_splits_is_given_some(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole_table = load_split(DataConfig("csv:pairs.csv", image_size=16), "train")
+    lines = (pictures / "pairs.csv").read_text().splitlines()
+    (pictures / "pairs.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    source = made_ready(asked(seed=3))
+    found = {split: load_split(replace(source, image_size=16), split) for split in ("train", "val", "test")}
+    assert {split: len(pairs.image_names) for split, pairs in found.items()} == {"train": 32, "val": 4, "test": 4}
+    names = [name for pairs in found.values() for name in pairs.image_names]
+    assert len({*names}) == 40 and {*whole_table.image_names} < {*names}
+    captions = dict(zip(whole_table.image_names, whole_table.captions, strict=True))
+    for pairs in found.values():
+        for text, image in zip(pairs.captions, pairs.image_of_text.tolist(), strict=True):
+            name = pairs.image_names[image]
+            assert captions.get(name, text) == text
+    path = (pictures / "out/pairs.csv").absolute()
+    said = "csv:pairs.csv: names no splits; drew 32 for train, 4 for val, 4 for test of its 40 pictures by seed 3"
+    assert f"{said}: {path}" in capsys.readouterr().err
+    before = path.read_bytes()
+    assert made_ready(asked(seed=3)) == source and path.read_bytes() == before
+    assert made_ready(asked(seed=4)) == source and path.read_bytes() != before
+    rows = run(asked(out=Path("other")), "ptmst run")
+    assert rows[1].distilled is not None and rows[-1].pairs == 32
+
+
+def test_sets_of_ours_are_written_first(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for = list[Any]()
+    monkeypatch.setattr(own_data, "write_data", asked_for.append)
+    assert made_ready(asked(data="scenes")) == DataConfig("scenes", Path("out/data"))
+    assert [(one.name, one.root) for one in asked_for] == [("scenes", Path("out/data"))]
+    assert made_ready(asked(data="scenes", root=Path("mine"))) == DataConfig("scenes", Path("mine"))
+    assert len(asked_for) == 1
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_missing_is_told_before_anything_is_made(
+    name: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=f"^track {name}: expected the package {name}, found none"):
+        run(asked(track=name), "ptmst run")
+    assert not (pictures / "out").exists()
 
 
 def test_bad_tables_are_told(pictures: Path) -> None:
