@@ -48,7 +48,8 @@ wheel: $(VENV)/.installed-dev
 	rm -rf dist/ptmst-* build/wheel
 	$(BIN)/python -c '$(SDIST)' dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel dist/ptmst-*.tar.gz
-	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --plat manylinux2014_x86_64 --exclude libgomp.so.1 \
+	  --wheel-dir dist build/wheel/*.whl
 	ls dist
 
 release: test slow test-oldest wheel

@@ -123,16 +123,16 @@ def test_tensorboard_has_each_step_once(
 
 @pytest.mark.slow
 def test_wandb_gets_each_step(store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip("wandb")
+    kind = pytest.importorskip("wandb.sdk.wandb_run").Run
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    logged, log = list[tuple[int, dict[str, float]]](), wandb.Run.log
+    logged, log = list[tuple[int, dict[str, float]]](), kind.log
 
     def noted(self: Any, data: dict[str, float], step: int) -> None:
         logged.append((step, data))
         log(self, data, step=step)
 
-    monkeypatch.setattr(wandb.Run, "log", noted)
+    monkeypatch.setattr(kind, "log", noted)
     made = distill(replace(DISTILL, out=tmp_path / "set", track="wandb"), store)
     assert [step for step, _ in logged] == list(range(1, 2 * STEPS + 1))
     assert logged[STEPS][1]["phase 2/loss text"] == pytest.approx(float(made.phases[1].history["loss"][0, 1]))
