@@ -27,7 +27,7 @@ from ptmst.teachers.training import Trial
 from ptmst.trajectories.prefetch import expert_bytes
 from ptmst.trajectories.store import TrajectoryStore
 
-_QUICK_S = 1.0
+_QUICK_S = 3.0
 """Seconds, of an outer step or of a student's epoch, up to which whole ones are measured."""
 _FEW = 64
 """Images, and captions, that seconds are measured with."""

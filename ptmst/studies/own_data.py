@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from typing import cast, get_args
 
 import torch
 
-from ptmst.config import DataConfig, RunConfig, Writable, WriteDataConfig
-from ptmst.data import write_data
+from ptmst.config import SMALLEST_IMAGE, DataConfig, RunConfig, Writable, WriteDataConfig
+from ptmst.data import load_split, write_data
 from ptmst.data.annotations import Annotations
 from ptmst.data.sources import source_of
 from ptmst.data.tables import Table
+from ptmst.errors import InputError
 from ptmst.support import files
 from ptmst.support.progress import note
 from ptmst.support.seeds import generator
@@ -20,6 +22,8 @@ from ptmst.support.seeds import generator
 PAIRS = "pairs.csv"
 _SHARE = 0.1
 """Of the images, that are held out for val, and for test."""
+_FEWEST = 10
+"""Images that splits are drawn of."""
 
 
 def made_ready(config: RunConfig) -> DataConfig:
@@ -39,6 +43,13 @@ def made_ready(config: RunConfig) -> DataConfig:
     if not isinstance(table, Table) or table.present(source.folder) != ("train",):
         return source
     path = (config.out / PAIRS).absolute()
+    # What is wrong with the user's file is told of that, not of ours.
+    images = len(load_split(replace(source, image_size=SMALLEST_IMAGE), "train").image_names)
+    if images < _FEWEST:
+        raise InputError(
+            f"{config.data}: expected splits, or at least {_FEWEST} pictures to draw some of, found {images}; add "
+            "more, or a column `split`"
+        )
     found = table.read(source.folder, "train")
     of_image = _drawn(len(found.image_names), config.seed)
     counts = ", ".join(f"{of_image.count(split):,} for {split}" for split in ("train", "val", "test"))

@@ -194,6 +194,24 @@ def test_a_table_without_splits_is_given_some(pictures: Path, capsys: pytest.Cap
     assert rows[1].distilled is not None and rows[-1].pairs == 32
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (9, "csv:pairs.csv: expected splits, or at least 10 pictures to draw some of, found 9; add more, or a column"),
+        (0, "pairs.csv: expected rows of split train, found no rows"),
+        (None, "pairs.csv: expected every image it names under ., found 1 missing, the first none.png"),
+    ],
+)
+def test_a_table_that_no_splits_can_be_drawn_of_is_told_by_its_name(
+    pictures: Path, rows: int | None, message: str
+) -> None:
+    lines = [f"pictures/{number}.png,a picture" for number in range(rows)] if rows is not None else ["none.png,a"]
+    (pictures / "pairs.csv").write_text("\n".join(["filepath,title", *lines]))
+    with pytest.raises(InputError) as caught:
+        run(asked(), "ptmst run")
+    assert message in str(caught.value) and not (pictures / "out").exists()
+
+
 def test_sets_of_ours_are_written_first(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for = list[Any]()
     monkeypatch.setattr(own_data, "write_data", asked_for.append)
