@@ -187,7 +187,7 @@ def phases_by_steps(folder: str) -> str:
 
 PHASES = (
     *("soft-labels", "losses", "end-points", "end-points-drawings", "batches", "sizes"),
-    *("phases", "trajectories", "ideas", "more-experts-scenes"),
+    *("phases", "trajectories", "ideas", "more-experts-scenes", "more-experts-digits"),
 )
 """Results of bench.phases that have a table."""
 Make = Callable[[str], str]
