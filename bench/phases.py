@@ -116,6 +116,10 @@ PLANS: dict[str, dict[str, Cell]] = {
         f"{count} experts, K = {endpoint}, starts 0–{last - 1}": LOG | one(endpoint, last) | {"experts": count}
         for count, endpoint, last in ((16, 5, 3), (16, 10, 5))
     }
+    | {
+        "16 experts, by the rule, 4 spans a step": LOG
+        | {"phases": (OpenPhases(100),), "experts": 16, "spans_per_step": 4, "steps": 250, "track_recall": 25}
+    }
     | {"16 experts, by the rule": LOG | {"phases": (OpenPhases(100),), "experts": 16}},
     "ideas": {
         "K = 10, starts 0–4": LOG | one(10, 5),
@@ -205,12 +209,12 @@ def experts(run: Run) -> Path:
 def growing() -> Iterator[None]:
     """Start ranges that grow from their first point to the whole, evenly, as difficulty-aligned ones do."""
 
-    def drawn(number: int, step: int, cache: Any, *, config: DistillConfig, **more: Any) -> Any:
+    def drawn(number: int, step: int, part: int, cache: Any, *, config: DistillConfig, **more: Any) -> Any:
         phase = config.phases[number]
         first, last = phase.start
         now = replace(phase, start=(first, first + 1 + (last - first) * step // config.steps))
         phases = (*config.phases[:number], now, *config.phases[number + 1 :])
-        return _drawn(number, step, cache, config=replace(config, phases=phases), **more)
+        return _drawn(number, step, part, cache, config=replace(config, phases=phases), **more)
 
     with patch("ptmst.distillation.distill._drawn", drawn):
         yield
@@ -309,7 +313,7 @@ def _of_all(mine: Rows, experts: Rows, split: str) -> str | None:
         return None
 
     def share(row: Row, protocol: str) -> float:
-        return 100 * mean(row["recall"][f"{split}, best, {protocol}"]) / full[row["seed"]]
+        return float(100 * mean(row["recall"][f"{split}, best, {protocol}"]) / full[row["seed"]])
 
     def chosen(row: Row) -> float:
         return share(row, max(_PROTOCOLS, key=lambda protocol: mean(row["recall"][f"val, best, {protocol}"])))

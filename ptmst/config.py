@@ -365,6 +365,9 @@ class DistillConfig(Places):
     """Outer steps per phase."""
     inner_steps: int = 8
     """Student steps per outer step."""
+    spans_per_step: int = 1
+    """Spans, of different experts as far as there are, whose gradients every outer step is the mean of; 1, as
+    published."""
     batch_size: int = 40
     """Synthetic pairs per student step."""
     batch_share: float | None = None
@@ -462,7 +465,7 @@ class DistillConfig(Places):
 
     def problems(self) -> Iterator[str]:
         yield from _positive(self, "expert_epochs", "steps", "inner_steps", "batch_size", "temperature", "rank")
-        yield from _positive(self, "student_lr", "rollout_every")
+        yield from _positive(self, "student_lr", "rollout_every", "spans_per_step")
         if self.progressive and len(self.phases) == 1:
             yield "progressive: expected phases that follow one another, found a single one; name more, or leave it out"
         for i, (before, here) in enumerate(pairwise(self.begins if self.progressive else ())):

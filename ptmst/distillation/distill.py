@@ -18,7 +18,7 @@ from ptmst.data import Pairs
 from ptmst.distillation.budget import settled
 from ptmst.distillation.checkpoints import Checkpoints
 from ptmst.distillation.choosing import JUDGES, Choice, choose
-from ptmst.distillation.draws import draw_batches, draw_mixing, initial_phases
+from ptmst.distillation.draws import draw_batches, draw_mixing, expert_of, initial_phases
 from ptmst.distillation.optimizer import OuterState, outer_update
 from ptmst.distillation.progressive import OnUnion, Standing
 from ptmst.distillation.tracking import Tracker, kept_step, recall_so_far, tell_if_turned
@@ -32,7 +32,6 @@ from ptmst.students.text_towers import nearest_captions
 from ptmst.support import devices, folders, progress
 from ptmst.support.devices import sent
 from ptmst.support.provenance import versions
-from ptmst.support.seeds import generator
 from ptmst.support.signals import interruptible
 from ptmst.synthetic.distilled_set import FOLDER, INDEX, DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
@@ -220,7 +219,7 @@ def _distill_phase(
     number: int,
     course: _Course,
     outer_step: TakesOuterStep,
-    drawn_on: Callable[[int, ExpertCache], Drawn],
+    drawn_on: Callable[[int, int, ExpertCache], Drawn],
     start: SyntheticPairs,
     judge: Callable[[SyntheticPairs], float] | None,
 ) -> OuterState:
@@ -237,13 +236,23 @@ def _distill_phase(
         eta = begun.eta
         if state.step < config.steps:
             course.tell(number, state, begun)
-        ahead = [drawn_on(state.step, cache)] if state.step < config.steps else []
-        while state.step < config.steps:
+        ahead = [drawn_on(state.step, 0, cache)] if state.step < config.steps else []
+
+        def next_gradient(part: int) -> OuterGradient:
             span, batches, mixing = ahead.pop()
-            gradient = outer_step(span, state.pairs, batches, mixing)
+            found = outer_step(span, state.pairs, batches, mixing)
             del span  # an expert's memory, before the next one is there
-            if state.step + 1 < config.steps:
-                ahead.append(drawn_on(state.step + 1, cache))  # while the device works
+            step, part = divmod(state.step * config.spans_per_step + part + 1, config.spans_per_step)
+            if step < config.steps:
+                ahead.append(drawn_on(step, part, cache))  # while the device works
+            return found
+
+        while state.step < config.steps:
+            gradient = next_gradient(0)
+            if config.spans_per_step > 1:
+                gradient = gradient.kept()
+            for part in range(1, config.spans_per_step):
+                gradient.add_share(next_gradient(part), 1 / (part + 1))
             seen = _look(state, gradient)
             if seen.broken_state:
                 raise _diverged(number, state.step - 1, eta, seen.broken_state, config)
@@ -276,21 +285,21 @@ Drawn = tuple[Span, Tensor, Tensor | None]
 def _drawn(
     number: int,
     step: int,
+    part: int,
     cache: ExpertCache,
     *,
     config: DistillConfig,
     store: TrajectoryStore,
     standing: Standing | None,
 ) -> Drawn:
-    """Span, batches and mixing of an outer step, by its number alone; the expert of the next one is read meanwhile."""
-    experts, phase = sorted(store.experts), config.phases[number]
-
-    def expert(step: int) -> tuple[int, torch.Generator]:
-        rng = generator(config.seed, "phase", number, step)
-        return experts[int(torch.randint(len(experts), (1,), generator=rng))], rng
-
-    here, rng = expert(step)
-    following = expert(step + 1)[0] if step + 1 < config.steps else None
+    """Span, batches and mixing of a part of an outer step, by its number alone; the expert of the next one is read
+    meanwhile."""
+    phase = config.phases[number]
+    here, rng = expert_of(sorted(store.experts), config.seed, number, step, part)
+    next_step, next_part = divmod(step * config.spans_per_step + part + 1, config.spans_per_step)
+    following = None
+    if next_step < config.steps:
+        following, _ = expert_of(sorted(store.experts), config.seed, number, next_step, next_part)
     first = int(torch.randint(*phase.start, (1,), generator=rng))
     trajectory, last = cache.get(here, prefetch=following), first + config.expert_epochs
     if standing is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,19 @@ def initial_phases(config: DistillConfig, student: Student, real: tuple[Pairs, T
         return phases
     seen = [kept_features_of(student, pairs.images.to(student.device)) for pairs in phases]
     return [replace(pairs, images=features.cpu()) for pairs, features in zip(phases, seen, strict=True)]
+
+
+def expert_of(experts: Sequence[int], seed: int, phase: int, step: int, part: int = 0) -> tuple[int, torch.Generator]:
+    """The expert of a part of an outer step, and the generator of what else that draws: each expert once, before any
+    comes again."""
+    key = (seed, "phase", phase, step)
+    rng = generator(*key)
+    first = int(torch.randint(len(experts), (1,), generator=rng))
+    if part == 0:
+        return experts[first], rng
+    order = torch.randperm(len(experts), generator=generator(*key, "experts")).tolist()
+    order = [first, *(place for place in order if place != first)]
+    return experts[order[part % len(order)]], generator(*key, part)
 
 
 def draw_batches(num_pairs: int, batch: int, steps: int, rng: torch.Generator) -> Tensor:

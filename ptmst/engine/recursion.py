@@ -99,6 +99,18 @@ class OuterGradient:
     grads: dict[str, Tensor]
     """∂L/∂leaf by leaf name, each in its leaf's shape."""
 
+    def kept(self) -> OuterGradient:
+        """The same in memory of its own: a compiled outer step writes its next one over this one."""
+        grads = {name: grad.clone() for name, grad in self.grads.items()}
+        return OuterGradient(self.loss.clone(), self.per_group.clone(), self.theta_final.clone(), grads)
+
+    def add_share(self, other: OuterGradient, share: float) -> None:
+        """Move losses and gradients a share of the way to another's, in place; θ_n stays."""
+        self.loss.lerp_(other.loss, share)
+        self.per_group.lerp_(other.per_group, share)
+        for name, grad in self.grads.items():
+            grad.lerp_(other.grads[name], share)
+
 
 @dataclass(frozen=True)
 class InnerLoop:

@@ -909,7 +909,8 @@ def test_ctrl_c_ends_between_steps_and_resume_goes_on(
     process.send_signal(signal.SIGINT)
     code, said, complained = finish(process)
     assert code == 130 and said == ""
-    chosen, stopped = complained.splitlines()
+    chosen, shown, stopped = complained.splitlines()
+    assert shown == f"{out / 'live.html'} shows the run as it goes"
     assert chosen.startswith("distill: keep primals, chunk none; the inner steps need about ")
     assert stopped == "ptmst: stopped; the same command with --resume continues"
     newest = sorted(out.glob("checkpoint-*"))[-1]
