@@ -52,7 +52,8 @@ RATES: dict[Data, LeafRates] = {
 """As tuned for pixels, with η on a linear scale and S free."""
 Cell = Mapping[str, Any]
 """Settings of a distillation; `times` are factors on these rates. `experts` are others than those of the experiment: so
-many, or of a kind (bench/other_experts.py). With `moving` start ranges grow from the first point to the whole."""
+many, or of a kind (bench/other_experts.py). With `moving` start ranges grow from the first point to the whole; with
+`rows` those of S are kept at a sum of one."""
 FREE: dict[str, Any] = {}
 LOG: dict[str, Any] = {"lr_scale": "log", "times": LeafRates(1, 1, 10, 1)}
 """η as its logarithm, whose steps are of a few percent, as before."""
@@ -79,6 +80,7 @@ PLANS: dict[str, dict[str, Cell]] = {
         "S in 0 … 1, η log": UNIT,
         "S in 0 … 1, η linear": UNIT | {"lr_scale": "linear", "times": LeafRates(1, 1, 2, 3)},
         "S = I, η log": UNIT | {"times": LeafRates(1, 1, 25, 0)},
+        "rows of S sum to 1, η log": UNIT | {"rows": True},
     },
     "losses": {loss: LOG | {"loss": loss} for loss in ("wbce", "bce", "kl", "mse", "cwcl", "siglip", "infonce")},
     "steps": {
@@ -178,7 +180,7 @@ def whole(data: Data) -> Experiment:
 
 
 def settings(run: Run) -> DistillConfig:
-    cell = {name: value for name, value in run.settings_of_cell.items() if name not in ("experts", "moving")}
+    cell = {name: value for name, value in run.settings_of_cell.items() if name not in ("experts", "moving", "rows")}
     times, rates = cell.pop("times", LeafRates(1, 1, 1, 1)), RATES[run.data]
     base = replace(
         whole(run.data).distill,
@@ -220,6 +222,18 @@ def growing() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def rows_of_one() -> Iterator[None]:
+    """Soft labels whose rows are probabilities, after every outer step."""
+
+    def held(labels: torch.Tensor, config: DistillConfig) -> torch.Tensor:
+        labels.clamp_(min=0)
+        return labels.div_(labels.sum(1, keepdim=True).clamp(min=1e-6))
+
+    with patch("ptmst.distillation.optimizer._held", held):
+        yield
+
+
 def measure(run: Run) -> Row:
     """Distill, and score the leaves that val chose and the last ones, by two protocols."""
     store, splits = TrajectoryStore.open(run.store), ("val",) if run.seed in TUNING_SEEDS else ("val", "test")
@@ -229,8 +243,9 @@ def measure(run: Run) -> Row:
     config = settings(run)
     began, resumed = time.process_time(), run.out.exists()
     moving = growing() if run.settings_of_cell.get("moving") else nullcontext()
+    rows = rows_of_one() if run.settings_of_cell.get("rows") else nullcontext()
     try:
-        with moving:
+        with moving, rows:
             made = distill(replace(config, out=run.out), store, resume=True)
     except Diverged as error:
         return row | {"why": str(error).replace(str(run.out), run.out.name)}
