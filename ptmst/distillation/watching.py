@@ -85,11 +85,18 @@ class WandB:
         """Raises InputError where the package is not installed, or nobody is logged in."""
         self._folder, self._settings = folder, schema.decisive(config)
         self._wandb = _package("wandb")
-        if os.environ.get("WANDB_MODE", "online") == "online" and self._wandb.api.api_key is None:
+        self._mode = os.environ.get("WANDB_MODE", "online")
+        if self._mode == "online" and not self._is_logged_in():
             raise InputError(
                 "track wandb: expected a login, found none; run `wandb login`, or set WANDB_MODE=offline to log here"
             )
         self._run: Any = None
+
+    def _is_logged_in(self) -> bool:
+        try:
+            return bool(self._wandb.login(prompt=False))
+        except TypeError:  # of an earlier version
+            return self._wandb.api.api_key is not None
 
     def __call__(self, moment: Moment) -> None:
         if self._run is None:
@@ -102,6 +109,7 @@ class WandB:
                     resume="allow",
                     dir=str(self._folder),
                     config=self._settings,
+                    mode=self._mode,
                     settings=self._wandb.Settings(console="off", silent=not progress.is_shown()),
                 )
             except self._wandb.errors.Error as error:

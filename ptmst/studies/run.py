@@ -50,7 +50,8 @@ def run(config: RunConfig, command: str) -> list[Row]:
     with _unless_refused(config.out):
         source = made_ready(config)
         settings = planned(config, source)
-        job = Job(FOLDER, _VERSION, source, settings, {_SET: Method(_LABEL, settings)}, config.out)
+        tracked = replace(settings, distill=replace(settings.distill, track=config.track))
+        job = Job(FOLDER, _VERSION, source, settings, {_SET: Method(_LABEL, tracked)}, config.out)
         if not job.record.exists():
             _tell(config, settings)
 
@@ -119,7 +120,6 @@ def planned(config: RunConfig, source: DataConfig) -> Experiment:
         phases=(OpenPhases(config.pairs),),
         steps=config.steps or settings.distill.steps,
         track_recall=settings.distill.track_recall if config.track_recall is None else config.track_recall,
-        track=config.track,
         seed=config.seed,
         device=config.device,
     )

@@ -140,6 +140,18 @@ def test_wandb_gets_each_step(store: TrajectoryStore, tmp_path: Path, monkeypatc
     assert file.stat().st_size > 1000
 
 
+def test_nobody_is_logged_in(store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    message = "^track wandb: expected a login, found none; run `wandb login`, or set WANDB_MODE=offline to log here$"
+    with pytest.raises(InputError, match=message):
+        distill(replace(DISTILL, out=tmp_path / "set", track="wandb"), store)
+    assert not (tmp_path / "set").exists()
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_done(
     name: Any, store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

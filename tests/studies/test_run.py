@@ -190,8 +190,9 @@ def test_a_table_without_splits_is_given_some(pictures: Path, capsys: pytest.Cap
     before = path.read_bytes()
     assert made_ready(asked(seed=3)) == source and path.read_bytes() == before
     assert made_ready(asked(seed=4)) == source and path.read_bytes() != before
-    rows = run(asked(out=Path("other")), "ptmst run")
+    rows = run(asked(out=Path("other"), track="tensorboard"), "ptmst run")
     assert rows[1].distilled is not None and rows[-1].pairs == 32
+    assert len([*Path("other/set/tensorboard").iterdir()]) == 1
 
 
 @pytest.mark.parametrize(
