@@ -118,7 +118,7 @@ def test_they_go_into_exported_folders_and_cards(distilled: DistilledSet, tmp_pa
     pytest.importorskip("pyarrow", reason="needs the extra ptmst[hf]")
     export(distilled, tmp_path / "hf", "hf")
     _, head, card = (tmp_path / "hf" / "README.md").read_text("utf-8").split("---\n", 2)
-    assert 'license: other\nlicense_name: "CC-BY-4.0 AND MIT"\n' in head
+    assert "license: other\nlicense_name: cc-by-4.0-and-mit\nlicense_link: README.md\n" in head
     assert all(f"* {line}\n" in card for line in CREDITS.credits)
     assert DistilledSet.load(tmp_path / "hf").recipe.credits == CREDITS
 
