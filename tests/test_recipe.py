@@ -186,7 +186,7 @@ PASSING = {
     DataConfig: {"root"},
     EncoderConfig: {"image_weights", "text_weights"},
     TeachConfig: {"out", "device", "workers", "threads", "keep_start"},
-    DistillConfig: {"out", *PLACES, "device", "threads", "checkpoint_minutes"},
+    DistillConfig: {"out", *PLACES, "device", "threads", "checkpoint_minutes", "track"},
     Evaluation: {*PLACES, "on_root", "device", "threads"},
     Experiment: {"about", "source"},
 }

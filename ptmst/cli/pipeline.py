@@ -230,7 +230,7 @@ class Evaluate(WithPreset):
 
 @dataclass(frozen=True)
 class Report(Command):
-    """Show evaluated sets and runs on a page, or write recalls as CSV, JSON, Markdown or LaTeX."""
+    """Show sets and runs on a page, or write their recalls as CSV, JSON, Markdown or LaTeX."""
 
     examples: ClassVar = (
         "ptmst report runs/emoji-100 runs/random runs/store",

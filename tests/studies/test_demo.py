@@ -113,7 +113,8 @@ def test_a_demo_runs_whole_and_is_reused(
     # Every pair of four sets, and what the distilled ones began as; four maps of soft labels, of phases.
     # And three examples of what students of random pairs, of the best set and of all pairs find.
     strongest, examples = 3 * page.count("The highest labels of"), 3 * (1 + 3 * 5)
-    assert page.count("<img") == 4 * 11 + 3 * 11 + 4 + strongest + examples
+    compared = 6 * (1 + 3)
+    assert page.count("<img") == 4 * 11 + 3 * 11 + 4 + strongest + examples + compared
     assert page.count('class="map"') == 4 and "ptmst demo --here" in page
     assert not [name for name in _files(tmp_path) if not name.startswith(("out/", "cache/"))]
 
