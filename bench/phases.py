@@ -311,8 +311,8 @@ def table(file: Path) -> str:
         head.add(ALL, str(len(experts)), spread([v for row in experts for v in row["experts"][split]]), *[None] * 8)
     ended = [f"{row['cell']}, seed {row['seed']}" for row in found["rows"] if "why" in row]
     told = f"Ended early: {'; '.join(ended)}. " if ended else ""
-    chosen = "" if split == "val" else " and as val prefers for each seed,"
-    shares = f"Of all: the best looks' share, at once, as matched{chosen} of what all real pairs of the seed teach. "
+    chosen = "" if split == "val" else " and as val prefers for each seed"
+    shares = f"Of all: the best looks' share, at once, as matched{chosen}, of what all real pairs of the seed teach. "
     return head.markdown(
         f"Mean recall on {split} in percent, mean ± standard deviation over seeds × {STUDENTS} students that train on "
         "all pairs at once, or in batches as they were matched; of the leaves after the last outer step, and of those "
