@@ -39,6 +39,7 @@ from ptmst.config import Selection
 from ptmst.engine.derivatives import Batch, derivatives
 from ptmst.evaluation.baselines import subset
 from ptmst.evaluation.evaluate import evaluate_experts
+from ptmst.report.live import Recorder
 from ptmst.students.heads import ProjectionHead
 from ptmst.students.image_towers import ConvNet
 from ptmst.trajectories.prefetch import ExpertCache
@@ -66,6 +67,7 @@ DISTILLATIONS: dict[str, Found] = {
     "raw": {"trajectory": "raw"},
     "log, unit": {"lr_scale": "log", "similarity_range": "unit"},
     "tracked": {"track_recall": 1},
+    "two spans": {"spans_per_step": 2},
     "progressive": {"progressive": True},
 }
 FROZEN: dict[str, Found] = {
@@ -183,7 +185,8 @@ def way(folder: Path) -> Found:
 
     def distilled(name: str, of: TrajectoryStore, **how: Any) -> None:
         config = replace(short, out=folder / name, **how)
-        found[name] = counted(lambda: sets.update({name: distill(config, of)}))
+        watch = Recorder(folder / f"{name}.course", name, of) if name == "tracked" else None
+        found[name] = counted(lambda: sets.update({name: distill(config, of, watch=watch)}))
 
     for name, how in DISTILLATIONS.items():
         distilled(name, store, **how)
