@@ -239,6 +239,8 @@ TABLES: dict[str, Make] = {
     "phases-steps": phases_by_steps,
     "protocols": protocols_table,
     "on-stamps": lambda folder: _with_raw(ablation.on_other_data(RESULTS, "on-stamps", "emoji"), "on-stamps", folder),
+    "ablation-features": partial(ablation_table, "features"),
+    "ablation-features-against": partial(against_table, "features"),
     "ablation-emoji-sizes": partial(ablation_table, "emoji-sizes"),
     "ablation-drawings": partial(ablation_table, "drawings"),
     "ablation-emoji-sizes-against": partial(against_table, "emoji-sizes"),
