@@ -76,6 +76,7 @@ def test_the_table_by_hand_has_the_rows_of_its_report() -> None:
     assert names == ["trained on", "---", "set", "random", "tuned", "all real pairs (store)"]
 
 
+@pytest.mark.exhaustive
 def test_the_notebook_can_be_followed(tmp_path: Path) -> None:
     """In a kernel of its own, with fewer pictures, pairs and steps."""
     nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient").NotebookClient

@@ -70,9 +70,13 @@ def live(out: Path) -> None:
     LivePage(out, "A run", "ptmst run", lambda: [course(out.with_name("course.json"))]).write(log)
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("write", [report, live])
+@pytest.mark.parametrize(
+    ("write", "width", "dark"),
+    [
+        *((report, width, dark) for width in (1280, 390) for dark in (False, True)),
+        *((live, width, dark) for width, dark in ((1280, False), (390, True))),
+    ],
+)
 def test_a_browser_shows_a_page(tmp_path: Path, write: Callable[[Path], None], width: int, dark: bool) -> None:
     write(tmp_path / "page.html")
     found, said = looked_at(tmp_path / "page.html", width, dark)
