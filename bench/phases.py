@@ -211,12 +211,14 @@ def experts(run: Run) -> Path:
 def growing() -> Iterator[None]:
     """Start ranges that grow from their first point to the whole, evenly, as difficulty-aligned ones do."""
 
-    def drawn(number: int, step: int, part: int, cache: Any, *, config: DistillConfig, **more: Any) -> Any:
+    def drawn(number: int, draw: int, cache: Any, *, config: DistillConfig, **more: Any) -> Any:
         phase = config.phases[number]
         first, last = phase.start
-        now = replace(phase, start=(first, first + 1 + (last - first) * step // config.steps))
+        now = replace(
+            phase, start=(first, first + 1 + (last - first) * (draw // config.spans_per_step) // config.steps)
+        )
         phases = (*config.phases[:number], now, *config.phases[number + 1 :])
-        return _drawn(number, step, part, cache, config=replace(config, phases=phases), **more)
+        return _drawn(number, draw, cache, config=replace(config, phases=phases), **more)
 
     with patch("ptmst.distillation.distill._drawn", drawn):
         yield

@@ -219,7 +219,7 @@ def _distill_phase(
     number: int,
     course: _Course,
     outer_step: TakesOuterStep,
-    drawn_on: Callable[[int, int, ExpertCache], Drawn],
+    drawn_on: Callable[[int, ExpertCache], Drawn],
     start: SyntheticPairs,
     judge: Callable[[SyntheticPairs], float] | None,
 ) -> OuterState:
@@ -236,22 +236,23 @@ def _distill_phase(
         eta = begun.eta
         if state.step < config.steps:
             course.tell(number, state, begun)
-        ahead = [drawn_on(state.step, 0, cache)] if state.step < config.steps else []
+        spans = config.spans_per_step
+        ahead = [drawn_on(state.step * spans, cache)] if state.step < config.steps else []
 
         def next_gradient(part: int) -> OuterGradient:
             span, batches, mixing = ahead.pop()
             found = outer_step(span, state.pairs, batches, mixing)
             del span  # an expert's memory, before the next one is there
-            step, part = divmod(state.step * config.spans_per_step + part + 1, config.spans_per_step)
-            if step < config.steps:
-                ahead.append(drawn_on(step, part, cache))  # while the device works
+            following = state.step * spans + part + 1
+            if following < config.steps * spans:
+                ahead.append(drawn_on(following, cache))  # while the device works
             return found
 
         while state.step < config.steps:
             gradient = next_gradient(0)
-            if config.spans_per_step > 1:
+            if spans > 1:
                 gradient = gradient.kept()
-            for part in range(1, config.spans_per_step):
+            for part in range(1, spans):
                 gradient.add_share(next_gradient(part), 1 / (part + 1))
             seen = _look(state, gradient)
             if seen.broken_state:
@@ -284,22 +285,21 @@ Drawn = tuple[Span, Tensor, Tensor | None]
 
 def _drawn(
     number: int,
-    step: int,
-    part: int,
+    draw: int,
     cache: ExpertCache,
     *,
     config: DistillConfig,
     store: TrajectoryStore,
     standing: Standing | None,
 ) -> Drawn:
-    """Span, batches and mixing of a part of an outer step, by its number alone; the expert of the next one is read
-    meanwhile."""
-    phase = config.phases[number]
-    here, rng = expert_of(sorted(store.experts), config.seed, number, step, part)
-    next_step, next_part = divmod(step * config.spans_per_step + part + 1, config.spans_per_step)
+    """Span, batches and mixing of a draw, of which every outer step has as many as spans, by its number alone; the
+    expert of the next one is read meanwhile."""
+    experts, phase, spans = sorted(store.experts), config.phases[number], config.spans_per_step
+    step, part = divmod(draw, spans)
+    here, rng = expert_of(experts, config.seed, number, step, part)
     following = None
-    if next_step < config.steps:
-        following, _ = expert_of(sorted(store.experts), config.seed, number, next_step, next_part)
+    if draw + 1 < config.steps * spans:
+        following, _ = expert_of(experts, config.seed, number, *divmod(draw + 1, spans))
     first = int(torch.randint(*phase.start, (1,), generator=rng))
     trajectory, last = cache.get(here, prefetch=following), first + config.expert_epochs
     if standing is None:

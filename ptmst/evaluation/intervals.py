@@ -27,4 +27,8 @@ class Interval:
         return cls(mean(differences), mean(differences) - half, mean(differences) + half)
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f}" + (f" [{self.low:+.1f}, {self.high:+.1f}]" if isfinite(self.low) else "")
+        return f"{self:+.1f}"
+
+    def __format__(self, style: str) -> str:
+        low, high = format(self.low, style), format(self.high, style)
+        return format(self.mean, style) + (f" [{low}, {high}]" if isfinite(self.low) else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 from ptmst import schema
@@ -48,12 +47,8 @@ def _recalls(rows: Sequence[Row]) -> list[dict[str, str]]:
         if row is not first and _are_paired(first, row):
             others = zip(means, first.scores.students, strict=True)
             difference = str(Interval.of([ours - theirs["mean"] for ours, theirs in others]))
-        found.append({"name": shown_name(row), "mean": _of_mean(Interval.of(means)), "difference": difference})
+        found.append({"name": shown_name(row), "mean": f"{Interval.of(means):.1f}", "difference": difference})
     return found
-
-
-def _of_mean(found: Interval) -> str:
-    return f"{found.mean:.1f}" + (f" [{found.low:.1f}, {found.high:.1f}]" if isfinite(found.low) else "")
 
 
 def _are_paired(one: Row, other: Row) -> bool:
@@ -83,7 +78,7 @@ def _settings(row: Row) -> Iterator[tuple[str, str]]:
         yield "phases", _phases(made)
         del config["phases"]
     yield from _flat("", config)
-    yield from _flat("", {"experts": str(made.provenance.get("store_sha256", _ABSENT))[:12]})
+    yield "experts", str(made.provenance.get("store_sha256", _ABSENT))[:12]
     if made.settings:
         yield from _flat("", made.recipe.decisive())
     yield from _flat("evaluate", row.evaluation)

@@ -19,7 +19,7 @@ from ptmst.report.figures import COLORS, figure, svg
 from ptmst.report.sets import picture_of, spread
 from ptmst.report.templates import write_page
 from ptmst.support import files, progress
-from ptmst.support.clock import repeatedly
+from ptmst.support.clock import in_words, repeatedly
 from ptmst.synthetic.distilled_set import DistilledPhase, DistilledSet
 from ptmst.synthetic.pairs import SyntheticPairs
 from ptmst.synthetic.soft_labels import FullSimilarity
@@ -121,7 +121,7 @@ def _read(path: Path) -> dict[str, Any]:
 class LivePage:
     """What a run has come to, as a page: what is under way, and the courses of its distillations."""
 
-    def __init__(self, out: Path, title: str, command: str, courses: Callable[[], Sequence[Path]]) -> None:
+    def __init__(self, out: Path, title: str, command: str, courses: Sequence[Path]) -> None:
         self._out, self._title, self._command, self._courses = out, title, command, courses
         self._next = 0.0
 
@@ -146,7 +146,7 @@ class LivePage:
         self._next = ready + min((ready - began) / _SHARE, _RARELY_S)
 
     def _read(self) -> Iterator[dict[str, Any]]:
-        for path in self._courses():
+        for path in self._courses:
             try:
                 yield _read(path)
             except InputError:  # not there yet, or of another release
@@ -180,7 +180,7 @@ def shown_live(page: LivePage, continues: str) -> Iterator[Callable[[str | None]
 def watched(out: Path, command: str, store: TrajectoryStore, continues: str) -> Iterator[Watcher]:
     """A watcher of a distillation into `out`, which shows it on a page there from its first moment to its end."""
     recorder = Recorder(out / COURSE, out.name, store)
-    page = LivePage(out / PAGE, f"Distillation of {out.name}", command, lambda: [out / COURSE])
+    page = LivePage(out / PAGE, f"Distillation of {out.name}", command, [out / COURSE])
     with ExitStack() as shown:
 
         def watch(moment: Moment) -> None:
@@ -199,19 +199,9 @@ def _shown_bar(label: str, bar: progress.Underway) -> dict[str, Any]:
     told = [f"{bar.done:,} of {bar.total:,}"]
     if bar.per_second is not None:
         rate = f"{bar.per_second:.1f} a second" if bar.per_second >= 1 else f"{1 / bar.per_second:.1f} s each"
-        told += [rate, f"{_minutes(bar.left or 0.0)} left"]
+        told += [rate, f"{in_words(bar.left or 0.0)} left"]
     told += [progress.printable(bar.doing)] if bar.doing else []
     return {"label": progress.printable(label), "done": bar.done, "total": bar.total, "told": ", ".join(told)}
-
-
-def _minutes(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def _shown_course(course: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ptmst.config import Selection
 from ptmst.errors import InputError
 from ptmst.evaluation.nearest import Nearest, RealPictures
 from ptmst.report.figures import COLORS, figure, svg
+from ptmst.report.tables import is_selection
 from ptmst.report.templates import picture_address
 from ptmst.support import progress
 from ptmst.synthetic.distilled_set import DistilledSet
@@ -28,11 +28,6 @@ _STRONGEST = 3
 """Pairs of different places whose soft labels are highest, that are shown."""
 _POSITIVE, _NEGATIVE = torch.tensor([34, 85, 140]), torch.tensor([178, 60, 60])
 """Colors of the highest soft labels, and of those as far below 0."""
-
-
-def is_selected(distilled: DistilledSet) -> bool:
-    """Whether its pairs are real ones."""
-    return distilled.provenance.get("method") in get_args(Selection)
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ def shown_set(name: str, distilled: DistilledSet, found: Nearest | None, told: s
         "pairs": pairs,
         "shown": [pair for pair in pairs if (pair["phase"], pair["number"]) in first],
         "rest": [pair for pair in pairs if (pair["phase"], pair["number"]) not in first],
-        "labels": None if is_selected(distilled) else _labels(distilled, pairs),
+        "labels": None if is_selection(distilled.provenance) else _labels(distilled, pairs),
         "curves": _curves(distilled, limits),
     }
 
@@ -111,7 +106,7 @@ def nearest_pictures(distilled: DistilledSet, real: RealPictures | None) -> tupl
     """
     of_set = "" if distilled.in_pixels else f"{_NO_PICTURES} "
     # Selected pictures are real themselves.
-    if real is None or is_selected(distilled):
+    if real is None or is_selection(distilled.provenance):
         return None, of_set
     try:
         found = real.nearest_to(distilled)

@@ -51,7 +51,7 @@ class Row:
     def is_selected(self) -> bool:
         """Whether some of the real pairs were trained on."""
         made = self.scores.provenance.get("set", {}) if self.distilled is None else self.distilled.provenance
-        return made.get("method") in get_args(Selection)
+        return is_selection(made)
 
     @property
     def evaluation(self) -> dict[str, str | int]:
@@ -103,6 +103,11 @@ def _weights(provenance: Mapping[str, Any]) -> str:
         return f"weights {file[:8]}"
     epochs = provenance.get("encoder", {}).get("warmup_epochs")
     return f"warmed up for {epochs} epochs" if epochs else "random weights"
+
+
+def is_selection(provenance: Mapping[str, Any]) -> bool:
+    """Whether a set that was made so has real pairs."""
+    return provenance.get("method") in get_args(Selection)
 
 
 RUNS = ("whole.json", "demo.json")

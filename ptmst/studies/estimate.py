@@ -22,6 +22,7 @@ from ptmst.students.student import Student
 from ptmst.students.text_towers import text_tower
 from ptmst.studies import cost
 from ptmst.support import devices, progress
+from ptmst.support.clock import in_words
 from ptmst.teachers.side_by_side import PROCESS_BYTES, Lesson, at_once, seconds_of
 from ptmst.teachers.training import Trial
 from ptmst.trajectories.prefetch import expert_bytes
@@ -80,9 +81,7 @@ def on(settings: Experiment, root: Path | None, device: Device) -> Experiment:
 
 def shown(stage: Stage) -> tuple[str, str, str]:
     """Time, memory and disk in words."""
-    seconds = stage.seconds
-    time_of = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else ""
-    return time_of or f"{seconds / 3600:.1f} h", _size(stage.memory), _size(stage.disk) if stage.disk else "–"
+    return in_words(stage.seconds), _size(stage.memory), _size(stage.disk) if stage.disk else "–"
 
 
 def _size(count: float) -> str:

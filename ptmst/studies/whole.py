@@ -110,7 +110,7 @@ def _shown(job: Job, command: str) -> Iterator[Callable[[str | None], None]]:
         return
     courses = [_course(job.out, name) for name in job.methods]
     title = f"{job.kind.name.capitalize()} on {job.source.name}"
-    with shown_live(LivePage(job.out / PAGE, title, command, lambda: courses), "the same command continues") as end:
+    with shown_live(LivePage(job.out / PAGE, title, command, courses), "the same command continues") as end:
         yield end
 
 

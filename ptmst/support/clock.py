@@ -9,6 +9,13 @@ from contextlib import contextmanager
 from ptmst.errors import InputError
 
 
+def in_words(seconds: float) -> str:
+    """So many seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
 def repeatedly(action: Callable[[], None], every_s: float) -> Iterator[None]:
     """Do something every so many seconds, on a thread, as long as the block runs; not while or after it ends."""

@@ -67,7 +67,7 @@ def live(out: Path) -> None:
     log = Log()
     log.lines.append("2/4 teachers: experts on all real pairs")
     log.bars["experts"] = Underway(3, 10, "expert 3", 0.5)
-    LivePage(out, "A run", "ptmst run", lambda: [course(out.with_name("course.json"))]).write(log)
+    LivePage(out, "A run", "ptmst run", [course(out.with_name("course.json"))]).write(log)
 
 
 @pytest.mark.parametrize(

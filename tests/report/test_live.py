@@ -65,7 +65,7 @@ def test_a_course_that_cannot_be_read_begins_again(tmp_path: Path) -> None:
 
 
 def page(tmp_path: Path, *courses: Path) -> LivePage:
-    return LivePage(tmp_path / "live.html", "A run <of mine>", "ptmst run", lambda: courses)
+    return LivePage(tmp_path / "live.html", "A run <of mine>", "ptmst run", courses)
 
 
 def test_the_page_shows_what_is_under_way_and_how_it_ended(tmp_path: Path) -> None:
